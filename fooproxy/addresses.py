@@ -1,0 +1,98 @@
+"""Turns what an operator writes for an address into a Twisted endpoint.
+
+Short forms name TCP: ``8001``, ``:8001``, ``host:8001``, ``[::1]:8001``.  Everything else is taken for one of
+Twisted's endpoint descriptions (``unix:/run/foo.sock``, ``tls:foo.example:8001``, ``haproxy:tcp:8002``).
+The proxy's options and the test driver's commands share this one grammar.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from twisted.internet import endpoints
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+
+_EXPECTED = (
+    "expected a port (8001), host:port, [IPv6 address]:port, "
+    "or a Twisted endpoint description such as unix:/run/foo.sock"
+)
+_SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
+
+# The words that start a description: "tcp:8001" names no host called tcp.
+_DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "stdio"})
+
+
+class HostPort(NamedTuple):
+    """A TCP address; `host` is a name, an address without brackets, or ``""`` when none was given."""
+
+    host: str
+    port: int
+
+
+def host_port(text: str) -> HostPort | None:
+    """Read a short form; `None` means that `text` is not one (an endpoint description, or wrong).
+
+    :raises ValueError: a short form that names an impossible port or address.
+    """
+    match = _SHORT.fullmatch(text)
+    if match is None or match["host"] in _DESCRIPTIONS:
+        return None
+    port = int(match["port"])
+    if port > 65535:
+        raise ValueError(f"{text!r} names port {port}; ports go up to 65535")
+    if match["bracketed"] is not None and not isIPv6Address(match["bracketed"]):
+        raise ValueError(f"{text!r} has no IPv6 address between its brackets; {_EXPECTED}")
+    return HostPort(match["bracketed"] or match["host"] or "", port)
+
+
+def server_endpoint(reactor: Any, text: str, interface: str = "") -> IStreamServerEndpoint:
+    """Make the endpoint that listens at `text`, on `interface` when `text` names none (``""``: all of IPv4).
+
+    :raises ValueError: `text` is no address; the message says what would be one.
+    """
+    short = host_port(text)
+    if short is None:
+        described: IStreamServerEndpoint = _described(endpoints.serverFromString, reactor, text)
+        return described
+    host = short.host or interface
+    if isIPv6Address(host):
+        return endpoints.TCP6ServerEndpoint(reactor, short.port, interface=host)
+    return endpoints.TCP4ServerEndpoint(reactor, short.port, interface=host)
+
+
+def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
+    """Make the endpoint that connects to `text`, on this machine (127.0.0.1) when `text` names no host.
+
+    :raises ValueError: `text` is no address; the message says what would be one.
+    """
+    short = host_port(text)
+    if short is None:
+        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text)
+        return described
+    host, port = short.host or "127.0.0.1", short.port
+    if port == 0:
+        raise ValueError(f"{text!r} names port 0, which nothing can connect to")
+    if isIPAddress(host):
+        return endpoints.TCP4ClientEndpoint(reactor, host, port)
+    if isIPv6Address(host):
+        return endpoints.TCP6ClientEndpoint(reactor, host, port)
+    return endpoints.HostnameEndpoint(reactor, host, port)
+
+
+def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
+    """Let Twisted parse a description; its many kinds of exceptions become one `ValueError`."""
+    if ":" not in text:
+        # Twisted would take "foo" for "tcp:foo" and complain about int().
+        raise ValueError(f"{text!r} is not an address; {_EXPECTED}")
+    try:
+        return from_string(reactor, text)
+    except IndexError as error:
+        raise ValueError(f"{text!r} names a socket that was not passed to this process") from error
+    except Exception as error:
+        raise ValueError(f"{text!r} is not an address ({error}); {_EXPECTED}") from error
