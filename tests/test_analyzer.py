@@ -1,0 +1,134 @@
+"""The analyzer counts what the grammar says, however the bytes are cut."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fooproxy.analyzer import Analyzer, Counts, canonical
+
+# The grammar once more, by another road: each line on its own, with nothing carried over.
+REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
+
+
+def reference(stream: bytes) -> dict[str, int]:
+    counts = {"bytes": len(stream), "req": 0, "ack": 0, "nak": 0, "invalid": 0}
+    for line in stream.split(b"\n")[:-1]:
+        match = REFERENCE.fullmatch(line) or REFERENCE.fullmatch(line.removesuffix(b"\r"))
+        counts[match[1].decode().lower() if match else "invalid"] += 1
+    return counts
+
+
+def as_dict(counts: Counts) -> dict[str, int]:
+    return {name: getattr(counts, name) for name in ("bytes", "req", "ack", "nak", "invalid")}
+
+
+def fed(chunks: list[bytes]) -> Analyzer:
+    analyzer = Analyzer(Counts())
+    for chunk in chunks:
+        analyzer.feed(chunk)
+    return analyzer
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    """Cut `stream` at `places` (taken modulo its length); repeated places give empty chunks."""
+    edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
+    return [stream[a:b] for a, b in itertools.pairwise(edges)]
+
+
+WELL_FORMED = st.builds(
+    lambda type_, gap, seq, data, end: type_ + gap + seq + data + end,
+    st.sampled_from([b"REQ", b"ACK", b"NAK"]),
+    st.sampled_from([b" ", b"\t", b"  ", b" \t "]),
+    st.sampled_from([b"1", b"+7", b"-3", b"0", b"00012", b"9" * 40]),
+    st.sampled_from([b"", b" ", b" x", b"\tdata with spaces ", b" REQ 5", b" \r", b" \xff\x00"]),
+    st.sampled_from([b"\n", b"\r\n"]),
+)
+# Pieces that stand close to the grammar's edges: noise made of them is nearly right.
+NEARLY = st.sampled_from(
+    b"REQ|ACK|NAK|R|RE|Q|A|N| |\t|+|-|1|23|\r|\n|x|\xe9|\x00|\x0b|\x0c|\x85|req 1\n|REQ 1x\n| REQ 1\n|\n\n".split(b"|")
+)
+STREAMS = st.lists(WELL_FORMED | NEARLY | st.binary(max_size=8), max_size=30).map(b"".join)
+
+
+@given(STREAMS, st.lists(st.integers(0, 2**16), max_size=12))
+@example(b"REQ 1\r\r\n", [7])
+@example(b"REQ 1\nREQ\n", [])
+def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(stream: bytes, places: list[int]) -> None:
+    assert as_dict(fed(cut(stream, places))) == reference(stream)
+
+
+@given(STREAMS)
+def test_byte_by_byte_counts_the_same_as_in_one_piece(stream: bytes) -> None:
+    assert as_dict(fed([bytes([byte]) for byte in stream])) == reference(stream) == as_dict(fed([stream]))
+
+
+@given(st.lists(NEARLY, max_size=12).map(b"".join), st.lists(NEARLY, max_size=6).map(b"".join))
+def test_a_canonical_head_stands_for_every_head_it_replaces(head: bytes, rest: bytes) -> None:
+    head = head.replace(b"\n", b"")
+    whole, short = reference(head + rest + b"\n"), reference(canonical(head) + rest + b"\n")
+    assert {**whole, "bytes": 0} == {**short, "bytes": 0}
+    assert len(canonical(head)) <= 7
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (b"REQ 1\n", "req"),
+        (b"ACK 1\n", "ack"),
+        (b"NAK 0 ERRDECODE\n", "nak"),
+        (b"REQ\t \t1\t\n", "req"),
+        (b"REQ -1 x\n", "req"),
+        (b"REQ +1 x\r\n", "req"),
+        (b"REQ 1\r\n", "req"),
+        (b"REQ 1 data with spaces \xff\n", "req"),
+        (b"\n", "invalid"),
+        (b"\r\n", "invalid"),
+        (b"REQ\n", "invalid"),
+        (b"REQ \n", "invalid"),
+        (b"REQ 1\r\r\n", "invalid"),
+        (b"REQ 1x\n", "invalid"),
+        (b"REQ +-1\n", "invalid"),
+        (b"REQ \xd9\xa1\n", "invalid"),
+        (b"REQ1 x\n", "invalid"),
+        (b"req 1\n", "invalid"),
+        (b" REQ 1\n", "invalid"),
+        (b"SYN 1\n", "invalid"),
+    ],
+)
+def test_one_line_counts_as_the_grammar_says(line: bytes, kind: str) -> None:
+    assert as_dict(fed([line])) == {
+        **dict.fromkeys(("req", "ack", "nak", "invalid"), 0),
+        "bytes": len(line),
+        kind: 1,
+    }
+
+
+def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
+    analyzer = fed([b"REQ 1 some da"])
+    assert analyzer.lines == 0
+    assert analyzer.mid_line
+    analyzer.feed(b"ta\n")
+    assert analyzer.req == 1
+    assert not analyzer.mid_line
+
+
+@pytest.mark.parametrize("byte", [b"x", b" ", b"0", b"\r", b"R"])
+@pytest.mark.parametrize("start", [b"", b"REQ", b"REQ ", b"REQ 1", b"REQ 1 ", b"nonsense"])
+def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> None:
+    analyzer = fed([start, *[byte * 65536] * 20])
+    assert len(analyzer._head) <= 7
+
+
+def test_sessions_add_up_in_the_total() -> None:
+    total = Counts()
+    first, second = Analyzer(total), Analyzer(total)
+    first.feed(b"REQ 1\nREQ 2 x")
+    second.feed(b"REQ 1\nACK 1\n\n")
+    first.feed(b"y\nNAK 9\n")
+    assert (first.req, first.nak, first.replies) == (2, 1, 1)
+    assert as_dict(total) == {"bytes": 34, "req": 3, "ack": 1, "nak": 1, "invalid": 1}
