@@ -1,0 +1,215 @@
+"""Counters, the moving windows, and the report."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fooproxy import __version__
+from fooproxy.stats import FIELDS, SessionStats, Stats
+from fooproxy.timetable import FRAME, INTERVAL, TimeTable
+
+
+class Traffic:
+    """Two counters and a clock, with the samples taken as the service takes them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.requests = self.responses = 0
+        self.table = TimeTable(lambda: self.now, lambda: (self.requests, self.responses))
+
+    def run(self, seconds: float, rate: float, sampled: bool = True) -> None:
+        """Let `rate` requests and half as many responses per second pass for `seconds`."""
+        steps = round(seconds / INTERVAL)
+        before, half = self.requests, self.responses
+        for step in range(1, steps + 1):
+            self.now += INTERVAL
+            self.requests = before + round(rate * step * INTERVAL)
+            self.responses = half + round(rate * step * INTERVAL / 2)
+            if sampled:
+                self.table.sample()
+
+
+@pytest.mark.parametrize("window", [1, 10])
+def test_steady_traffic_gives_its_true_rate_in_both_windows(window: int) -> None:
+    traffic = Traffic()
+    traffic.run(12, rate=400)
+    assert traffic.table.rates(window) == pytest.approx((400, 200), rel=0.01)
+
+
+def test_a_burst_is_spread_over_the_window_it_lies_in() -> None:
+    traffic = Traffic()
+    traffic.run(3, rate=0)
+    traffic.requests += 500
+    traffic.table.sample()
+    traffic.run(0.5, rate=0)
+    assert traffic.table.rates(1)[0] == 500
+    assert traffic.table.rates(10)[0] == 50
+
+
+def test_rates_fall_to_exactly_zero_when_traffic_stops() -> None:
+    traffic = Traffic()
+    traffic.run(5, rate=333)
+    traffic.run(1.1, rate=0)
+    assert traffic.table.rates(1) == (0.0, 0.0)
+    assert traffic.table.rates(10)[0] == pytest.approx(333 * 5 / 10, rel=0.01)
+    traffic.run(9, rate=0)
+    assert traffic.table.rates(10) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("blocked", [0.3, 0.8, 3.0])
+def test_rates_stay_true_when_the_loop_was_blocked(blocked: float) -> None:
+    traffic = Traffic()
+    traffic.run(12, rate=1000)
+    # The loop wakes: timers run before what piled up is read, as in Twisted's reactors.
+    traffic.now += blocked
+    traffic.table.sample()
+    traffic.requests += round(1000 * blocked)
+    assert traffic.table.rates(1)[0] == pytest.approx(1000, rel=0.05)
+    traffic.run(2 * INTERVAL, rate=1000)
+    assert traffic.table.rates(1)[0] == pytest.approx(1000, rel=0.05)
+    assert traffic.table.rates(10)[0] == pytest.approx(1000, rel=0.05)
+
+
+def test_a_loop_that_is_always_late_is_sampled_all_the_same() -> None:
+    traffic = Traffic()
+    for _ in range(40):
+        traffic.run(4 * INTERVAL, rate=100, sampled=False)
+        traffic.table.sample()
+    traffic.run(1.5, rate=0, sampled=False)
+    traffic.table.sample()
+    traffic.table.sample()
+    traffic.run(1.5, rate=0)
+    assert traffic.table.rates(1) == (0.0, 0.0)
+
+
+def test_memory_is_bounded_by_the_frame() -> None:
+    traffic = Traffic()
+    traffic.run(120, rate=100)
+    assert len(traffic.table._samples) <= FRAME / INTERVAL + 2
+
+
+def test_seconds_are_ten_sums_the_oldest_first() -> None:
+    traffic = Traffic()
+    for rate in (20, 40, 60):
+        traffic.run(1, rate)
+    assert traffic.table.seconds() == ([0] * 7 + [20, 40, 60], [0] * 7 + [10, 20, 30])
+
+
+SECONDS = st.lists(st.integers(0, 10**9), min_size=FRAME, max_size=FRAME)
+
+
+@given(SECONDS, SECONDS)
+def test_seconds_restored_at_once_are_the_seconds_saved(requests: list[int], responses: list[int]) -> None:
+    traffic = Traffic()
+    traffic.requests, traffic.responses = 7, 9
+    traffic.table.restore(requests, responses, age=0)
+    assert traffic.table.seconds() == (requests, responses)
+
+
+@given(SECONDS, st.integers(0, 15))
+def test_restored_seconds_move_by_the_time_that_passed(requests: list[int], age: int) -> None:
+    traffic = Traffic()
+    traffic.table.restore(requests, requests, age)
+    assert traffic.table.seconds()[0] == (requests + [0] * age)[age : age + FRAME]
+
+
+def test_restored_seconds_go_on_moving_with_the_clock() -> None:
+    traffic = Traffic()
+    traffic.table.restore([100] * FRAME, [50] * FRAME, age=2)
+    assert traffic.table.rates(10) == pytest.approx((80, 40))
+    assert traffic.table.rates(1) == (0.0, 0.0)
+    traffic.run(3, rate=0)
+    assert traffic.table.rates(10) == pytest.approx((50, 25))
+    traffic.run(5.05, rate=0)
+    assert traffic.table.rates(10) == (0.0, 0.0)
+
+
+def stats() -> Stats:
+    return Stats(itertools.count().__next__)
+
+
+def test_the_report_begins_with_the_eight_keys_other_foo_proxies_have() -> None:
+    report = stats().report()
+    assert list(report)[:8] == [
+        "msg_total",
+        "msg_req",
+        "msg_ack",
+        "msg_nak",
+        "request_rate_1s",
+        "request_rate_10s",
+        "response_rate_1s",
+        "response_rate_10s",
+    ]
+    assert [type(value) for value in report.values()][:8] == [int] * 4 + [float] * 4
+    assert report["version"] == __version__
+
+
+def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
+    everything = stats()
+    session = SessionStats(everything)
+    session.client.feed(b"REQ 1\nREQ 2\nACK 1\nnoise\n")
+    session.upstream.feed(b"ACK 1\nNAK 2\nREQ 9\n\n")
+    report = everything.report()
+    assert report["msg_total"] == 6
+    assert (report["msg_req"], report["msg_ack"], report["msg_nak"]) == (3, 2, 1)
+    assert report["msg_misdirected"] == 2
+    assert report["msg_invalid"] == 2
+    assert (report["bytes_from_clients"], report["bytes_from_upstream"]) == (24, 19)
+
+
+def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
+    everything = stats()
+    first, second = SessionStats(everything), SessionStats(everything)
+    first.ended()
+    second.connect_failed()
+    report = everything.report()
+    assert (report["connections_active"], report["connections_total"]) == (1, 2)
+    assert report["upstream_connect_failures"] == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered", "settled"),
+    [
+        (b"", b"", True),
+        (b"REQ 1\n", b"", False),
+        (b"REQ 1\n", b"ACK 1", False),
+        (b"REQ 1\n", b"ACK 1\n", True),
+        (b"REQ 1\nREQ 2\n", b"ACK 1\n", False),
+        (b"REQ 1\nREQ 2", b"ACK 1\n", False),
+        (b"REQ 1\nREQ 2", b"ACK 1\nNAK 2\n", True),
+        (b"noise\n", b"", False),
+        (b"noise\n", b"NAK 0 ERRDECODE\n", True),
+        (b"REQ 1\n", b"ACK 1\nACK 9", False),
+    ],
+)
+def test_a_session_is_settled_when_every_line_of_the_client_was_answered(
+    sent: bytes, answered: bytes, settled: bool
+) -> None:
+    session = SessionStats(stats())
+    session.client.feed(sent)
+    session.upstream.feed(answered)
+    assert session.settled is settled
+
+
+def test_counters_come_back_as_they_were() -> None:
+    before, after = stats(), stats()
+    session = SessionStats(before)
+    session.client.feed(b"REQ 1\n??\n")
+    session.upstream.feed(b"NAK 1\n")
+    session.connect_failed()
+    after.restore(before.counters())
+    kept = [field.name for field in FIELDS if field.kind == "counter"]
+    assert {name: after.report()[name] for name in kept} == {name: before.report()[name] for name in kept}
+
+
+def test_every_statistic_says_what_it_is() -> None:
+    names = [field.name for field in FIELDS]
+    assert len(set(names)) == len(names)
+    for field in FIELDS:
+        assert field.kind in {"counter", "gauge", "info"}
+        assert field.meaning.endswith(".")
+        assert field.unit or field.kind == "info"
