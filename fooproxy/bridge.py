@@ -1,0 +1,335 @@
+"""The bridge: ties a client's connection (one leg) to one of its own to the upstream (the other), and sees to its end.
+
+The rules::
+
+    connecting   The client is not read until its upstream leg is connected, so nothing is held for it here.
+    open         Each chunk is written to the other leg in the turn it was read in.  Each leg is the other's producer:
+                 one that cannot write pauses the reading of the other, so at most a buffer a direction is held.
+    half-closed  A FIN is passed on after what came before it.  After the client's, the session ends when its
+                 observer calls it settled (servers may keep their side open for ever), after the upstream's when the
+                 client closes too; in both cases at the latest when the upstream is silent for `FIN_TIMEOUT`.
+    closing      What was received is still delivered, for `SEND_TIMEOUT` at most; then the session is aborted.
+    draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
+
+When the upstream is lost, the client gets all that came from it, then a FIN, and what it still sends is read and
+dropped until it closes: closing with data unread would send a reset, which may overtake the replies.
+
+It knows nothing of messages, counting, HTTP or files.  The service composes it; an `Observer` answers for the traffic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import ClientFactory, Protocol, ServerFactory, connectionDone
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    import typing
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+    from twisted.python.failure import Failure
+
+    class Observer(typing.Protocol):
+        """What a session asks and tells about its traffic, which it does not understand itself."""
+
+        @property
+        def settled(self) -> bool:
+            """Whether the client waits for nothing, and no message is half-way through."""
+
+        @property
+        def between_requests(self) -> bool:
+            """Whether the client has sent whole requests only."""
+
+        def connect_failed(self) -> None:
+            """Tell that there will be no upstream leg."""
+
+        def ended(self) -> None:
+            """Tell that both legs are gone."""
+
+
+FIN_TIMEOUT = 10.0
+"""Seconds that a half-closed session waits for the upstream to say something."""
+
+SEND_TIMEOUT = 60.0
+"""Seconds that a peer may take to read what is left for it."""
+
+
+def _drop(data: bytes) -> None:
+    """Stand in for the transport of a leg that is gone."""
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Leg(Protocol):
+    """One leg of a session: hands each chunk on and tells the session of everything else."""
+
+    transport: Any
+    forward: Callable[[bytes], None] = staticmethod(_drop)
+    paused = False
+    finished = False
+    """Whether the peer has sent its FIN, or is gone."""
+    lost = False
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def connectionMade(self) -> None:
+        """Send small messages at once and notice peers that vanished."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+        self.session.connected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand a chunk on."""
+        self.forward(data)
+        if self.session.ending:
+            self.session.proceed(self)
+
+    def readConnectionLost(self) -> None:
+        """Take the peer's FIN."""
+        self.finished = True
+        self.session.finished(self)
+
+    def writeConnectionLost(self) -> None:
+        """Take notice that our own FIN is out; there is nothing to do."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Take the end of the connection, whoever caused it."""
+        self.lost = self.finished = True
+        self.forward = _drop
+        self.session.lost(self)
+
+    def pauseProducing(self) -> None:
+        """Read no more: the other leg cannot write."""
+        self.paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self.paused = False
+        self.transport.resumeProducing()
+        if self.session.ending:
+            self.session.proceed(self)
+
+    def stopProducing(self) -> None:
+        """Do nothing: the other leg is lost, and its own `connectionLost` tells the session so."""
+
+    def half_close(self) -> None:
+        """Send a FIN after what is written so far, if the transport has one of its own (TLS has not)."""
+        self.transport.unregisterProducer()
+        if not ISSLTransport.providedBy(self.transport):
+            self.transport.loseWriteConnection()
+
+    def close(self) -> None:
+        """Close after what is written so far."""
+        self.forward = _drop
+        # A paused producer that is still registered would keep Twisted from ever closing.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()
+
+
+class Session:
+    """A client's connection, and ours to the upstream on its behalf."""
+
+    def __init__(self, factory: BridgeFactory) -> None:
+        self._factory = factory
+        self.observer = factory.observe()
+        self.client = Leg(self)
+        self.upstream: Leg | None = None
+        self.ending = False
+        """Whether each chunk may be the last, so that `proceed` is to be called after it."""
+        self._closing = False
+        self._draining = False
+        self._connecting: Deferred[Any] | None = None
+        self._deadline: IDelayedCall | None = None
+
+    def connected(self, leg: Leg) -> None:
+        """Go on: from the client to the upstream, from there to relaying."""
+        if leg is self.client:
+            self._factory.sessions.add(self)
+            leg.transport.pauseProducing()
+            self._connecting = self._factory.connect(UpstreamFactory(self))
+            self._connecting.addErrback(self._connect_failed)
+        elif self.client.lost or self._closing:
+            leg.transport.abortConnection()
+        else:
+            self.upstream = leg
+            self.client.transport.registerProducer(leg, True)
+            leg.transport.registerProducer(self.client, True)
+            self.client.forward = leg.transport.write
+            leg.forward = self.client.transport.write
+            self.client.transport.resumeProducing()
+
+    def _connect_failed(self, failure: Failure) -> None:
+        if not self._closing:
+            self.observer.connect_failed()
+            self.close()
+
+    def finished(self, leg: Leg) -> None:
+        """Pass the FIN of `leg` on, or end the session when it is the last that was waited for."""
+        other = self._other(leg)
+        if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
+            self.close()
+        else:
+            other.half_close()
+            self.ending = True
+            self._expect(FIN_TIMEOUT)
+
+    def proceed(self, leg: Leg) -> None:
+        """See, while the session is ending, whether what `leg` just did ends it."""
+        if self.observer.settled and (self.client.finished or self._draining):
+            if self.client.paused:
+                self._dismiss_client()
+            else:
+                self.close()
+        elif leg is not self.client:
+            if self._deadline is not None:
+                self._expect(FIN_TIMEOUT)
+        elif self._draining and self.observer.between_requests and not leg.paused:
+            leg.pauseProducing()
+
+    def lost(self, leg: Leg) -> None:
+        """See to the leg that is left."""
+        if leg is self.client:
+            self.close()
+        elif not self.client.lost:
+            self._dismiss_client()
+        if self.client.lost and (self.upstream is None or self.upstream.lost):
+            self._ended()
+
+    def drain(self) -> None:
+        """Close as soon as nothing is under way; a session still connecting has nothing under way."""
+        self._draining = self.ending = True
+        if self.upstream is None:
+            self.close()
+        elif not self._closing:
+            self.proceed(self.client)
+
+    def close(self) -> None:
+        """Close both legs once they have delivered what was received."""
+        self._begin_to_close(SEND_TIMEOUT)
+        for leg in (self.client, self.upstream):
+            if leg is not None and not leg.lost:
+                leg.close()
+
+    def abort(self) -> None:
+        """Be gone at once; what was not delivered is dropped."""
+        self._begin_to_close(SEND_TIMEOUT)
+        for leg in (self.client, self.upstream):
+            if leg is not None and not leg.lost:
+                leg.transport.abortConnection()
+
+    def _dismiss_client(self) -> None:
+        """Let the client read all there is for it, then our FIN, and wait for its own."""
+        if self.client.finished or ISSLTransport.providedBy(self.client.transport):
+            self.close()
+            return
+        self._begin_to_close(FIN_TIMEOUT)
+        if self.upstream is not None and not self.upstream.lost:
+            self.upstream.close()
+        self.client.forward = _drop
+        self.client.half_close()
+        self.client.resumeProducing()
+
+    def _begin_to_close(self, timeout: float) -> None:
+        self._closing = True
+        self.ending = False
+        if self._connecting is not None and self.upstream is None:
+            self._connecting.cancel()
+        self._expect(timeout)
+
+    def _expect(self, timeout: float) -> None:
+        """Wait for whatever is due for `timeout` seconds from now on."""
+        if self._deadline is None:
+            self._deadline = self._factory.clock.callLater(timeout, self._overdue)
+        else:
+            self._deadline.reset(timeout)
+
+    def _overdue(self) -> None:
+        self._deadline = None
+        if self._closing:
+            self.abort()
+        elif self.upstream is not None and self.upstream.paused:
+            # Not the upstream is silent: its replies wait for a client that reads slowly.
+            self._expect(SEND_TIMEOUT)
+        else:
+            self.close()
+
+    def _ended(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._factory.sessions.discard(self)
+        self.observer.ended()
+        self._factory.session_ended()
+
+    def _other(self, leg: Leg) -> Leg | None:
+        return self.upstream if leg is self.client else self.client
+
+
+class UpstreamFactory(ClientFactory):
+    """Builds the upstream leg of one session."""
+
+    noisy = False
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def buildProtocol(self, addr: IAddress | None) -> Leg:
+        """Build the leg."""
+        return Leg(self.session)
+
+
+class BridgeFactory(ServerFactory):
+    """Makes a session of each client that connects, and holds those that are open.
+
+    `connect` takes a `ClientFactory` and connects it to the upstream: its Deferred fails when that is given up, and
+    can be cancelled.  `observe` gives the `Observer` of a new session.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        connect: Callable[[ClientFactory], Deferred[Any]],
+        observe: Callable[[], Observer],
+        clock: IReactorTime,
+    ) -> None:
+        self.connect = connect
+        self.observe = observe
+        self.clock = clock
+        self.sessions: set[Session] = set()
+        self._drained: list[Deferred[None]] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> Leg:
+        """Build the client leg of a new session."""
+        return Session(self).client
+
+    def drain(self) -> Deferred[None]:
+        """Close each session as soon as it is settled; fires when none is left."""
+        done: Deferred[None] = Deferred()
+        self._drained.append(done)
+        for session in list(self.sessions):
+            session.drain()
+        self.session_ended()
+        return done
+
+    def abort(self) -> None:
+        """End all sessions at once."""
+        for session in list(self.sessions):
+            session.abort()
+
+    def session_ended(self) -> None:
+        """Tell those who wait for the last session, if that was it."""
+        if not self.sessions:
+            waiting, self._drained = self._drained, []
+            for done in waiting:
+                done.callback(None)

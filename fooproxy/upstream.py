@@ -1,0 +1,84 @@
+"""The way to the upstream: connects, tries again with growing pauses, and gives up in time.
+
+It knows no sessions and no messages; the service hands its `connect` to the bridge.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IStreamClientEndpoint
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 1.0
+
+
+class Upstream:
+    """Connects to `endpoint`.
+
+    `name` is what log lines call it, `timeout` the seconds that connecting may take, with all its retries.
+    """
+
+    log = Logger()
+
+    def __init__(self, endpoint: IStreamClientEndpoint, name: str, clock: IReactorTime, timeout: float) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._clock = clock
+        self._timeout = timeout
+        self._failed_at = float("-inf")
+        self.error: str | None = None
+        """Why it could not be connected last time; `None` after a success, and before the first attempt."""
+
+    def unreachable(self, within: float) -> str | None:
+        """Say why the upstream is unreachable, if it was found to be so less than `within` seconds ago."""
+        return self.error if self._clock.seconds() - self._failed_at <= within else None
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
+        """Connect `factory`; fires with its protocol.
+
+        Fails with the last attempt's error, or `TimeoutError` when there was none.  Can be cancelled.
+        """
+        connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory))
+        connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._gave_up)
+        return connecting
+
+    async def _attempts(self, factory: IProtocolFactory) -> Any:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                protocol = await self._endpoint.connect(factory)
+            except (CancelledError, error.ConnectingCancelledError):
+                raise
+            except Exception as reason:
+                self._failed(str(reason) or type(reason).__name__)
+            else:
+                self._succeeded()
+                return protocol
+            # Spread over half the pause, so that a restarted server does not get all sessions at one instant.
+            await deferLater(self._clock, pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _gave_up(self, result: object, timeout: float) -> Failure:
+        if self.error is None:
+            self._failed(f"no answer within {timeout:g} s")
+        return Failure(error.TimeoutError(self.error))
+
+    def _failed(self, why: str) -> None:
+        self._failed_at = self._clock.seconds()
+        if self.error is None:
+            self.log.warn("the upstream {name} cannot be connected: {error}", name=self._name, error=why)
+        self.error = why
+
+    def _succeeded(self) -> None:
+        if self.error is not None:
+            self.error = None
+            self.log.info("the upstream {name} can be connected again", name=self._name)
