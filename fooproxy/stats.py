@@ -9,7 +9,7 @@ It knows no sockets and no HTTP.  The bridge tells a `SessionStats` what happens
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fooproxy import __version__
 from fooproxy.analyzer import Analyzer, Counts
@@ -97,7 +97,7 @@ class Stats:
         """Seconds since this process began to count."""
         return self._clock() - self._started
 
-    def report(self) -> dict[str, int | float | str]:
+    def report(self) -> dict[str, Any]:
         """Give every statistic under its public name, in the order of `FIELDS`."""
         return {field.name: field.read(self) for field in FIELDS}
 

@@ -1,0 +1,91 @@
+"""The command line: every option, its default, and what is wrong with a value that cannot be used.
+
+It builds nothing; the service reads it.  A usage error says which option, which value, and what would be right.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.python import usage
+
+from fooproxy import __version__
+from fooproxy.addresses import client_endpoint, server_endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_SECONDS = ("connect-timeout", "drain-timeout", "recovery-max-age")
+
+
+class Options(usage.Options):
+    """What an operator may say.  Addresses stay as they were written, times become floats."""
+
+    synopsis = "[options]"
+    longdesc = """\
+Relays the Foo protocol between clients and a server, counts the messages, and shows the statistics: as JSON on
+standard output at SIGUSR2, and over HTTP.
+
+An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
+unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002."""
+
+    optParameters = [
+        ["listen", "l", ":8002", "ADDRESS where clients connect."],
+        ["forward", "f", ":8001", "ADDRESS of the Foo server; on this machine when it names no host."],
+        ["http", None, "127.0.0.1:8088", "ADDRESS of the statistics page; 127.0.0.1 when it names no host."],
+        ["recovery-path", None, ".data/recovery.json", "File that keeps the statistics over a restart."],
+        ["recovery-max-age", None, "10", "Seconds after which saved statistics are too old to go on from."],
+        ["connect-timeout", None, "5", "Seconds to keep trying to connect to the Foo server for a client."],
+        ["drain-timeout", None, "10", "Seconds that a stop waits for replies that are still outstanding."],
+    ]
+
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            if getattr(self, "parent", None) is None:
+                raise
+            print(f"fooproxy: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    def parseArgs(self, *arguments: str) -> None:
+        """Refuse arguments: a forgotten dash must not go unnoticed."""
+        if arguments:
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}; everything is said by options (see --help)")
+
+    def postOptions(self) -> None:
+        """Check the values."""
+        # Imported late: by now a --reactor option has been heard.
+        from twisted.internet import reactor
+
+        self._check_address("listen", server_endpoint, reactor)
+        self._check_address("forward", client_endpoint, reactor)
+        self._check_address("http", server_endpoint, reactor)
+        for name in _SECONDS:
+            self[name] = self._seconds(name)
+        if not self["recovery-path"]:
+            raise usage.UsageError("--recovery-path: '' names no file; expected a path such as .data/recovery.json")
+
+    def opt_version(self) -> None:
+        """Print fooproxy's version and exit."""
+        print(f"fooproxy {__version__}")
+        raise SystemExit(0)
+
+    def _check_address(self, name: str, endpoint: Callable[[Any, str], object], reactor: Any) -> None:
+        try:
+            endpoint(reactor, self[name])
+        except ValueError as error:
+            raise usage.UsageError(f"--{name}: {error}") from error
+
+    def _seconds(self, name: str) -> float:
+        text = self[name]
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise usage.UsageError(f"--{name}: {text!r} is not a time; expected seconds, such as 10 or 2.5")
+        return seconds

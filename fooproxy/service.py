@@ -1,0 +1,269 @@
+"""Puts the parts together and runs them: the only module that knows everything.
+
+twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, restores and
+saves the statistics, answers signals, and drains the sessions when it is stopped.
+
+Signals are taken here and not left to the reactor: a SIGTERM handled by Twisted would end the process by that signal
+instead of with status 0, and a second one would go unheard.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import (
+    FilteringLogObserver,
+    ILogObserver,
+    Logger,
+    LogLevel,
+    LogLevelFilterPredicate,
+    textFileLogObserver,
+)
+from twisted.python.components import Componentized
+from twisted.python.failure import Failure
+
+from fooproxy.addresses import client_endpoint, server_endpoint
+from fooproxy.bridge import BridgeFactory, Leg
+from fooproxy.interceptor import InterceptorFactory
+from fooproxy.options import Options
+from fooproxy.recovery import Recovery, Saver
+from fooproxy.stats import SessionStats, Stats
+from fooproxy.timetable import INTERVAL
+from fooproxy.upstream import Upstream
+from fooproxy.web import Health, Web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+    from twisted.internet.protocol import ClientFactory
+
+__all__ = ["Options", "ProxyService", "makeService"]
+
+SAVE_INTERVAL = 1.0
+"""Seconds between two saves of the statistics, and so what a crash may cost."""
+
+_LAST_LOOK = 0.05
+"""Seconds that a stop leaves for reading what clients had sent before it."""
+
+
+def makeService(options: Options, reactor: Any = None) -> ProxyService:
+    """Make the proxy's service from parsed `options`; twistd calls this."""
+    if reactor is None:
+        from twisted.internet import reactor
+    return ProxyService(options, reactor)
+
+
+class ProxyService(Service):
+    """The proxy."""
+
+    log = Logger()
+
+    def __init__(self, options: Options, reactor: Any) -> None:
+        self._options = options
+        self._reactor = reactor
+        self.stats = Stats(time.monotonic)
+        self._saver = Saver(Path(options["recovery-path"]))
+        self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
+        self._upstream = Upstream(
+            client_endpoint(reactor, options["forward"]), options["forward"], reactor, options["connect-timeout"]
+        )
+        self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
+        self.health = Health(self._upstream)
+        self._sampling = LoopingCall(self.stats.times.sample)
+        self._saving = LoopingCall(self._save)
+        self._sampling.clock = self._saving.clock = reactor
+        self._relay_port: IListeningPort | None = None
+        self._http_port: IListeningPort | None = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Join the application; in the foreground, keep standard output for reports and log to standard error."""
+        elsewhere = self._daemonized or self._twistd.get("logfile") or self._twistd.get("syslog")
+        if isinstance(parent, Componentized) and not elsewhere:
+            observer = textFileLogObserver(sys.stderr)
+            quiet = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.info)])
+            parent.setComponent(ILogObserver, quiet)
+        super().setServiceParent(parent)
+
+    def privilegedStartService(self) -> None:
+        """Open the listeners, before privileges are dropped."""
+        super().privilegedStartService()
+        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client.feed)
+        self._relay_port = self._listen("listen", "", tapped, "listening for clients on {address}")
+        site = Web(self.stats, self.health).site()
+        self._http_port = self._listen("http", "127.0.0.1", site, "serving HTTP on http://{address}/")
+
+    def startService(self) -> None:
+        """Restore the statistics and begin."""
+        if self._relay_port is None:
+            # twist, unlike twistd, knows no privileged start.
+            self.privilegedStartService()
+        super().startService()
+        try:
+            self._recovery.load()
+            self._saver.write(self._recovery.state())
+        except OSError as error:
+            self._refuse(
+                f"cannot keep statistics in {self._saver.path}: {error.strerror}; "
+                "name a file that can be written with --recovery-path"
+            )
+        self._sampling.start(INTERVAL, now=False)
+        self._saving.start(SAVE_INTERVAL, now=False)
+        self._answer(signal.SIGUSR2, self._report)
+        # With a log file, twistd has given SIGUSR1 to the log's rotation.
+        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
+            self._answer(signal.SIGUSR1, self._report)
+        # Later than the reactor, which sets its own handlers as it starts.
+        self._reactor.callWhenRunning(self._answer, signal.SIGTERM, self._stop)
+        self._reactor.callWhenRunning(self._answer, signal.SIGINT, self._stop)
+
+    def stopService(self) -> Deferred[None]:
+        """Stop accepting, let what is under way finish, save; fires when all is done."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._drain_and_save())
+
+    async def _drain_and_save(self) -> None:
+        self.health.draining = True
+        await _closed(self._relay_port)
+        if self.bridge.sessions:
+            await deferLater(self._reactor, _LAST_LOOK)
+        patience = self._reactor.callLater(self._options["drain-timeout"], self._cut_short)
+        await self.bridge.drain()
+        if patience.active():
+            patience.cancel()
+        self._sampling.stop()
+        saved: Any = self._saving.deferred
+        self._saving.stop()
+        await saved
+        await self._save()
+        await _closed(self._http_port)
+
+    def _cut_short(self) -> None:
+        if self.bridge.sessions:
+            self.log.warn("aborting {count} sessions that are still busy", count=len(self.bridge.sessions))
+        self.bridge.abort()
+
+    def _stop(self) -> None:
+        """Stop; told so again, stop at once."""
+        if self.health.draining:
+            self._cut_short()
+        else:
+            self._reactor.stop()
+
+    def _connect(self, factory: ClientFactory) -> Deferred[Any]:
+        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream.feed))
+
+    def _listen(self, option: str, interface: str, factory: Any, announcement: str) -> IListeningPort:
+        address = self._options[option]
+        endpoint = server_endpoint(self._reactor, address, interface)
+        port: IListeningPort | Failure = _result_now(endpoint, factory)
+        if isinstance(port, Failure):
+            reason = getattr(port.value, "socketError", port.value)
+            self._refuse(
+                f"cannot listen on {address}: {getattr(reason, 'strerror', None) or reason}; "
+                f"choose another address with --{option}"
+            )
+        self.log.info(announcement, address=_shown(port))
+        return port
+
+    def _refuse(self, why: str) -> NoReturn:
+        """End the start with one line.  A plain exception would show the operator a traceback."""
+        self.log.critical("{why}", why=why)
+        pidfile = self._twistd.get("pidfile")
+        if pidfile:
+            # twistd removes it after any exception but the one that shows no traceback.
+            Path(pidfile).unlink(missing_ok=True)
+        raise SystemExit(1)
+
+    def _save(self) -> Deferred[None]:
+        state = self._recovery.state()
+        pool = self._reactor.getThreadPool()
+        saving: Deferred[None] = deferToThreadPool(self._reactor, pool, self._saver.write, state)
+        return saving.addCallbacks(self._saved, self._not_saved)
+
+    def _saved(self, result: None) -> None:
+        if self.health.recovery_failing:
+            self.health.recovery_failing = False
+            self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
+
+    def _not_saved(self, failure: Failure) -> None:
+        self.stats.recovery_save_failures += 1
+        if not self.health.recovery_failing:
+            self.health.recovery_failing = True
+            self.log.error(
+                "cannot save the statistics to {path}: {error}; a crash now loses what was counted since",
+                path=str(self._saver.path),
+                error=failure.getErrorMessage(),
+            )
+
+    def _report(self) -> None:
+        """Print the report as one line."""
+        line = json.dumps(self.stats.report())
+        if not _print(line) or self._daemonized:
+            self.log.info("{report}", report=line)
+
+    def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
+        signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
+
+    @property
+    def _twistd(self) -> dict[str, Any]:
+        """The options before ours on the command line: twistd's, or twist's, or none."""
+        return getattr(self._options, "parent", None) or {}
+
+    @property
+    def _daemonized(self) -> bool:
+        return not self._twistd.get("nodaemon", True)
+
+
+def _observer(leg: Leg) -> SessionStats:
+    """Give the observer that the service itself made for the leg's session."""
+    return cast("SessionStats", leg.session.observer)
+
+
+def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> Any:
+    """Listen; Twisted's own endpoints do so at once."""
+    results: list[Any] = []
+    endpoint.listen(factory).addBoth(results.append)
+    return results[0]
+
+
+def _shown(port: IListeningPort) -> str:
+    """Name the address of `port` as an operator writes it."""
+    host: Any = port.getHost()
+    if not hasattr(host, "port"):
+        return str(getattr(host, "name", host))
+    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+
+
+async def _closed(port: IListeningPort | None) -> None:
+    if port is not None:
+        closing = port.stopListening()
+        if closing is not None:
+            await closing
+
+
+def _print(line: str) -> bool:
+    """Write `line` to the real standard output; `print` would be turned into a log line by twistd.
+
+    `False` when nobody takes it: a reader that has stopped reading must not stop the relay.
+    """
+    try:
+        waiting = select.poll()
+        waiting.register(1, select.POLLOUT)
+        if not waiting.poll(0):
+            return False
+        os.write(1, line.encode() + b"\n")
+    except OSError:
+        return False
+    return True
