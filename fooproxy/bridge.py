@@ -11,8 +11,9 @@ The rules::
     closing      What was received is still delivered, for `SEND_TIMEOUT` at most; then the session is aborted.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
 
-When the upstream is lost, the client gets all that came from it, then a FIN, and what it still sends is read and
-dropped until it closes: closing with data unread would send a reset, which may overtake the replies.
+When the upstream is lost, or a client that is not read any more is to go, the client gets all there is for it and a
+FIN, and what it still sends is read and dropped until it closes, for a while: closing with data unread would send a
+reset, which may overtake the replies.
 
 It knows nothing of messages, counting, HTTP or files.  The service composes it; an `Observer` answers for the traffic.
 """
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
 
 FIN_TIMEOUT = 10.0
 """Seconds that a half-closed session waits for the upstream to say something."""
+
+LINGER_TIMEOUT = 1.0
+"""Seconds that a drained client has to close after our FIN, if it may have sent requests that were not read."""
 
 SEND_TIMEOUT = 60.0
 """Seconds that a peer may take to read what is left for it."""
@@ -151,6 +155,7 @@ class Session:
         self._draining = False
         self._connecting: Deferred[Any] | None = None
         self._deadline: IDelayedCall | None = None
+        self._overdue: Callable[[], None] = self.abort
 
     def connected(self, leg: Leg) -> None:
         """Go on: from the client to the upstream, from there to relaying."""
@@ -182,18 +187,19 @@ class Session:
         else:
             other.half_close()
             self.ending = True
-            self._expect(FIN_TIMEOUT)
+            self._expect(FIN_TIMEOUT, self._upstream_is_silent)
 
     def proceed(self, leg: Leg) -> None:
         """See, while the session is ending, whether what `leg` just did ends it."""
         if self.observer.settled and (self.client.finished or self._draining):
             if self.client.paused:
-                self._dismiss_client()
+                # It may have sent more than was read.
+                self._dismiss_client(LINGER_TIMEOUT)
             else:
                 self.close()
         elif leg is not self.client:
             if self._deadline is not None:
-                self._expect(FIN_TIMEOUT)
+                self._expect(FIN_TIMEOUT, self._upstream_is_silent)
         elif self._draining and self.observer.between_requests and not leg.paused:
             leg.pauseProducing()
 
@@ -201,8 +207,8 @@ class Session:
         """See to the leg that is left."""
         if leg is self.client:
             self.close()
-        elif not self.client.lost:
-            self._dismiss_client()
+        elif not self._closing:
+            self._dismiss_client(FIN_TIMEOUT)
         if self.client.lost and (self.upstream is None or self.upstream.lost):
             self._ended()
 
@@ -216,51 +222,53 @@ class Session:
 
     def close(self) -> None:
         """Close both legs once they have delivered what was received."""
-        self._begin_to_close(SEND_TIMEOUT)
+        self._begin_to_close(SEND_TIMEOUT, self.abort)
         for leg in (self.client, self.upstream):
             if leg is not None and not leg.lost:
                 leg.close()
 
     def abort(self) -> None:
         """Be gone at once; what was not delivered is dropped."""
-        self._begin_to_close(SEND_TIMEOUT)
+        self._begin_to_close(SEND_TIMEOUT, self.abort)
         for leg in (self.client, self.upstream):
             if leg is not None and not leg.lost:
                 leg.transport.abortConnection()
 
-    def _dismiss_client(self) -> None:
-        """Let the client read all there is for it, then our FIN, and wait for its own."""
+    def _dismiss_client(self, timeout: float) -> None:
+        """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds."""
         if self.client.finished or ISSLTransport.providedBy(self.client.transport):
             self.close()
             return
-        self._begin_to_close(FIN_TIMEOUT)
+        self._begin_to_close(timeout, self.close)
         if self.upstream is not None and not self.upstream.lost:
             self.upstream.close()
         self.client.forward = _drop
         self.client.half_close()
         self.client.resumeProducing()
 
-    def _begin_to_close(self, timeout: float) -> None:
+    def _begin_to_close(self, timeout: float, then: Callable[[], None]) -> None:
         self._closing = True
         self.ending = False
         if self._connecting is not None and self.upstream is None:
             self._connecting.cancel()
-        self._expect(timeout)
+        self._expect(timeout, then)
 
-    def _expect(self, timeout: float) -> None:
-        """Wait for whatever is due for `timeout` seconds from now on."""
+    def _expect(self, timeout: float, then: Callable[[], None]) -> None:
+        """Wait for whatever is due for `timeout` seconds from now on, and do `then` if it has not come."""
+        self._overdue = then
         if self._deadline is None:
-            self._deadline = self._factory.clock.callLater(timeout, self._overdue)
+            self._deadline = self._factory.clock.callLater(timeout, self._give_up)
         else:
             self._deadline.reset(timeout)
 
-    def _overdue(self) -> None:
+    def _give_up(self) -> None:
         self._deadline = None
-        if self._closing:
-            self.abort()
-        elif self.upstream is not None and self.upstream.paused:
-            # Not the upstream is silent: its replies wait for a client that reads slowly.
-            self._expect(SEND_TIMEOUT)
+        self._overdue()
+
+    def _upstream_is_silent(self) -> None:
+        if self.upstream is not None and self.upstream.paused:
+            # It is not: its replies wait for a client that reads slowly.
+            self._expect(SEND_TIMEOUT, self.close)
         else:
             self.close()
 

@@ -1,0 +1,118 @@
+"""Connecting to the upstream: retries, the deadline, and what is known afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError, TimeoutError
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+
+from fooproxy.upstream import Upstream
+
+TIMEOUT = 5.0
+
+
+class Endpoint:
+    """Lets the test decide what becomes of each attempt."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Deferred[Any]] = []
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        # Like Twisted's TCP endpoints, which fail so when they are cancelled.
+        attempt: Deferred[Any] = Deferred(lambda d: d.errback(ConnectingCancelledError(None)))
+        self.attempts.append(attempt)
+        return attempt
+
+
+class Case:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.endpoint = Endpoint()
+        self.upstream = Upstream(self.endpoint, "foo:8001", self.clock, TIMEOUT)  # type: ignore[arg-type]
+        self.results: list[Any] = []
+        self.connecting = self.upstream.connect(Factory())
+        self.connecting.addBoth(self.results.append)
+
+    def refuse(self) -> None:
+        self.endpoint.attempts[-1].errback(ConnectionRefusedError())
+
+
+def test_a_connection_is_handed_on() -> None:
+    case = Case()
+    case.endpoint.attempts[0].callback("protocol")
+    assert case.results == ["protocol"]
+    assert not case.clock.getDelayedCalls()
+
+
+def test_a_refused_attempt_is_repeated_after_a_pause_that_grows() -> None:
+    case = Case()
+    pauses = []
+    for _ in range(5):
+        case.refuse()
+        seen, pause = len(case.endpoint.attempts), 0.0
+        while len(case.endpoint.attempts) == seen:
+            case.clock.advance(0.01)
+            pause += 0.01
+        pauses.append(pause)
+    assert pauses[0] <= 0.06
+    assert pauses[3] > pauses[0]
+    assert max(pauses) <= 1.01
+
+
+def test_the_attempts_end_at_the_deadline_with_the_last_reason() -> None:
+    case = Case()
+    for _ in range(200):
+        if not case.endpoint.attempts[-1].called:
+            case.refuse()
+        case.clock.advance(TIMEOUT / 100)
+    assert case.results[0].check(TimeoutError)
+    assert "refused" in str(case.results[0].value)
+    attempts = len(case.endpoint.attempts)
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == attempts
+
+
+def test_an_attempt_that_hangs_is_ended_at_the_deadline() -> None:
+    case = Case()
+    case.clock.advance(TIMEOUT)
+    assert case.results[0].check(TimeoutError)
+    assert case.upstream.unreachable(10) == "no answer within 5 s"
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_cancelling_ends_the_attempts_and_blames_nobody(refused: bool) -> None:
+    case = Case()
+    if refused:
+        case.refuse()
+    blamed = case.upstream.error
+    case.connecting.cancel()
+    assert case.results[0].check(CancelledError, ConnectingCancelledError)
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == 1
+    assert case.upstream.error == blamed
+    assert not case.clock.getDelayedCalls()
+
+
+def test_the_upstream_is_unreachable_from_a_failure_to_the_next_success() -> None:
+    case = Case()
+    assert case.upstream.unreachable(10) is None
+    case.refuse()
+    assert "refused" in str(case.upstream.unreachable(10))
+    case.clock.advance(0.05)
+    case.endpoint.attempts[-1].callback("protocol")
+    assert case.upstream.unreachable(10) is None
+
+
+def test_a_failure_is_forgotten_when_nobody_tried_again() -> None:
+    case = Case()
+    case.refuse()
+    case.connecting.cancel()
+    case.connecting.addErrback(lambda failure: None)
+    case.clock.advance(11)
+    assert case.upstream.unreachable(10) is None

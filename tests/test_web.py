@@ -1,0 +1,188 @@
+"""The web side, in memory: what each URL answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from treq.testing import StubTreq
+
+from fooproxy import __version__
+from fooproxy.stats import FIELDS, SessionStats, Stats
+from fooproxy.web import Health, Web
+
+
+class Reachability:
+    """Stands in for the upstream."""
+
+    error: str | None = None
+
+    def unreachable(self, within: float) -> str | None:
+        return self.error
+
+
+class Answer:
+    def __init__(self, response: Any, body: bytes) -> None:
+        self.status = response.code
+        self.body = body
+        self._headers = response.headers
+
+    def header(self, name: str) -> str:
+        return str((self._headers.getRawHeaders(name) or [""])[0])
+
+    @property
+    def json(self) -> Any:
+        assert self.header("Content-Type") == "application/json"
+        return json.loads(self.body)
+
+
+class Site:
+    def __init__(self) -> None:
+        self.stats = Stats(lambda: 0.0)
+        self.upstream = Reachability()
+        self.health = Health(self.upstream)  # type: ignore[arg-type]
+        self._treq: Any = StubTreq(Web(self.stats, self.health).app.resource())
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        response = _now(self._treq.request(method, f"http://fooproxy{path}", headers=headers))
+        return Answer(response, _now(self._treq.content(response)))
+
+
+def _now(deferred: Any) -> Any:
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    return results[0]
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_stats_is_the_report(site: Site) -> None:
+    SessionStats(site.stats).client.feed(b"REQ 1\n")
+    answer = site.ask("/stats")
+    assert answer.status == 200
+    assert list(answer.json) == [field.name for field in FIELDS]
+    assert answer.json["msg_req"] == 1
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "application/json",
+        "application/json, text/plain, */*",
+        "text/plain;q=0.5, application/json",
+        "text/plain;q=0",
+    ],
+)
+def test_metrics_is_the_report_unless_a_text_type_is_asked_for(site: Site, accept: str) -> None:
+    assert site.ask("/metrics", Accept=accept).json == site.ask("/stats").json
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("text/plain", "text/plain"),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "text/plain"),
+        ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "application/openmet"),
+    ],
+)
+def test_metrics_is_the_exposition_when_a_text_type_is_asked_for(site: Site, accept: str, content_type: str) -> None:
+    session = SessionStats(site.stats)
+    session.client.feed(b"REQ 1\nREQ 2\n\n")
+    session.upstream.feed(b"NAK 1\n")
+    answer = site.ask("/metrics", Accept=accept)
+    assert answer.header("Content-Type").startswith(content_type)
+    lines = answer.body.decode().splitlines()
+    for line in (
+        'fooproxy_messages_total{type="req"} 2.0',
+        'fooproxy_messages_total{type="nak"} 1.0',
+        'fooproxy_invalid_messages_total{leg="client"} 1.0',
+        'fooproxy_received_bytes_total{leg="client"} 13.0',
+        "fooproxy_connections_total 1.0",
+        "fooproxy_connections_active 1.0",
+        f'fooproxy_build_info{{version="{__version__}"}} 1.0',
+    ):
+        assert line in lines
+    assert not [line for line in lines if "_created" in line]
+    assert [line for line in lines if line.startswith("process_resident_memory_bytes")]
+
+
+@pytest.mark.parametrize("path", ["/health", "/heartbeat", "/status"])
+def test_liveness_never_looks_upstream(site: Site, path: str) -> None:
+    site.upstream.error = "refused"
+    site.health.draining = True
+    answer = site.ask(path)
+    assert (answer.status, answer.json) == (200, {"status": "OK!"})
+
+
+def test_ready_says_yes_or_why_not(site: Site) -> None:
+    assert site.ask("/ready").status == 200
+    site.upstream.error = "refused"
+    site.health.draining = True
+    answer = site.ask("/ready")
+    assert answer.status == 503
+    assert answer.json == {"ready": False, "reasons": ["draining", "upstream_unreachable"], "warnings": []}
+
+
+def test_a_failing_recovery_is_a_warning_and_no_reason_to_send_traffic_elsewhere(site: Site) -> None:
+    site.health.recovery_failing = True
+    answer = site.ask("/ready")
+    assert answer.status == 200
+    assert answer.json["warnings"] == ["recovery_failing"]
+
+
+def test_version_is_the_packages(site: Site) -> None:
+    assert site.ask("/version").json == {"version": __version__}
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"), [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")]
+)
+def test_the_page_and_its_parts_are_served(site: Site, path: str, content_type: str) -> None:
+    answer = site.ask(path)
+    assert answer.status == 200
+    assert answer.header("Content-Type").startswith(content_type)
+    assert len(answer.body) > 300
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/stats/", "/%3Cscript%3E", "/static/../web.py", "//stats/x"])
+def test_other_paths_are_404_in_json_and_not_repeated(site: Site, path: str) -> None:
+    answer = site.ask(path)
+    assert (answer.status, answer.json) == (404, {"error": "not found"})
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"])
+@pytest.mark.parametrize("path", ["/", "/stats", "/metrics", "/health", "/ready"])
+def test_other_methods_are_405_in_json_with_allow(site: Site, path: str, method: str) -> None:
+    answer = site.ask(path, method)
+    assert (answer.status, answer.json) == (405, {"error": "method not allowed"})
+    assert answer.header("Allow") == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/stats", "/metrics", "/health", "/ready"])
+def test_head_is_get_without_the_body(site: Site, path: str) -> None:
+    head, get = site.ask(path, "HEAD"), site.ask(path)
+    assert (head.status, head.body) == (get.status, b"")
+    assert head.header("Content-Type") == get.header("Content-Type")
+
+
+@pytest.mark.parametrize(("path", "method"), [("/", "GET"), ("/stats", "GET"), ("/nothing", "GET"), ("/stats", "POST")])
+def test_every_answer_has_the_security_headers(site: Site, path: str, method: str) -> None:
+    answer = site.ask(path, method)
+    assert "default-src 'none'" in answer.header("Content-Security-Policy")
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+    assert answer.header("X-Frame-Options") == "DENY"
+    assert answer.header("Cache-Control") == "no-store"
+    assert answer.header("Server") == "fooproxy"
+
+
+def test_a_defect_is_a_500_without_details(site: Site) -> None:
+    site.stats.report = None  # type: ignore[assignment,method-assign]
+    answer = site.ask("/stats")
+    assert (answer.status, answer.json) == (500, {"error": "internal server error"})
