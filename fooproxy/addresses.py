@@ -24,6 +24,9 @@ _EXPECTED = (
 )
 _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
 
+# Twisted's own 50 overflows when many clients come at once, and each client that is dropped waits a second.
+_BACKLOG = 4096
+
 # The words that start a description: "tcp:8001" names no host called tcp.
 _DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "stdio"})
 
@@ -62,8 +65,8 @@ def server_endpoint(reactor: Any, text: str, interface: str = "") -> IStreamServ
         return described
     host = short.host or interface
     if isIPv6Address(host):
-        return endpoints.TCP6ServerEndpoint(reactor, short.port, interface=host)
-    return endpoints.TCP4ServerEndpoint(reactor, short.port, interface=host)
+        return endpoints.TCP6ServerEndpoint(reactor, short.port, _BACKLOG, host)
+    return endpoints.TCP4ServerEndpoint(reactor, short.port, _BACKLOG, host)
 
 
 def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
