@@ -1,0 +1,82 @@
+"""``python -m benchmarks.micro``: time per message of the analyzer, by the size of messages and how they are cut.
+
+pyperf does the measuring (calibration, worker processes, statistics); its options are those of this command.
+Nothing here touches a socket.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from fooproxy.analyzer import Analyzer, Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Of a whole message: type, seq, data and newline.
+SIZES = (8, 32, 1000, 100_000)
+# All chunks of one pass together hold about this many bytes, and at least so many messages.
+PASS_BYTES = 256 << 10
+PASS_MESSAGES = 64
+READ_SIZE = 64 << 10
+
+
+def message(size: int) -> bytes:
+    """Make a request of `size` bytes."""
+    return b"REQ 1 ".ljust(size - 1, b"x") + b"\n"
+
+
+def cut(stream: bytes, size: int) -> list[bytes]:
+    """Cut `stream` into chunks of `size` bytes; the last may be shorter."""
+    return [stream[at : at + size] for at in range(0, len(stream), size)]
+
+
+def cases() -> dict[str, tuple[int, list[bytes]]]:
+    """List for each case, by name, how many messages its chunks hold, and the chunks."""
+    found = {}
+    for size in SIZES:
+        count = max(PASS_MESSAGES, PASS_BYTES // size)
+        stream = message(size) * count
+        cuts = {"1 per chunk": size, "16 per chunk": 16 * size, "chunks of 64 KiB": READ_SIZE}
+        for name, chunk_size in cuts.items():
+            found[f"{size} B, {name}"] = (count, cut(stream, chunk_size))
+    return found
+
+
+def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
+    """Give what pyperf wants to time: that many passes over `chunks`, in seconds."""
+
+    def run(passes: int) -> float:
+        total = Counts()
+        feed = Analyzer(total).feed
+        start = perf_counter()
+        for _ in range(passes):
+            for chunk in chunks:
+                feed(chunk)
+        took = perf_counter() - start
+        if (total.req, total.invalid) != (passes * messages, 0):
+            raise AssertionError(f"{total.req} of {passes * messages} messages were counted")
+        return took
+
+    return run
+
+
+def main() -> int:
+    """Run all cases; gives the exit status."""
+    try:
+        # Not annotated, and not needed by anything else here.
+        pyperf = importlib.import_module("pyperf")
+    except ImportError:
+        print("benchmarks.micro needs pyperf: pip install pyperf", file=sys.stderr)
+        return 1
+    runner = pyperf.Runner(program_args=("-m", "benchmarks.micro"))
+    for name, (messages, chunks) in cases().items():
+        runner.bench_time_func(name, feeding(chunks, messages), inner_loops=messages)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
