@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
+from fooproxy.transport import ClientEndpoint, ServerEndpoint
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+
+    from fooproxy.transport import Poller
 
 _EXPECTED = (
     "expected a port (8001), host:port, [IPv6 address]:port, "
@@ -54,8 +58,12 @@ def host_port(text: str) -> HostPort | None:
     return HostPort(match["bracketed"] or match["host"] or "", port)
 
 
-def server_endpoint(reactor: Any, text: str, interface: str = "") -> IStreamServerEndpoint:
+def server_endpoint(
+    reactor: Any, text: str, interface: str = "", poller: Poller | None = None
+) -> IStreamServerEndpoint:
     """Make the endpoint that listens at `text`, on `interface` when `text` names none (``""``: all of IPv4).
+
+    With a `poller`, connections of the short forms have our own transports, polled by it, in place of Twisted's.
 
     :raises ValueError: `text` is no address; the message says what would be one.
     """
@@ -64,13 +72,17 @@ def server_endpoint(reactor: Any, text: str, interface: str = "") -> IStreamServ
         described: IStreamServerEndpoint = _described(endpoints.serverFromString, reactor, text)
         return described
     host = short.host or interface
+    if poller is not None:
+        return ServerEndpoint(poller, short.port, _BACKLOG, host)
     if isIPv6Address(host):
         return endpoints.TCP6ServerEndpoint(reactor, short.port, _BACKLOG, host)
     return endpoints.TCP4ServerEndpoint(reactor, short.port, _BACKLOG, host)
 
 
-def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
+def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IStreamClientEndpoint:
     """Make the endpoint that connects to `text`, on this machine (127.0.0.1) when `text` names no host.
+
+    With a `poller`, as in `server_endpoint`.
 
     :raises ValueError: `text` is no address; the message says what would be one.
     """
@@ -81,6 +93,8 @@ def client_endpoint(reactor: Any, text: str) -> IStreamClientEndpoint:
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to")
+    if poller is not None and (isIPAddress(host) or isIPv6Address(host)):
+        return ClientEndpoint(poller, host, port)
     if isIPAddress(host):
         return endpoints.TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):

@@ -40,6 +40,7 @@ from fooproxy.options import Options
 from fooproxy.recovery import Recovery, Saver
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timetable import INTERVAL
+from fooproxy.transport import Poller, is_available
 from fooproxy.upstream import Upstream
 from fooproxy.web import Health, Web
 
@@ -76,9 +77,10 @@ class ProxyService(Service):
         self.stats = Stats(time.monotonic)
         self._saver = Saver(Path(options["recovery-path"]))
         self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
-        self._upstream = Upstream(
-            client_endpoint(reactor, options["forward"]), options["forward"], reactor, options["connect-timeout"]
-        )
+        self._poller = Poller(reactor) if is_available() else None
+        forward = options["forward"]
+        endpoint = client_endpoint(reactor, forward, self._poller)
+        self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
         self.health = Health(self._upstream)
         self._sampling = LoopingCall(self.stats.times.sample)
@@ -100,9 +102,11 @@ class ProxyService(Service):
         """Open the listeners, before privileges are dropped."""
         super().privilegedStartService()
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client.feed)
-        self._relay_port = self._listen("listen", "", tapped, "listening for clients on {address}")
+        listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
+        self._relay_port = self._listen("listen", listen, tapped, "listening for clients on {address}")
+        http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         site = Web(self.stats, self.health).site()
-        self._http_port = self._listen("http", "127.0.0.1", site, "serving HTTP on http://{address}/")
+        self._http_port = self._listen("http", http, site, "serving HTTP on http://{address}/")
 
     def startService(self) -> None:
         """Restore the statistics and begin."""
@@ -164,17 +168,15 @@ class ProxyService(Service):
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
         return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream.feed))
 
-    def _listen(self, option: str, interface: str, factory: Any, announcement: str) -> IListeningPort:
-        address = self._options[option]
-        endpoint = server_endpoint(self._reactor, address, interface)
+    def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any, said: str) -> IListeningPort:
         port: IListeningPort | Failure = _result_now(endpoint, factory)
         if isinstance(port, Failure):
             reason = getattr(port.value, "socketError", port.value)
             self._refuse(
-                f"cannot listen on {address}: {getattr(reason, 'strerror', None) or reason}; "
+                f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
-        self.log.info(announcement, address=_shown(port))
+        self.log.info(said, address=_shown(port))
         return port
 
     def _refuse(self, why: str) -> NoReturn:

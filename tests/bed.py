@@ -16,9 +16,11 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
 
+from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.bridge import BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.stats import SessionStats, Stats
+from fooproxy.transport import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +95,8 @@ class Peers(Factory):
 class Bed:
     """An upstream, the relay before it, and clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, transports: str) -> None:
+        self.poller = Poller(reactor) if transports == "ours" else None
         self.clock = Clock()
         self.stats = Stats(self.clock.seconds)
         self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock)
@@ -123,7 +126,8 @@ class Bed:
 
     async def listen_relay(self) -> IListeningPort:
         factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client.feed)
-        return await self.listen(factory)
+        port: IListeningPort = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(factory)
+        return port
 
     def connect_upstream(self, factory: Any) -> Deferred[Any]:
         tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream.feed)
@@ -131,7 +135,7 @@ class Bed:
         async def connect() -> Any:
             await self._opened()
             address: Any = self.ports[0].getHost()
-            return await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(tapped)
+            return await client_endpoint(reactor, str(address.port), self.poller).connect(tapped)
 
         return Deferred.fromCoroutine(connect())
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest_twisted
 
 from .bed import Bed
 
 
-@pytest_twisted.async_yield_fixture
-async def bed() -> AsyncIterator[Bed]:
-    """A relay with an upstream, running."""
-    bed = Bed()
+@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+async def bed(request: Any) -> AsyncIterator[Bed]:
+    """A relay with an upstream, running on either kind of transports."""
+    bed = Bed(request.param)
     await bed.start()
     yield bed
     await bed.stop()
