@@ -1,0 +1,188 @@
+"""What the driver's commands share: reading options, running on the reactor, ending with one clear line.
+
+Expected failures are raised as `Stop`, with the line for standard error and the exit status.  A command is a coroutine
+that gets the reactor and returns its exit status; on SIGINT, SIGTERM or SIGHUP it is cancelled, and the reactor waits
+until it has put away what it started.  Nothing here knows the Foo protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from twisted.internet import task
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from twisted.logger import LogEvent
+
+_T = TypeVar("_T")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ms|s)?")
+_LONGEST = 86400.0
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# What a shell reports for a command that SIGINT ended.
+INTERRUPTED = 130
+
+
+class Stop(Exception):
+    """Ends a command with one line on standard error."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line, without the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the command with `message`."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def duration(text: str) -> float:
+    """Read ``5ms``, ``0.5s`` or ``2`` as seconds."""
+    match = _DURATION.fullmatch(text)
+    seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else _LONGEST + 1
+    if seconds > _LONGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a duration; expected 5ms, 0.5s or 2 (seconds), a day at most"
+        )
+    return seconds
+
+
+def timeout(text: str) -> float:
+    """Read a duration that is not zero."""
+    seconds = duration(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"{text!r} leaves no time at all; expected 500ms, 0.5s or 10 (seconds)")
+    return seconds
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; expected a number from 0 to 1 such as 0.2")
+    return number
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Make a reader of whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,15}", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no such number; expected a whole number, {least} or more")
+        return int(text)
+
+    return read
+
+
+def check_shares(parser: Parser, options: argparse.Namespace) -> None:
+    """Complain unless ``--requests``, when given, is enough for a request on each of ``--connections``."""
+    if options.requests is not None and options.requests < options.connections:
+        parser.error(
+            f"argument --requests: {options.requests} leaves some of the {options.connections} connections "
+            f"without a request; expected {options.connections} or more"
+        )
+
+
+def endpoint(option: str, make: Callable[[Any, str], _T], reactor: Any, text: str) -> _T:
+    """Make the endpoint that `option` names.
+
+    :raises Stop: `text` is no address.
+    """
+    try:
+        return make(reactor, text)
+    except ValueError as error:
+        raise Stop(f"argument {option}: {error}", status=2) from error
+
+
+def run(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]]) -> NoReturn:
+    """Run the command `name` on the reactor and exit with the status that `main` returns."""
+    _allow_many_sockets()
+    globalLogBeginner.beginLoggingTo([_Complaints(name)], redirectStandardIO=False, discardBuffer=True)
+
+    def start(reactor: Any) -> Deferred[None]:
+        running = Deferred.fromCoroutine(_ended(name, main, reactor))
+        reactor.addSystemEventTrigger("before", "shutdown", _cancel, running)
+        reactor.callWhenRunning(_stop_on_hangup, reactor)
+        return running
+
+    task.react(start)
+
+
+async def _ended(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]], reactor: Any) -> None:
+    """Run `main` and turn however it ends into an exit status."""
+    try:
+        status = await main(reactor)
+    except Stop as stop:
+        status = stop.status
+        sys.stderr.write(f"{name}: {stop}\n")
+    except CancelledError:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone; the interpreter's own flush at exit must not complain either.
+        status = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for number in _ENDING:
+        # A signal that comes late, when all is put away, must not change the exit status any more.
+        signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(status)
+
+
+def _stop_on_hangup(reactor: Any) -> None:
+    """Make a closing terminal end the command as SIGTERM does, unless nohup has it ignored."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reactor.stop))
+
+
+def _cancel(running: Deferred[None]) -> Deferred[None] | None:
+    """Cancel the command; the reactor's shutdown waits for what this returns."""
+    if running.called:
+        return None
+    ended: Deferred[None] = Deferred()
+
+    def pass_on(result: _T) -> _T:
+        ended.callback(None)
+        return result
+
+    running.addBoth(pass_on)
+    running.cancel()
+    return ended
+
+
+@implementer(ILogObserver)
+class _Complaints:
+    """A log observer that says in one line what nobody expected, and drops all else."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, event: LogEvent) -> None:
+        # The second key is what task.react's older kind of logging uses.
+        failure = event.get("log_failure") or event.get("failure")
+        # ReactorNotRunning: a second Ctrl-C while the reactor is already stopping.
+        if event["log_level"] is LogLevel.critical and failure and not failure.check(ReactorNotRunning):
+            sys.stderr.write(f"{self._name}: unexpected {failure.type.__name__}: {failure.getErrorMessage()}\n")
+
+
+def _allow_many_sockets() -> None:
+    """Raise the soft limit of open files, often 1024, to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

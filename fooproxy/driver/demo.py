@@ -1,0 +1,174 @@
+"""``foo-demo``: a server, the real proxy and a client, each doing its part, and a look at what the proxy counted.
+
+The proxy runs under twistd as an operator would run it, and is known here by its contract alone: its command line, the
+log lines that tell its addresses, the report that SIGUSR2 prints, and ``/stats``.  The demo fails if what the proxy
+counted is not what the client sent and got.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import treq
+from twisted.internet.defer import CancelledError, FirstError, gatherResults
+
+from fooproxy.addresses import client_endpoint
+from fooproxy.driver import command
+from fooproxy.driver.children import STDERR, STDOUT, Child, ChildError, running
+from fooproxy.driver.client import Client, ClientError, Script, run_shown
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+    from fooproxy.driver.tally import Tally
+
+# The script twistd is not always beside the interpreter, and "-m twisted" is twist, another program.
+_TWISTD = "from twisted.scripts.twistd import run; run()"
+_SERVER = "from fooproxy.driver.server import main; main()"
+
+# Some twenty requests a second: enough for a page that lives.
+_TRICKLE = Script(sys.maxsize, pause=0.1)
+
+
+class _Proxy(NamedTuple):
+    child: Child
+    address: str
+    url: str
+
+
+async def demonstrate(reactor: Any, options: Namespace) -> int:
+    """Run the demo; whatever it started is gone when this is over, however it ends."""
+    async with AsyncExitStack() as started:
+        try:
+            server = await _start_server(reactor, started, options)
+            proxy = await _start_proxy(reactor, started, options, server)
+            _say(f"server on {server}, proxy on {proxy.address} (process {proxy.child.transport.pid})")
+            tallies = await _run_clients(reactor, options, proxy)
+            await _compare(reactor, proxy, tallies)
+            if options.keep:
+                await _keep(reactor, proxy)
+        except (ChildError, ClientError) as error:
+            raise command.Stop(str(error)) from error
+    return 0
+
+
+async def _start_server(reactor: Any, started: AsyncExitStack, options: Namespace) -> str:
+    arguments = ["--listen", "127.0.0.1:0", "--nak-rate", str(options.nak_rate)]
+    child = await started.enter_async_context(running(reactor, "the server", _SERVER, arguments))
+    return (await child.expect(STDOUT, r"listening on (\S+)"))[1]
+
+
+async def _start_proxy(reactor: Any, started: AsyncExitStack, options: Namespace, server: str) -> _Proxy:
+    directory = started.enter_context(TemporaryDirectory(prefix="foo-demo-"))
+    arguments = ["-n", "--pidfile=", "fooproxy", "--listen", options.listen, "--forward", server]
+    arguments += ["--http", options.http, "--recovery-path", str(Path(directory) / "recovery.json")]
+    child = await started.enter_async_context(running(reactor, "the proxy", _TWISTD, arguments))
+    lines = [child.expect(STDERR, text) for text in (r"listening for clients on (\S+)", r"serving HTTP on (\S+)")]
+    try:
+        address, url = await gatherResults(lines, consumeErrors=True)
+    except FirstError as first:
+        first.subFailure.raiseException()
+    return _Proxy(child, address[1], url[1])
+
+
+async def _run_clients(reactor: Any, options: Namespace, proxy: _Proxy) -> list[Tally]:
+    endpoint = client_endpoint(reactor, proxy.address)
+    _say("\na small run, each request in three packets:")
+    small = Client(reactor, endpoint, Script(20, fragment=True))
+    tallies = [await run_shown(reactor, small, 20)]
+    _say(tallies[-1].summary())
+    _say(f"\n{options.connections} connections, {options.pipeline} requests in flight on each:")
+    script = Script(options.requests, pipeline=options.pipeline)
+    busy = Client(reactor, endpoint, script, connections=options.connections)
+    tallies.append(await run_shown(reactor, busy, options.requests))
+    _say(tallies[-1].summary())
+    return tallies
+
+
+async def _compare(reactor: Any, proxy: _Proxy, tallies: Sequence[Tally]) -> None:
+    """Show the proxy's report, and hold its counts and those of ``/stats`` against the client's.
+
+    :raises Stop: they differ.
+    """
+    # By number: Twisted knows the names of a few other signals only.
+    proxy.child.transport.signalProcess(signal.SIGUSR2)
+    report = json.loads((await proxy.child.expect(STDOUT, r"^\{.*\}$"))[0])
+    _say("\nwhat the proxy printed on SIGUSR2:")
+    width = max(map(len, report))
+    for key, value in report.items():
+        _say(f"  {key:{width}}  {value}")
+    stats = await _fetch(reactor, f"{proxy.url}stats")
+    check_counts(report, tallies, "the report")
+    check_counts(stats, tallies, "/stats")
+    _say(f"\nthe report and /stats both count what the client sent and got: OK!\npage: {proxy.url}")
+
+
+async def _fetch(reactor: Any, url: str) -> Any:
+    try:
+        response = await treq.get(url, reactor=reactor, persistent=False, timeout=10)
+        return await response.json()
+    except CancelledError:
+        raise
+    except Exception as error:
+        raise command.Stop(f"cannot fetch {url}: {error or type(error).__name__}") from error
+
+
+def check_counts(counts: Mapping[str, Any], tallies: Sequence[Tally], source: str) -> None:
+    """Hold what `source` says of the proxy's counts against the clients' tallies.
+
+    :raises Stop: they differ.
+    """
+    sent, acks, naks = (sum(getattr(tally, name) for tally in tallies) for name in ("sent", "acks", "naks"))
+    expected = {"msg_total": sent + acks + naks, "msg_req": sent, "msg_ack": acks, "msg_nak": naks}
+    wrong = [f"{key} is {counts.get(key)}, not {right}" for key, right in expected.items() if counts.get(key) != right]
+    if wrong:
+        raise command.Stop(f"{source} counts other than the client: {', '.join(wrong)}")
+
+
+async def _keep(reactor: Any, proxy: _Proxy) -> None:
+    """Leave all running, with a trickle of traffic, until a signal comes."""
+    proxy.child.forward = True
+    _say(f"\na trickle of requests goes on until Ctrl-C; kill -USR2 {proxy.child.transport.pid} prints a report")
+    trickle = Client(reactor, client_endpoint(reactor, proxy.address), _TRICKLE, connections=2)
+    try:
+        await trickle.run()
+    except CancelledError:
+        _say("\nstopping")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="foo-demo", description="A server, the proxy and a client, and what was counted.")
+    add, whole = parser.add_argument, command.whole
+    add("--keep", action="store_true", help="leave it running, with a trickle of requests, until Ctrl-C")
+    add("--requests", default=20000, type=whole(1), metavar="N", help="requests in all (default: %(default)s)")
+    add("--connections", default=10, type=whole(1), metavar="N", help="connections at once (default: %(default)s)")
+    add("--pipeline", default=50, type=whole(1), metavar="N", help="requests in flight each (default: %(default)s)")
+    add("--nak-rate", default=0.2, type=command.share, metavar="SHARE", help="share of NAK (default: %(default)s)")
+    add("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="the proxy's address (default: a free port)")
+    add("--http", default="127.0.0.1:0", metavar="ADDRESS", help="the page's address (default: a free port)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``foo-demo``."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    command.check_shares(parser, options)
+    command.run("foo-demo", lambda reactor: demonstrate(reactor, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Shows a client run on the terminal: dots and ``OK!`` for a small one, a tqdm bar for a long one.
+
+Looks at the tally a few times a second instead of being told of each reply, so that it costs the run nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+from twisted.internet.task import LoopingCall
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+    from fooproxy.driver.tally import Tally
+
+# Up to this many requests a dot each is still a picture and not a flood.
+_SMALL = 100
+
+
+class _Dots:
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._shown = 0
+
+    def show(self) -> None:
+        sys.stdout.write("." * (self._tally.answered - self._shown))
+        sys.stdout.flush()
+        self._shown = self._tally.answered
+
+    def close(self, succeeded: bool) -> None:
+        # A run that failed before its first dot has no line to end.
+        sys.stdout.write(" OK!\n" if succeeded else "\n" if self._shown else "")
+        sys.stdout.flush()
+
+
+class _QuietBar(tqdm):  # type: ignore[type-arg]  # tqdm is no generic at run time
+    # No watching thread: the bar is refreshed regularly anyway.
+    monitor_interval = 0
+
+
+class _Bar:
+    def __init__(self, tally: Tally, total: int) -> None:
+        self._tally = tally
+        # A log file gets a line now and then, a terminal a picture that moves.
+        interval = 0.1 if sys.stderr.isatty() else 5.0
+        self._bar = _QuietBar(total=total, unit=" requests", mininterval=interval, miniters=0)
+
+    def show(self) -> None:
+        self._bar.set_postfix_str(self._tally.latency_text(), refresh=False)
+        self._bar.update(self._tally.answered - self._bar.n)
+
+    def close(self, succeeded: bool) -> None:
+        self._bar.close()
+
+
+class Progress:
+    """Shows how `tally` grows to `total` replies, from the making of it to `close`."""
+
+    def __init__(self, clock: IReactorTime, tally: Tally, total: int) -> None:
+        self._picture = _Dots(tally) if total <= _SMALL else _Bar(tally, total)
+        self._looking = LoopingCall(self._picture.show)
+        self._looking.clock = clock
+        self._looking.start(0.1)
+
+    def close(self, succeeded: bool) -> None:
+        """Show the last state, and that all is well if the run `succeeded`."""
+        if self._looking.running:
+            self._looking.stop()
+        self._picture.show()
+        self._picture.close(succeeded)

@@ -1,0 +1,255 @@
+"""``foo-server``: a Foo server that answers each request in order, with a digest of what it got.
+
+It behaves as real Foo servers were seen to: a line it cannot decode gets ``NAK 0 ERRDECODE`` and the conversation goes
+on, a last request without a newline is answered at FIN, and after FIN its own side stays open.
+It knows nothing of any proxy.  Memory per connection is bounded: a client that does not read its replies is not read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from zope.interface import implementer
+
+from fooproxy.addresses import server_endpoint
+from fooproxy.driver import command
+from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Sequence
+    from typing import NoReturn
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.python.failure import Failure
+
+# Bytes of replies that may wait for their delay on one connection before its requests are no longer read.
+_WAITING_LIMIT = 16 * 1024 * 1024
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class FooServer(Protocol):
+    """Answers the requests of one connection; the arguments are `FooServerFactory`'s.
+
+    `closed` fires when the transport is gone.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, random: Random, nak_rate: float, delay: float, close_after_fin: bool
+    ) -> None:
+        self.closed: Deferred[None] = Deferred()
+        self._clock = clock
+        self._random = random
+        self._nak_rate = nak_rate
+        self._delay = delay
+        self._close_after_fin = close_after_fin
+        self._reader = RequestReader()
+        self._waiting: deque[tuple[float, bytes]] = deque()
+        self._waiting_size = 0
+        self._timer: IDelayedCall | None = None
+        self._transport_full = False
+        self._reading = True
+        self._fin_seen = False
+
+    def connectionMade(self) -> None:
+        """Ask the transport to say when replies pile up in it."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+        self._transport.registerProducer(self, True)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Answer the requests that `data` completes."""
+        self._answer(self._reader.feed(data))
+
+    def readConnectionLost(self) -> None:
+        """Take the client's FIN, which ends a last request too."""
+        self._fin_seen = True
+        self._answer(self._reader.end())
+        self._close_when_done()
+
+    def writeConnectionLost(self) -> None:
+        """Nothing to do: this side is never half-closed."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Forget the replies that still waited."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.closed.callback(None)
+
+    def abort(self) -> None:
+        """Drop the connection with all replies that are not out yet."""
+        self._transport.abortConnection()
+
+    def pauseProducing(self) -> None:
+        """Stop making replies: the client does not read them."""
+        self._transport_full = True
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """Go on making replies."""
+        self._transport_full = False
+        self._regulate()
+
+    def stopProducing(self) -> None:
+        """Nothing to do: the transport says so once more by `connectionLost`."""
+
+    @property
+    def _transport(self) -> Any:
+        # A TCP transport is a consumer and a producer too; the annotation on Protocol promises less.
+        return self.transport
+
+    def _answer(self, requests: Iterable[Request | None]) -> None:
+        replies = b"".join(map(self._reply, requests))
+        if not replies:
+            return
+        if not self._delay:
+            self._transport.write(replies)
+            return
+        self._waiting.append((self._clock.seconds() + self._delay, replies))
+        self._waiting_size += len(replies)
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._delay, self._release)
+        self._regulate()
+
+    def _reply(self, request: Request | None) -> bytes:
+        if request is None:
+            return CANNOT_DECODE
+        return reply(b"NAK" if self._random.random() < self._nak_rate else b"ACK", request)
+
+    def _release(self) -> None:
+        """Send the replies whose time has come; one timer serves them all, so they keep their order."""
+        self._timer = None
+        now = self._clock.seconds()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, replies = self._waiting.popleft()
+            self._waiting_size -= len(replies)
+            self._transport.write(replies)
+        if self._waiting:
+            self._timer = self._clock.callLater(self._waiting[0][0] - now, self._release)
+        self._regulate()
+        self._close_when_done()
+
+    def _regulate(self) -> None:
+        """Read requests only while their replies have somewhere to go."""
+        reading = not self._transport_full and self._waiting_size < _WAITING_LIMIT
+        # After FIN there is nothing to read, and resuming would make Twisted report the FIN once more.
+        if reading is self._reading or self._fin_seen:
+            return
+        self._reading = reading
+        if reading:
+            self._transport.resumeProducing()
+        else:
+            self._transport.pauseProducing()
+
+    def _close_when_done(self) -> None:
+        if self._fin_seen and self._close_after_fin and not self._waiting:
+            # With a producer still registered the transport would wait for it and never close.
+            self._transport.unregisterProducer()
+            self._transport.loseConnection()
+
+
+class FooServerFactory(Factory):
+    """Makes a `FooServer` for each connection.
+
+    `nak_rate` is the share of requests that get a NAK.  Which ones depends on `seed`, on the connection's number in
+    the order of accepting, and on nothing else.  `delay` is in seconds, from a request's arrival to its reply.
+    Connections stay open after the client's FIN, and so for ever, unless `close_after_fin` or `disconnect` ends them.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        *,
+        nak_rate: float = 0.0,
+        delay: float = 0.0,
+        seed: int | None = None,
+        close_after_fin: bool = False,
+    ) -> None:
+        self._clock = clock
+        self._nak_rate = nak_rate
+        self._delay = delay
+        self._seed = seed
+        self._close_after_fin = close_after_fin
+        self._accepted = 0
+        self._open: set[FooServer] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> FooServer:
+        """Make the protocol of the next connection."""
+        self._accepted += 1
+        random = Random() if self._seed is None else Random(f"{self._seed}/{self._accepted}")
+        protocol = FooServer(self._clock, random, self._nak_rate, self._delay, self._close_after_fin)
+        self._open.add(protocol)
+        protocol.closed.addCallback(lambda _: self._open.discard(protocol))
+        return protocol
+
+    async def disconnect(self) -> None:
+        """Abort every connection and wait until they are gone."""
+        protocols = list(self._open)
+        for protocol in protocols:
+            protocol.abort()
+        for protocol in protocols:
+            await protocol.closed
+
+
+async def serve(reactor: Any, options: Namespace) -> int:
+    """Listen as `options` say until a signal comes."""
+    endpoint = command.endpoint("--listen", server_endpoint, reactor, options.listen)
+    factory = FooServerFactory(
+        reactor,
+        nak_rate=options.nak_rate,
+        delay=options.delay,
+        seed=options.seed,
+        close_after_fin=options.close_after_fin,
+    )
+    try:
+        port = await endpoint.listen(factory)
+    except (CannotListenError, OSError) as error:
+        cause = getattr(error, "socketError", error)
+        reason = getattr(cause, "strerror", None) or cause
+        raise command.Stop(f"cannot listen on {options.listen}: {reason}") from error
+    sys.stdout.write(f"listening on {_address(port.getHost())}\n")
+    sys.stdout.flush()
+    try:
+        await Deferred()
+    except CancelledError:
+        await maybeDeferred(port.stopListening)
+        await factory.disconnect()
+    return 0
+
+
+def _address(host: IAddress) -> str:
+    if isinstance(host, IPv6Address):
+        return f"[{host.host}]:{host.port}"
+    return f"{host.host}:{host.port}" if isinstance(host, IPv4Address) else str(host)
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="foo-server", description="A Foo server that answers each request in order.")
+    add = parser.add_argument
+    add("--listen", default=":8001", metavar="ADDRESS", help="where to listen (default: %(default)s)")
+    add("--nak-rate", default=0.0, type=command.share, metavar="SHARE", help="share of NAK, 0 to 1 (default: 0)")
+    add("--delay", default=0.0, type=command.duration, help="time before each reply: 5ms, 0.5s, 2 (default: 0)")
+    add("--seed", type=command.whole(0), help="makes the choice of ACK or NAK reproducible")
+    add("--close-after-fin", action="store_true", help="close after the client's FIN; real servers do not")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run ``foo-server``."""
+    options = _parser().parse_args(argv)
+    command.run("foo-server", lambda reactor: serve(reactor, options))
+
+
+if __name__ == "__main__":
+    main()
