@@ -128,9 +128,10 @@ class ProxyService(Service):
         # With a log file, twistd has given SIGUSR1 to the log's rotation.
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
             self._answer(signal.SIGUSR1, self._report)
-        # Later than the reactor, which sets its own handlers as it starts.
-        self._reactor.callWhenRunning(self._answer, signal.SIGTERM, self._stop)
-        self._reactor.callWhenRunning(self._answer, signal.SIGINT, self._stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._answer(number, self._stop)
+            # Once more later than the reactor, which sets its own handlers as it starts.
+            self._reactor.callWhenRunning(self._answer, number, self._stop)
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let what is under way finish, save; fires when all is done."""
@@ -180,12 +181,18 @@ class ProxyService(Service):
         return port
 
     def _refuse(self, why: str) -> NoReturn:
-        """End the start with one line.  A plain exception would show the operator a traceback."""
+        """End the start with one line.
+
+        A plain exception would show the operator a traceback.  But it is what makes twistd remove its pidfile, and
+        tell the process that waits for a daemon to start.
+        """
         self.log.critical("{why}", why=why)
-        pidfile = self._twistd.get("pidfile")
+        pidfile, waiting = self._twistd.get("pidfile"), self._twistd.get("statusPipe")
         if pidfile:
-            # twistd removes it after any exception but the one that shows no traceback.
             Path(pidfile).unlink(missing_ok=True)
+        if waiting is not None:
+            os.write(waiting, f"1 {why}".encode("ascii", "backslashreplace")[:100])
+            os.close(waiting)
         raise SystemExit(1)
 
     def _save(self) -> Deferred[None]:

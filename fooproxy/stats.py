@@ -36,8 +36,7 @@ class SessionStats:
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self.client = Analyzer(stats.client)
-        self.upstream = Analyzer(stats.upstream)
+        self.client, self.upstream = stats.analyzers()
         stats.connections_total += 1
         stats.sessions.add(self)
 
@@ -48,7 +47,7 @@ class SessionStats:
         Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``), and so does an
         unfinished line, which a server may answer when the client's FIN ends it.
         """
-        unanswered = self.client.lines + self.client.mid_line - self.upstream.replies
+        unanswered = self.client.counts.lines + self.client.mid_line - self.upstream.counts.replies
         return unanswered <= 0 and not self.upstream.mid_line
 
     @property
@@ -72,8 +71,9 @@ class Stats:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.client = Counts()
-        self.upstream = Counts()
+        self._client = Counts()
+        self._upstream = Counts()
+        self._behind: list[Analyzer] = []
         self.connections_total = 0
         self.upstream_connect_failures = 0
         self.recovery_save_failures = 0
@@ -81,6 +81,30 @@ class Stats:
         self.times = TimeTable(clock, lambda: (self.requests, self.responses))
         self._clock = clock
         self._started = clock()
+
+    def analyzers(self) -> tuple[Analyzer, Analyzer]:
+        """Make the analyzers of a session's client and upstream leg."""
+        return Analyzer(self._client, self._behind), Analyzer(self._upstream, self._behind)
+
+    def catch_up(self) -> None:
+        """Have all that was fed counted; every figure below does so first."""
+        behind = self._behind
+        if behind:
+            for analyzer in behind:
+                analyzer.catch_up()
+            behind.clear()
+
+    @property
+    def client(self) -> Counts:
+        """What came from clients."""
+        self.catch_up()
+        return self._client
+
+    @property
+    def upstream(self) -> Counts:
+        """What came from the upstream."""
+        self.catch_up()
+        return self._upstream
 
     @property
     def requests(self) -> int:

@@ -28,7 +28,7 @@ def as_dict(counts: Counts) -> dict[str, int]:
 
 
 def fed(chunks: list[bytes]) -> Analyzer:
-    analyzer = Analyzer(Counts())
+    analyzer = Analyzer(Counts(), [])
     for chunk in chunks:
         analyzer.feed(chunk)
     return analyzer
@@ -52,19 +52,32 @@ WELL_FORMED = st.builds(
 NEARLY = st.sampled_from(
     b"REQ|ACK|NAK|R|RE|Q|A|N| |\t|+|-|1|23|\r|\n|x|\xe9|\x00|\x0b|\x0c|\x85|req 1\n|REQ 1x\n| REQ 1\n|\n\n".split(b"|")
 )
-STREAMS = st.lists(WELL_FORMED | NEARLY | st.binary(max_size=8), max_size=30).map(b"".join)
+# Lines long enough to have only their heads looked at, and heads too long for that.
+LONG = st.builds(
+    lambda head, data: head + b"x" * data + b"\n",
+    st.sampled_from(
+        [b"", b"no ", b"NAK 1", b"REQ 1 ", b"REQ 5\r", b"ACK 12345678901234567890 ", b"NAK 123456789012345678901 "]
+    )
+    | st.builds(
+        lambda type_, digits: type_ + digits,
+        st.sampled_from([b"REQ ", b"ACK      "]),
+        st.sampled_from([b"7" * 19, b"7" * 20, b"7" * 21, b"7" * 27, b"7" * 300, b" " * 300 + b"1 "]),
+    ),
+    st.integers(0, 3).map([0, 20, 300, 3000].__getitem__),
+)
+STREAMS = st.lists(WELL_FORMED | NEARLY | LONG | st.binary(max_size=8), max_size=30).map(b"".join)
 
 
 @given(STREAMS, st.lists(st.integers(0, 2**16), max_size=12))
 @example(b"REQ 1\r\r\n", [7])
 @example(b"REQ 1\nREQ\n", [])
 def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(stream: bytes, places: list[int]) -> None:
-    assert as_dict(fed(cut(stream, places))) == reference(stream)
+    assert as_dict(fed(cut(stream, places)).counts) == reference(stream)
 
 
 @given(STREAMS)
 def test_byte_by_byte_counts_the_same_as_in_one_piece(stream: bytes) -> None:
-    assert as_dict(fed([bytes([byte]) for byte in stream])) == reference(stream) == as_dict(fed([stream]))
+    assert as_dict(fed([bytes([byte]) for byte in stream]).counts) == reference(stream) == as_dict(fed([stream]).counts)
 
 
 @given(st.lists(NEARLY, max_size=12).map(b"".join), st.lists(NEARLY, max_size=6).map(b"".join))
@@ -101,7 +114,7 @@ def test_a_canonical_head_stands_for_every_head_it_replaces(head: bytes, rest: b
     ],
 )
 def test_one_line_counts_as_the_grammar_says(line: bytes, kind: str) -> None:
-    assert as_dict(fed([line])) == {
+    assert as_dict(fed([line]).counts) == {
         **dict.fromkeys(("req", "ack", "nak", "invalid"), 0),
         "bytes": len(line),
         kind: 1,
@@ -110,25 +123,41 @@ def test_one_line_counts_as_the_grammar_says(line: bytes, kind: str) -> None:
 
 def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     analyzer = fed([b"REQ 1 some da"])
-    assert analyzer.lines == 0
+    assert analyzer.counts.lines == 0
     assert analyzer.mid_line
     analyzer.feed(b"ta\n")
-    assert analyzer.req == 1
+    assert analyzer.counts.req == 1
     assert not analyzer.mid_line
+
+
+def test_what_is_put_by_is_counted_when_a_chunk_is_large_or_somebody_asks() -> None:
+    behind: list[Analyzer] = []
+    total = Counts()
+    analyzer = Analyzer(total, behind)
+    analyzer.feed(b"REQ 1\n")
+    assert (total.req, behind) == (0, [analyzer])
+    assert analyzer.counts.req == total.req == 1
+    analyzer.feed(b"REQ 1 " + b"x" * 100_000 + b"\n")
+    assert total.req == 2
+    assert analyzer._put_by == []
 
 
 @pytest.mark.parametrize("byte", [b"x", b" ", b"0", b"\r", b"R"])
 @pytest.mark.parametrize("start", [b"", b"REQ", b"REQ ", b"REQ 1", b"REQ 1 ", b"nonsense"])
 def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> None:
     analyzer = fed([start, *[byte * 65536] * 20])
+    assert not analyzer._put_by
     assert len(analyzer._head) <= 7
 
 
 def test_sessions_add_up_in_the_total() -> None:
     total = Counts()
-    first, second = Analyzer(total), Analyzer(total)
+    behind: list[Analyzer] = []
+    first, second = Analyzer(total, behind), Analyzer(total, behind)
     first.feed(b"REQ 1\nREQ 2 x")
     second.feed(b"REQ 1\nACK 1\n\n")
     first.feed(b"y\nNAK 9\n")
-    assert (first.req, first.nak, first.replies) == (2, 1, 1)
+    for analyzer in behind:
+        analyzer.catch_up()
+    assert (first.counts.req, first.counts.nak, first.counts.replies) == (2, 1, 1)
     assert as_dict(total) == {"bytes": 34, "req": 3, "ack": 1, "nak": 1, "invalid": 1}

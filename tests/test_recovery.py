@@ -150,6 +150,12 @@ def test_a_directory_in_its_place_is_refused_and_left_alone(path: Path) -> None:
     assert path.is_dir()
 
 
+def test_a_file_that_cannot_be_read_is_unusable() -> None:
+    # A regular file that even root cannot read from its beginning.
+    with pytest.raises(Unusable, match="cannot be read"):
+        Saver(Path("/proc/self/mem")).read()
+
+
 def test_a_failed_write_leaves_the_old_state_whole(path: Path) -> None:
     saver = Saver(path)
     saver.write({"state": 1})
