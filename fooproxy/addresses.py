@@ -8,11 +8,13 @@ The proxy's options and the test driver's commands share this one grammar.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
+from fooproxy.resolver import NamedEndpoint
 from fooproxy.transport import ClientEndpoint, ServerEndpoint
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
-    from fooproxy.transport import Poller
+    from fooproxy.poller import Poller
 
 _EXPECTED = (
     "expected a port (8001), host:port, [IPv6 address]:port, "
@@ -93,8 +95,10 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to")
-    if poller is not None and (isIPAddress(host) or isIPv6Address(host)):
-        return ClientEndpoint(poller, host, port)
+    if poller is not None:
+        to_address = partial(ClientEndpoint, poller, port)
+        literal = isIPAddress(host) or isIPv6Address(host)
+        return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
     if isIPAddress(host):
         return endpoints.TCP4ClientEndpoint(reactor, host, port)
     if isIPv6Address(host):

@@ -33,14 +33,14 @@ from twisted.logger import (
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from fooproxy.addresses import client_endpoint, server_endpoint
+from fooproxy.addresses import client_endpoint, host_port, server_endpoint
 from fooproxy.bridge import BridgeFactory, Leg
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
+from fooproxy.poller import Poller, is_available
 from fooproxy.recovery import Recovery, Saver
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timetable import INTERVAL
-from fooproxy.transport import Poller, is_available
 from fooproxy.upstream import Upstream
 from fooproxy.web import Health, Web
 
@@ -54,6 +54,9 @@ __all__ = ["Options", "ProxyService", "makeService"]
 
 SAVE_INTERVAL = 1.0
 """Seconds between two saves of the statistics, and so what a crash may cost."""
+
+_PATIENCE = 0.001
+"""Seconds that the poller waits for more traffic, if it has all of it, before timers and the web side get a turn."""
 
 _LAST_LOOK = 0.05
 """Seconds that a stop leaves for reading what clients had sent before it."""
@@ -77,8 +80,9 @@ class ProxyService(Service):
         self.stats = Stats(time.monotonic)
         self._saver = Saver(Path(options["recovery-path"]))
         self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
-        self._poller = Poller(reactor) if is_available() else None
         forward = options["forward"]
+        has_all_traffic = None not in (host_port(forward), host_port(options["listen"]))
+        self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)

@@ -1,12 +1,9 @@
 """TCP endpoints whose transports write at once and are polled together: drop-ins for Twisted's own, only faster.
 
 Twisted's transports buffer each write, ask the reactor to be told when the socket is writable, and send in the next
-turn: two system calls and a turn of the loop for bytes that the kernel would have taken at once.  And the reactor
-calls each event within a log context.  Here instead
-
-- `Transport.write` sends at once while nothing is waiting to be sent, and falls back to Twisted's buffering for what
-  the kernel does not take;
-- `Poller` has an epoll of its own for all these transports, and is itself one reader of whatever reactor runs.
+turn: two system calls and a turn of the loop for bytes that the kernel would have taken at once.  `Transport.write`
+sends at once while nothing is waiting to be sent, and falls back to Twisted's buffering for what the kernel does not
+take.  A `fooproxy.poller.Poller` stands for the reactor.
 
 Everything else is Twisted's: the buffers, producers, half-close and closing of `tcp.Connection`, the accepting of
 `tcp.Port`.  One thing is better: when a write fails, what the peer had sent before is still read.
@@ -18,135 +15,26 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, execute, fail, succeed
-from twisted.internet.error import ConnectionDone, ConnectionLost, getConnectError
-from twisted.internet.interfaces import IReadDescriptor, IStreamClientEndpoint, IStreamServerEndpoint
-from twisted.logger import Logger
+from twisted.internet.error import ConnectionLost, getConnectError
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
 
-_IN, _OUT = 1, 4
-"""EPOLLIN and EPOLLOUT, by number so that this module loads where there is no epoll."""
+    from fooproxy.poller import Poller
 
-_BATCH = 256
 _LARGEST_READ = 1 << 18
 _SMALLEST_READ = 1 << 11
 
-_DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
-
-
-def is_available() -> bool:
-    """Tell whether this machine has what it takes."""
-    return hasattr(select, "epoll")
-
-
-@implementer(IReadDescriptor)
-class Poller:
-    """Polls transports with one epoll, which `reactor` polls; to the transports it is their reactor."""
-
-    log = Logger()
-
-    def __init__(self, reactor: Any) -> None:
-        self.callLater = reactor.callLater
-        self._reactor = reactor
-        self._epoll: Any = None
-        self._polled: dict[int, Any] = {}
-        self._events: dict[int, int] = {}
-
-    def addReader(self, reader: Any) -> None:
-        """Have `reader.doRead` called when it can read."""
-        self._change(reader, _IN, 0)
-
-    def removeReader(self, reader: Any) -> None:
-        """Call `reader.doRead` no more."""
-        self._change(reader, 0, _IN)
-
-    def addWriter(self, writer: Any) -> None:
-        """Have `writer.doWrite` called when it can write."""
-        self._change(writer, _OUT, 0)
-
-    def removeWriter(self, writer: Any) -> None:
-        """Call `writer.doWrite` no more."""
-        self._change(writer, 0, _OUT)
-
-    def _change(self, selectable: Any, add: int, remove: int) -> None:
-        fd = selectable.fileno()
-        before = self._events.get(fd, 0)
-        after = (before | add) & ~remove
-        if after == before:
-            return
-        if not before:
-            if self._epoll is None:
-                # Not before it is needed: twistd may fork between makeService and the start.
-                self._epoll = select.epoll()
-                self._reactor.addReader(self)
-            self._epoll.register(fd, after)
-            self._polled[fd] = selectable
-        elif after:
-            self._epoll.modify(fd, after)
-        else:
-            # Not even errors are wanted now, as with Twisted's reactors.
-            self._epoll.unregister(fd)
-            del self._polled[fd], self._events[fd]
-            return
-        self._events[fd] = after
-
-    def fileno(self) -> int:
-        """Give the epoll's own file descriptor."""
-        fileno: int = self._epoll.fileno()
-        return fileno
-
-    def doRead(self) -> None:
-        """Serve one batch of events."""
-        polled = self._polled
-        for fd, event in self._epoll.poll(0, _BATCH):
-            # An event earlier in the batch may have closed this one.  If its number is in use again already, the
-            # newcomer finds nothing to read, which is no harm: no event is believed before a system call confirms it.
-            selectable = polled.get(fd)
-            if selectable is not None:
-                try:
-                    why = selectable.doRead() if event == _IN else self._serve(selectable, fd, event)
-                except Exception:
-                    self.log.failure("closing a connection whose protocol failed")
-                    selectable.connectionLost(Failure())
-                else:
-                    if why is not None:
-                        self._disconnect(selectable, why)
-
-    def _serve(self, served: Any, fd: int, event: int) -> Any:
-        """Serve an event other than plain input; errors and hang-ups are told by the calls that meet them."""
-        events = self._events[fd]
-        why = served.doRead() if events & _IN and event & ~_OUT else None
-        still_there = self._polled.get(fd) is served
-        if why is None and events & _OUT and event & ~_IN and still_there:
-            return served.doWrite()
-        return why
-
-    def _disconnect(self, selectable: Any, why: Exception) -> None:
-        self.removeReader(selectable)
-        if isinstance(why, ConnectionDone) and not selectable.disconnecting:
-            selectable.readConnectionLost(_DONE)
-        else:
-            selectable.connectionLost(_DONE if isinstance(why, ConnectionDone) else _LOST)
-
-    def logPrefix(self) -> str:
-        """Name the poller in log lines that come from under it."""
-        return "fooproxy"
-
-    def connectionLost(self, reason: Failure) -> None:
-        """Close everything: the reactor stops."""
-        for selectable in list(self._polled.values()):
-            selectable.connectionLost(reason)
 
 
 class Transport(tcp.Connection):
@@ -307,7 +195,7 @@ class ServerEndpoint:
 class ClientEndpoint:
     """Connects to `port` of `host`, an IPv4 or IPv6 address."""
 
-    def __init__(self, poller: Poller, host: str, port: int) -> None:
+    def __init__(self, poller: Poller, port: int, host: str) -> None:
         self._poller = poller
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._address = (host, port)

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IStreamClientEndpoint
+    from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -34,6 +34,8 @@ class Upstream:
         self._name = name
         self._clock = clock
         self._timeout = timeout
+        self._deadlines: dict[Deferred[Any], float] = {}
+        self._sweep: IDelayedCall | None = None
         self._failed_at = float("-inf")
         self.error: str | None = None
         """Why it could not be connected last time; `None` after a success, and before the first attempt."""
@@ -43,19 +45,45 @@ class Upstream:
         return self.error if self._clock.seconds() - self._failed_at <= within else None
 
     def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
-        """Connect `factory`; fires with its protocol.
+        """Connect `factory`; fires with its protocol, at once if the first attempt does.
 
         Fails with the last attempt's error, or `TimeoutError` when there was none.  Can be cancelled.
         """
-        connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory))
-        connecting.addTimeout(self._timeout, self._clock, onTimeoutCancel=self._gave_up)
+        first = self._endpoint.connect(factory)
+        if first.called and not isinstance(first.result, Failure):
+            self._succeeded()
+            return first
+        connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory, first))
+        self._deadlines[connecting] = self._clock.seconds() + self._timeout
+        connecting.addBoth(self._settled, connecting)
+        if self._sweep is None:
+            self._sweep = self._clock.callLater(self._timeout, self._end_overdue)
         return connecting
 
-    async def _attempts(self, factory: IProtocolFactory) -> Any:
+    def _settled(self, result: Any, connecting: Deferred[Any]) -> Any:
+        if self._deadlines.pop(connecting, None) is None:
+            if self.error is None:
+                self._failed(f"no answer within {self._timeout:g} s")
+            return Failure(error.TimeoutError(self.error))
+        return result
+
+    def _end_overdue(self) -> None:
+        """Cancel what has taken too long.  All have the same time, so they stand in the order of their deadlines."""
+        self._sweep = None
+        while self._deadlines:
+            connecting, deadline = next(iter(self._deadlines.items()))
+            left = deadline - self._clock.seconds()
+            if left > 0:
+                self._sweep = self._clock.callLater(left, self._end_overdue)
+                return
+            del self._deadlines[connecting]
+            connecting.cancel()
+
+    async def _attempts(self, factory: IProtocolFactory, attempt: Deferred[Any]) -> Any:
         pause = _FIRST_PAUSE
         while True:
             try:
-                protocol = await self._endpoint.connect(factory)
+                protocol = await attempt
             except (CancelledError, error.ConnectingCancelledError):
                 raise
             except Exception as reason:
@@ -66,11 +94,7 @@ class Upstream:
             # Spread over half the pause, so that a restarted server does not get all sessions at one instant.
             await deferLater(self._clock, pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _gave_up(self, result: object, timeout: float) -> Failure:
-        if self.error is None:
-            self._failed(f"no answer within {timeout:g} s")
-        return Failure(error.TimeoutError(self.error))
+            attempt = self._endpoint.connect(factory)
 
     def _failed(self, why: str) -> None:
         self._failed_at = self._clock.seconds()

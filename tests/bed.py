@@ -19,8 +19,8 @@ from zope.interface import implementer
 from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.bridge import BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
+from fooproxy.poller import Poller
 from fooproxy.stats import SessionStats, Stats
-from fooproxy.transport import Poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable

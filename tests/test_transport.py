@@ -14,7 +14,8 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 
 from fooproxy.addresses import client_endpoint, server_endpoint
-from fooproxy.transport import Poller, ServerTransport, Transport
+from fooproxy.poller import Poller
+from fooproxy.transport import ServerTransport, Transport
 
 from .bed import PATIENCE, Peer, Peers, reactor, until
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError, TimeoutError
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -45,7 +45,20 @@ def test_a_connection_is_handed_on() -> None:
     case = Case()
     case.endpoint.attempts[0].callback("protocol")
     assert case.results == ["protocol"]
+    case.clock.advance(TIMEOUT)
     assert not case.clock.getDelayedCalls()
+
+
+def test_a_connection_made_at_once_leaves_no_timer() -> None:
+    class AtOnce:
+        def connect(self, factory: Factory) -> Deferred[Any]:
+            return succeed("protocol")
+
+    clock = Clock()
+    results: list[Any] = []
+    Upstream(AtOnce(), "foo:8001", clock, TIMEOUT).connect(Factory()).addCallback(results.append)  # type: ignore[arg-type]
+    assert results == ["protocol"]
+    assert not clock.getDelayedCalls()
 
 
 def test_a_refused_attempt_is_repeated_after_a_pause_that_grows() -> None:
@@ -96,6 +109,20 @@ def test_cancelling_ends_the_attempts_and_blames_nobody(refused: bool) -> None:
     case.clock.advance(60)
     assert len(case.endpoint.attempts) == 1
     assert case.upstream.error == blamed
+    assert not case.clock.getDelayedCalls()
+
+
+def test_one_sweep_serves_all_that_are_connecting() -> None:
+    case = Case()
+    case.clock.advance(1)
+    later = [case.upstream.connect(Factory()) for _ in range(100)]
+    for connecting in later:
+        connecting.addErrback(case.results.append)
+    assert len(case.clock.getDelayedCalls()) == 1
+    case.clock.advance(TIMEOUT - 1)
+    assert len(case.results) == 1
+    case.clock.advance(1)
+    assert len(case.results) == 101
     assert not case.clock.getDelayedCalls()
 
 

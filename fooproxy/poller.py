@@ -1,0 +1,143 @@
+"""Polls TCP transports together: an epoll of their own that is one reader of whatever reactor runs.
+
+Twisted's reactors call each event within a log context, and do much besides in each turn.  A `Poller` takes both once
+for a whole batch of events, or for several.  To transports it stands for the reactor.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+_IN, _OUT = 1, 4
+"""EPOLLIN and EPOLLOUT, by number so that this module loads where there is no epoll."""
+
+_BATCH = 256
+"""Events taken from the kernel at once."""
+
+_ROUNDS = 8
+"""Batches served before the reactor gets its turn, for timers, signals and the web side."""
+
+_DONE = Failure(ConnectionDone())
+_LOST = Failure(ConnectionLost())
+
+
+def is_available() -> bool:
+    """Tell whether this machine has what it takes."""
+    return hasattr(select, "epoll")
+
+
+@implementer(IReadDescriptor)
+class Poller:
+    """Polls transports with one epoll, which `reactor` polls; to the transports it is their reactor.
+
+    With `patience`, in seconds, it waits so long for the next events itself before it goes back to `reactor`: good
+    where it has all the traffic, since a turn of the reactor costs more than a message, and bad where it has a part.
+    """
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, patience: float = 0.0) -> None:
+        self.callLater = reactor.callLater
+        self.patience = patience
+        self._reactor = reactor
+        self._epoll: Any = None
+        self._polled: dict[int, Any] = {}
+        self._events: dict[int, int] = {}
+
+    def addReader(self, reader: Any) -> None:
+        """Have `reader.doRead` called when it can read."""
+        self._change(reader, _IN, 0)
+
+    def removeReader(self, reader: Any) -> None:
+        """Call `reader.doRead` no more."""
+        self._change(reader, 0, _IN)
+
+    def addWriter(self, writer: Any) -> None:
+        """Have `writer.doWrite` called when it can write."""
+        self._change(writer, _OUT, 0)
+
+    def removeWriter(self, writer: Any) -> None:
+        """Call `writer.doWrite` no more."""
+        self._change(writer, 0, _OUT)
+
+    def _change(self, selectable: Any, add: int, remove: int) -> None:
+        fd = selectable.fileno()
+        before = self._events.get(fd, 0)
+        after = (before | add) & ~remove
+        if after == before:
+            return
+        if not before:
+            if self._epoll is None:
+                # Not before it is needed: twistd may fork between makeService and the start.
+                self._epoll = select.epoll()
+                self._reactor.addReader(self)
+            self._epoll.register(fd, after)
+            self._polled[fd] = selectable
+        elif after:
+            self._epoll.modify(fd, after)
+        else:
+            # Not even errors are wanted now, as with Twisted's reactors.
+            self._epoll.unregister(fd)
+            del self._polled[fd], self._events[fd]
+            return
+        self._events[fd] = after
+
+    def fileno(self) -> int:
+        """Give the epoll's own file descriptor."""
+        fileno: int = self._epoll.fileno()
+        return fileno
+
+    def doRead(self) -> None:
+        """Serve what is ready, and what gets ready meanwhile, but not for ever."""
+        poll, polled = self._epoll.poll, self._polled
+        patience = 0.0
+        for _ in range(_ROUNDS):
+            events = poll(patience, _BATCH)
+            if not events:
+                return
+            for fd, event in events:
+                # An event earlier in the batch may have closed this one.  If its number is in use again already, the
+                # newcomer finds nothing to read, which is no harm: no event is believed before a call confirms it.
+                selectable = polled.get(fd)
+                if selectable is not None:
+                    try:
+                        why = selectable.doRead() if event == _IN else self._serve(selectable, fd, event)
+                    except Exception:
+                        self.log.failure("closing a connection whose protocol failed")
+                        selectable.connectionLost(Failure())
+                    else:
+                        if why is not None:
+                            self._disconnect(selectable, why)
+            patience = self.patience
+
+    def _serve(self, served: Any, fd: int, event: int) -> Any:
+        """Serve an event other than plain input; errors and hang-ups are told by the calls that meet them."""
+        events = self._events[fd]
+        why = served.doRead() if events & _IN and event & ~_OUT else None
+        still_there = self._polled.get(fd) is served
+        if why is None and events & _OUT and event & ~_IN and still_there:
+            return served.doWrite()
+        return why
+
+    def _disconnect(self, selectable: Any, why: Exception) -> None:
+        self.removeReader(selectable)
+        if isinstance(why, ConnectionDone) and not selectable.disconnecting:
+            selectable.readConnectionLost(_DONE)
+        else:
+            selectable.connectionLost(_DONE if isinstance(why, ConnectionDone) else _LOST)
+
+    def logPrefix(self) -> str:
+        """Name the poller in log lines that come from under it."""
+        return "fooproxy"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Close everything: the reactor stops."""
+        for selectable in list(self._polled.values()):
+            selectable.connectionLost(reason)

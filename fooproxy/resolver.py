@@ -1,0 +1,105 @@
+"""A client endpoint for a host name that is not looked up for every connection.
+
+The name is looked up for the first connection; the address that took it is used for the next ones too, without any
+detour.  It is given up when a connection fails, so that the retry looks the name up again, and when the name no
+longer has it, which is seen to in the background.
+
+It uses the reactor's resolver, and knows nothing of what it connects.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectingCancelledError, DNSLookupError
+from twisted.internet.interfaces import IResolutionReceiver, IStreamClientEndpoint
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IAddress, IHostResolution, IProtocol, IProtocolFactory
+    from twisted.python.failure import Failure
+
+FRESH = 30.0
+"""Seconds after which a name is looked up again in the background."""
+
+_PATIENCE = 1.0
+"""Seconds that an address may take before the name's next one is tried."""
+
+
+@implementer(IStreamClientEndpoint)
+class NamedEndpoint:
+    """Connects to `host`, a name, by the endpoint that `to_address` makes of an address (IPv4 or IPv6, as text)."""
+
+    def __init__(self, reactor: Any, host: str, to_address: Callable[[str], IStreamClientEndpoint]) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._to_address = to_address
+        self._address = ""
+        self._endpoint: IStreamClientEndpoint | None = None
+        self._asked_at = 0.0
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect; fails with `DNSLookupError`, or with what the name's last address said."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return Deferred.fromCoroutine(self._connect_anew(factory))
+        if self._reactor.seconds() - self._asked_at > FRESH:
+            self._asked_at = self._reactor.seconds()
+            # When the resolver is in trouble, the address that works is good enough.
+            Deferred.fromCoroutine(self._check()).addErrback(lambda _: None)
+        return endpoint.connect(factory).addErrback(self._forget)
+
+    def _forget(self, failure: Failure) -> Failure:
+        self._endpoint = None
+        return failure
+
+    async def _connect_anew(self, factory: IProtocolFactory) -> IProtocol:
+        problem: Exception = DNSLookupError(f"no address found for {self._host}")
+        for address in await self._look_up():
+            endpoint = self._to_address(address)
+            try:
+                protocol = await endpoint.connect(factory).addTimeout(_PATIENCE, self._reactor)
+            except (CancelledError, ConnectingCancelledError):
+                raise
+            except Exception as error:
+                problem = error
+            else:
+                self._address, self._endpoint = address, endpoint
+                self._asked_at = self._reactor.seconds()
+                return protocol
+        raise problem
+
+    async def _check(self) -> None:
+        if self._address not in await self._look_up():
+            self._endpoint = None
+
+    def _look_up(self) -> Deferred[list[str]]:
+        answer = _Answer()
+        self._reactor.nameResolver.resolveHostName(answer, self._host, 0, [IPv4Address, IPv6Address])
+        return answer.complete
+
+
+@implementer(IResolutionReceiver)
+class _Answer:
+    """Collects the addresses of a name."""
+
+    def __init__(self) -> None:
+        self._hosts: list[str] = []
+        self.complete: Deferred[list[str]] = Deferred()
+
+    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
+        """Take notice of nothing."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """Take an address."""
+        if isinstance(address, (IPv4Address, IPv6Address)):
+            self._hosts.append(address.host)
+
+    def resolutionComplete(self) -> None:
+        """Take the end of the answer; nobody may be waiting for it any more."""
+        if not self.complete.called:
+            self.complete.callback(self._hosts)
