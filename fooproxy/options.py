@@ -88,4 +88,6 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
             seconds = math.nan
         if not 0 <= seconds < math.inf:
             raise usage.UsageError(f"--{name}: {text!r} is not a time; expected seconds, such as 10 or 2.5")
+        if name == "connect-timeout" and not seconds:
+            raise usage.UsageError(f"--{name}: {text!r} leaves no time to connect; expected seconds, such as 5 or 0.5")
         return seconds

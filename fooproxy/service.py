@@ -107,10 +107,10 @@ class ProxyService(Service):
         super().privilegedStartService()
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client.feed)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
-        self._relay_port = self._listen("listen", listen, tapped, "listening for clients on {address}")
+        self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         site = Web(self.stats, self.health).site()
-        self._http_port = self._listen("http", http, site, "serving HTTP on http://{address}/")
+        self._http_port = self._listen("http", http, site)
 
     def startService(self) -> None:
         """Restore the statistics and begin."""
@@ -136,6 +136,12 @@ class ProxyService(Service):
             self._answer(number, self._stop)
             # Once more later than the reactor, which sets its own handlers as it starts.
             self._reactor.callWhenRunning(self._answer, number, self._stop)
+        # Last, so that whoever waits for these lines may send any signal.
+        self._reactor.callWhenRunning(self._announce)
+
+    def _announce(self) -> None:
+        self.log.info("listening for clients on {address}", address=_shown(self._relay_port))
+        self.log.info("serving HTTP on http://{address}/", address=_shown(self._http_port))
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let what is under way finish, save; fires when all is done."""
@@ -173,7 +179,7 @@ class ProxyService(Service):
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
         return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream.feed))
 
-    def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any, said: str) -> IListeningPort:
+    def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         port: IListeningPort | Failure = _result_now(endpoint, factory)
         if isinstance(port, Failure):
             reason = getattr(port.value, "socketError", port.value)
@@ -181,7 +187,6 @@ class ProxyService(Service):
                 f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
-        self.log.info(said, address=_shown(port))
         return port
 
     def _refuse(self, why: str) -> NoReturn:
@@ -251,9 +256,9 @@ def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> A
     return results[0]
 
 
-def _shown(port: IListeningPort) -> str:
+def _shown(port: Any) -> str:
     """Name the address of `port` as an operator writes it."""
-    host: Any = port.getHost()
+    host = port.getHost()
     if not hasattr(host, "port"):
         return str(getattr(host, "name", host))
     return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
@@ -271,6 +276,9 @@ def _print(line: str) -> bool:
 
     `False` when nobody takes it: a reader that has stopped reading must not stop the relay.
     """
+    if sys.__stdout__ is None:
+        # It was closed from the start, and its number belongs to something else by now.
+        return False
     try:
         waiting = select.poll()
         waiting.register(1, select.POLLOUT)

@@ -1,0 +1,231 @@
+"""A Foo server and bare clients for the tests of the real process: blocking sockets and threads, nothing of Twisted.
+
+The server answers as a widely used one does: in order, ``NAK 0 ERRDECODE`` for what it cannot parse, NAK for data that
+holds spaces, a last request without newline when the FIN comes, and its own side stays open after that.  It sends a
+request's data back, so that a stream of replies shows what became of a stream of requests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+from collections.abc import Iterable
+from types import TracebackType
+
+PATIENCE = 30.0
+"""Seconds after which something that should happen is taken not to happen; a busy machine may be slow."""
+
+_REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
+_MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
+
+
+def reply_to(line: bytes) -> bytes:
+    """Give the reply, with its newline, to a line without one."""
+    request = _REQUEST.fullmatch(line.removesuffix(b"\r"))
+    if request is None:
+        return b"NAK 0 ERRDECODE\n"
+    seq, data = request[1], request[2] or b""
+    return b"%s %s %s\n" % (b"NAK" if b" " in data else b"ACK", seq, data)
+
+
+def replies_to(stream: bytes) -> bytes:
+    """Give all replies to a whole stream, up to its FIN."""
+    *lines, rest = stream.split(b"\n")
+    return b"".join(map(reply_to, [*lines, rest] if rest else lines))
+
+
+def counted(from_clients: Iterable[bytes], from_upstream: Iterable[bytes]) -> dict[str, int]:
+    """Count whole streams by a plain reading of the grammar; the keys are the report's."""
+    clients, upstream = _types(from_clients), _types(from_upstream)
+    both = clients + upstream
+    return {
+        "msg_total": len(both) - both.count(b""),
+        "msg_req": both.count(b"REQ"),
+        "msg_ack": both.count(b"ACK"),
+        "msg_nak": both.count(b"NAK"),
+        "msg_invalid": both.count(b""),
+        "msg_misdirected": clients.count(b"ACK") + clients.count(b"NAK") + upstream.count(b"REQ"),
+        "bytes_from_clients": sum(map(len, from_clients)),
+        "bytes_from_upstream": sum(map(len, from_upstream)),
+    }
+
+
+def _types(streams: Iterable[bytes]) -> list[bytes]:
+    """Give the type of each line that has ended, empty for a line that is no message."""
+    lines = [line for stream in streams for line in stream.split(b"\n")[:-1]]
+    return [match[1] if (match := _MESSAGE.fullmatch(line)) else b"" for line in lines]
+
+
+def connect(port: int) -> socket.socket:
+    """Connect as a client that sends each piece at once and does not wait for ever."""
+    peer = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return peer
+
+
+def read_to_end(peer: socket.socket) -> bytes:
+    """Read until the other side closes."""
+    received = bytearray()
+    while chunk := peer.recv(1 << 20):
+        received += chunk
+    return bytes(received)
+
+
+def read_lines(peer: socket.socket, count: int) -> bytes:
+    """Read until `count` lines have come."""
+    received = b""
+    while received.count(b"\n") < count:
+        chunk = peer.recv(1 << 16)
+        assert chunk, f"closed after {received!r}"
+        received += chunk
+    return received
+
+
+def read_exactly(peer: socket.socket, size: int) -> bytes:
+    """Read `size` bytes."""
+    received = bytearray()
+    while len(received) < size:
+        chunk = peer.recv(size - len(received))
+        assert chunk, f"closed after {len(received)} bytes"
+        received += chunk
+    return bytes(received)
+
+
+def exchange(port: int, *pieces: bytes) -> bytes:
+    """Send the pieces and a FIN, and give everything that comes until the other side closes too."""
+    with connect(port) as peer:
+        for piece in pieces:
+            peer.sendall(piece)
+        peer.shutdown(socket.SHUT_WR)
+        return read_to_end(peer)
+
+
+def reset(peer: socket.socket) -> None:
+    """Close abruptly: the other side gets a reset."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+class FooSession:
+    """A connection to the server: all it has `received` and, if not holding, answered."""
+
+    def __init__(self, server: FooServer, peer: socket.socket) -> None:
+        self.received = bytearray()
+        self.sent = bytearray()
+        self.peer = peer
+        self._server = server
+        self._owed = bytearray()
+        self._sending = threading.Lock()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+
+    def reply(self) -> None:
+        """Send what is owed."""
+        with self._sending:
+            owed, self._owed = bytes(self._owed), bytearray()
+            self.sent += owed
+            if self._server.bytewise:
+                for index in range(len(owed)):
+                    self.peer.sendall(owed[index : index + 1])
+            else:
+                self.peer.sendall(owed)
+
+    def _serve(self) -> None:
+        # A client may be gone at any time, and the test may end.
+        try:
+            self._read_and_reply()
+        except OSError:
+            return
+
+    def _read_and_reply(self) -> None:
+        unanswered = bytearray()
+        while self._server.reading.wait() and (chunk := self.peer.recv(1 << 20)):
+            unanswered += chunk
+            if self._server.resets_at in unanswered:
+                reset(self.peer)
+                return
+            end = 1 + unanswered.rfind(b"\n") if b"\n" in chunk else 0
+            self._owe(chunk, replies_to(bytes(unanswered[:end])))
+            del unanswered[:end]
+        self._owe(b"", replies_to(bytes(unanswered)))
+
+    def _owe(self, received: bytes, replies: bytes) -> None:
+        """Take the replies to what was received into account before anybody can see that it was."""
+        with self._sending:
+            self._owed += replies
+        self.received += received
+        if not self._server.holding:
+            self.reply()
+
+
+class FooServer:
+    """A server that listens as long as its context lasts.
+
+    `holding` keeps replies until `release`; `bytewise` sends each byte of them by itself; a session that receives
+    `resets_at` is reset; nobody reads while `reading` is cleared.  Sessions stay open until `forget`, or the end.
+    """
+
+    resets_at = b"please reset"
+
+    def __init__(self, listener: socket.socket | None = None, *, holding: bool = False, bytewise: bool = False) -> None:
+        self._listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self._listener.listen(1024)
+        self.port: int = self._listener.getsockname()[1]
+        self.holding = holding
+        self.bytewise = bytewise
+        self.reading = threading.Event()
+        self.reading.set()
+        self.sessions: list[FooSession] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> FooServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
+        self._listener.close()
+        self.forget()
+
+    @property
+    def received(self) -> list[bytes]:
+        """What came, session by session."""
+        return [bytes(session.received) for session in self.sessions]
+
+    @property
+    def sent(self) -> list[bytes]:
+        """What was answered, session by session."""
+        return [bytes(session.sent) for session in self.sessions]
+
+    def release(self) -> None:
+        """Send all replies that were held, and hold no more."""
+        self.holding = False
+        for session in self.sessions:
+            session.reply()
+
+    def forget(self) -> None:
+        """Close all sessions."""
+        self.reading.set()
+        sessions, self.sessions = self.sessions, []
+        for session in sessions:
+            with contextlib.suppress(OSError):
+                session.peer.shutdown(socket.SHUT_RDWR)
+            session.thread.join(PATIENCE)
+            session.peer.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                peer, _ = self._listener.accept()
+            except OSError:
+                return
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            session = FooSession(self, peer)
+            # Known before it does anything that a test could wait for.
+            self.sessions.append(session)
+            session.thread.start()

@@ -1,0 +1,297 @@
+"""The real process and its signals: reports on standard output, logs elsewhere, and a stop that loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
+from .proxyprocess import ENVIRONMENT, TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
+
+FIRST_KEYS = [
+    *("msg_total", "msg_req", "msg_ack", "msg_nak"),
+    *("request_rate_1s", "request_rate_10s", "response_rate_1s", "response_rate_10s"),
+]
+
+stop_signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+
+
+def is_report(line: str) -> bool:
+    report = json.loads(line)
+    values = [type(report[name]) for name in FIRST_KEYS]
+    return list(report)[:8] == FIRST_KEYS and values == [int] * 4 + [float] * 4
+
+
+def ask(proxy: Proxy, number: signal.Signals = signal.SIGUSR2) -> str:
+    """Send a signal that asks for a report, and give all that is printed, once it ends a line."""
+    proxy.signal(number)
+    eventually(lambda: proxy.printed.endswith("\n"))
+    return proxy.printed
+
+
+def test_sigusr2_prints_one_line_of_json_with_the_eight_keys_first(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        exchange(proxy.port, b"REQ 1 a\nREQ 2 b\nREQ 3 c d\n")
+        printed = ask(proxy)
+    (line,) = printed.splitlines()
+    assert is_report(line)
+    assert list(json.loads(line).values())[:4] == [6, 3, 2, 1]
+
+
+def test_the_report_and_the_statistics_page_have_the_same_keys(tmp_path: Path) -> None:
+    with fooproxy(tmp_path) as proxy:
+        assert list(json.loads(ask(proxy))) == list(proxy.stats())
+
+
+def test_sigusr1_prints_the_report_when_no_log_file_takes_it(tmp_path: Path) -> None:
+    with fooproxy(tmp_path) as proxy:
+        (line,) = ask(proxy, signal.SIGUSR1).splitlines()
+    assert is_report(line)
+
+
+def test_log_lines_go_to_standard_error_and_leave_standard_output_to_reports(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--connect-timeout", "0.1") as proxy:
+        exchange(proxy.port)
+        eventually(lambda: "cannot be connected" in proxy.log)
+        assert proxy.printed == ""
+
+
+def test_with_a_log_file_sigusr1_rotates_it_and_the_proxy_goes_on(tmp_path: Path) -> None:
+    command = (*TWISTD, "-n", "--logfile", "foo.log")
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command, log="foo.log") as proxy:
+        proxy.signal(signal.SIGUSR1)
+        eventually((tmp_path / "foo.log.1").exists)
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        assert is_report(ask(proxy))
+
+
+def test_under_twist_sigusr2_prints_the_report_too(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, command=TWIST) as proxy:
+        assert is_report(ask(proxy))
+
+
+def ask_in_vain(proxy: Proxy) -> None:
+    """Ask until some reports have gone to the log for want of a reader."""
+
+    def logged() -> bool:
+        proxy.signal(signal.SIGUSR2)
+        return proxy.log.count('{"msg_total"') > 3
+
+    eventually(logged)
+
+
+def test_a_pipe_that_nobody_reads_does_not_stop_the_relay(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(reading, "rb"),
+        os.fdopen(writing, "wb"),
+        FooServer() as server,
+        fooproxy(tmp_path, upstream=server.port, stdout=writing) as proxy,
+    ):
+        ask_in_vain(proxy)
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+
+
+def test_a_pipe_whose_reader_is_gone_does_not_stop_the_relay(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with (
+        os.fdopen(writing, "wb"),
+        FooServer() as server,
+        fooproxy(tmp_path, upstream=server.port, stdout=writing) as proxy,
+    ):
+        ask_in_vain(proxy)
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+
+
+def test_a_standard_output_that_was_closed_does_not_stop_the_relay(tmp_path: Path) -> None:
+    command = ("sh", "-c", 'exec "$@" >&-', "sh", *TWISTD, "-n")
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
+        with connect(proxy.port) as client:
+            ask_in_vain(proxy)
+            client.sendall(b"REQ 1 a\n")
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+        assert server.received == [b"REQ 1 a\n"]
+
+
+class Daemon(Proxy):
+    """A proxy that twistd sent into the background; known by its pid file alone."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+        super().__init__(process, folder / "foo.log", folder / "stdout")
+        self.pidfile = folder / "foo.pid"
+        self.pid = int(self.pidfile.read_text())
+
+
+@contextmanager
+def daemonized(folder: Path) -> Iterator[Daemon]:
+    command = [*TWISTD, "--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy", *options(folder, None)]
+    with (folder / "stdout").open("wb") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, env=ENVIRONMENT
+        )
+    pidfile = folder / "foo.pid"
+    try:
+        assert process.wait(PATIENCE) == 0
+        daemon = Daemon(process, folder)
+        yield daemon
+    finally:
+        process.kill()
+        process.wait()
+        if pidfile.exists():
+            os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    assert "Traceback" not in daemon.log
+
+
+def test_a_daemon_reports_to_its_log(tmp_path: Path) -> None:
+    with daemonized(tmp_path) as daemon:
+        daemon.signal(signal.SIGUSR2)
+        report = eventually(lambda: re.search(r"\{\"msg_total\".*\}$", daemon.log, re.MULTILINE))
+        assert report is not None and is_report(report[0])
+        assert daemon.printed == ""
+
+
+def test_a_daemon_ends_at_sigterm_and_takes_its_pid_file_along(tmp_path: Path) -> None:
+    with daemonized(tmp_path) as daemon:
+        daemon.signal(signal.SIGTERM)
+        eventually(lambda: not daemon.running)
+        assert not daemon.pidfile.exists()
+
+
+@stop_signals
+def test_a_stop_lets_the_replies_to_requests_in_flight_arrive(tmp_path: Path, number: signal.Signals) -> None:
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 a\nREQ 2 b\nREQ 3 c\n")
+        settles(lambda: server.received, [b"REQ 1 a\nREQ 2 b\nREQ 3 c\n"])
+        proxy.signal(number)
+        eventually(lambda: refused(proxy.port))
+        server.release()
+        assert read_to_end(client) == b"ACK 1 a\nACK 2 b\nACK 3 c\n"
+        assert proxy.wait() == 0
+
+
+def test_a_stop_refuses_new_clients_and_says_so_while_it_waits(tmp_path: Path) -> None:
+    with draining(tmp_path, "--drain-timeout", "600") as proxy:
+        assert refused(proxy.port)
+        assert proxy.get("/ready") == (503, {"ready": False, "reasons": ["draining"], "warnings": []})
+        assert proxy.get("/health") == (200, {"status": "OK!"})
+
+
+def test_idle_clients_do_not_delay_a_stop(tmp_path: Path) -> None:
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy,
+        connect(proxy.port) as silent,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 a\n")
+        assert read_lines(client, 1) == b"ACK 1 a\n"
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 2})
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert (silent.recv(1), client.recv(1)) == (b"", b"")
+
+
+def test_clients_that_wait_for_an_upstream_do_not_delay_a_stop(tmp_path: Path) -> None:
+    more = ("--drain-timeout", "600", "--connect-timeout", "600")
+    with fooproxy(tmp_path, *more) as proxy, connect(proxy.port) as client:
+        eventually(lambda: "cannot be connected" in proxy.log)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert client.recv(1) == b""
+
+
+def test_the_drain_timeout_cuts_a_stop_short(tmp_path: Path) -> None:
+    with draining(tmp_path, "--drain-timeout", "0.5") as proxy:
+        assert proxy.wait() == 0
+        assert "aborting 1 sessions" in proxy.log
+
+
+@stop_signals
+def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    with draining(tmp_path, "--drain-timeout", "600") as proxy:
+        proxy.signal(number)
+        assert proxy.wait() == 0
+
+
+def test_a_client_that_does_not_read_cannot_outlast_the_drain_timeout(tmp_path: Path) -> None:
+    stream = (b"REQ 1 " + 1000 * b"x" + b"\n") * 30_000
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, "--drain-timeout", "1", upstream=server.port) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(stream)
+        eventually(lambda: server.received == [stream])
+        replying = threading.Thread(target=release, args=(server,))
+        replying.start()
+        eventually(lambda: proxy.stats("msg_ack")["msg_ack"] > 0)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        replying.join()
+
+
+@pytest.mark.parametrize("command", [(*TWISTD, "-n"), TWIST], ids=["twistd", "twist"])
+def test_an_idle_proxy_ends_with_status_0(tmp_path: Path, command: Any) -> None:
+    with fooproxy(tmp_path, command=command) as proxy:
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+
+
+def test_a_stop_is_heeded_as_soon_as_the_ports_are_announced(tmp_path: Path) -> None:
+    command = [*TWISTD, "-n", "fooproxy", *options(tmp_path, None)]
+    with (
+        (tmp_path / "stdout").open("wb") as out,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT) as process,
+    ):
+        try:
+            assert process.stderr is not None
+            assert any(b"serving HTTP" in line for line in process.stderr)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def release(server: FooServer) -> None:
+    """Send what was held; the proxy may well abort this."""
+    with suppress(OSError):
+        server.release()
+
+
+@contextmanager
+def draining(folder: Path, *more: str) -> Iterator[Proxy]:
+    """Run a proxy that has been told to stop and waits for a reply that does not come."""
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(folder, *more, upstream=server.port) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 a\n")
+        settles(lambda: server.received, [b"REQ 1 a\n"])
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: refused(proxy.port))
+        yield proxy
+
+
+def refused(port: int) -> bool:
+    """Say whether a client that comes now is refused."""
+    try:
+        connect(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False

@@ -1,0 +1,146 @@
+"""How the real process starts, or refuses to: one clear line, an exit status, and nothing left behind."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fooproxy import __version__
+
+from .proxyprocess import TWIST, TWISTD, options, run
+
+ADDRESSES = ("listen", "forward", "http")
+TIMES = ("connect-timeout", "drain-timeout", "recovery-max-age")
+OPTIONS = (*ADDRESSES, *TIMES, "recovery-path")
+
+WRONG_OPTIONS = [
+    *[(f"--{option}", value, value) for option in ADDRESSES for value in ("70000", "nonsense")],
+    *[(f"--{option}", value, value) for option in TIMES for value in ("soon", "-1")],
+    ("--listen", "", "''"),
+    ("--listen", "[::zz]:8001", "[::zz]:8001"),
+    ("--listen", "systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
+    ("--listen", "ssl:8002:privateKey=none.pem", "none.pem"),
+    ("--forward", "0", "'0'"),
+    ("--forward", "tcp:no-port", "tcp:no-port"),
+    ("--drain-timeout", "inf", "inf"),
+    ("--connect-timeout", "0", "'0'"),
+    ("--recovery-path", "", "''"),
+]
+"""The option, a wrong value, and what the line must name."""
+
+
+def refuses(folder: Path, *arguments: str) -> str:
+    """Start the proxy with the arguments; give what it printed, having checked how it refused."""
+    pidfile = folder / "foo.pid"
+    end = run(folder, "-n", "--pidfile", str(pidfile), "fooproxy", *arguments)
+    assert end.returncode > 0
+    assert end.stdout == ""
+    assert "Traceback" not in end.stderr
+    assert not pidfile.exists()
+    return end.stderr
+
+
+@pytest.mark.parametrize(("option", "value", "named"), WRONG_OPTIONS)
+def test_a_wrong_value_is_refused_with_one_line(tmp_path: Path, option: str, value: str, named: str) -> None:
+    (line,) = refuses(tmp_path, option, value).splitlines()
+    assert line.startswith("fooproxy: ")
+    assert option in line and named in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["8002"], "8002"), (["--lisen", "8002"], "lisen"), (["--listen"], "listen")],
+    ids=["an argument", "an unknown option", "an option without its value"],
+)
+def test_a_wrong_command_line_is_refused_with_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
+    (line,) = refuses(tmp_path, *arguments).splitlines()
+    assert line.startswith("fooproxy: ") and named in line
+
+
+def critical(log: str) -> str:
+    (line,) = re.findall(r".*#(?:critical|error)\].*", log)
+    return str(line)
+
+
+@pytest.mark.parametrize("option", ["--listen", "--http"])
+def test_a_busy_port_is_refused_with_one_line(tmp_path: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        line = critical(refuses(tmp_path, *options(tmp_path, None), option, address))
+    assert option in line and address in line and "Address already in use" in line
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("192.0.2.1:0", "Cannot assign requested address"),
+        ("unix:/nowhere/at/all", "No such file or directory"),
+        ("tcp:70000", "0-65535"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_refused_with_one_line(tmp_path: Path, address: str, reason: str) -> None:
+    line = critical(refuses(tmp_path, *options(tmp_path, None), "--listen", address))
+    assert "--listen" in line and address in line and reason in line
+
+
+def test_a_directory_in_place_of_the_recovery_file_is_refused_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "recovery.json").mkdir()
+    line = critical(refuses(tmp_path, *options(tmp_path, None)))
+    assert "--recovery-path" in line and f"{tmp_path}/recovery.json" in line
+
+
+def test_a_recovery_path_below_a_file_is_refused_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = f"{tmp_path}/file/recovery.json"
+    line = critical(refuses(tmp_path, *options(tmp_path, None), "--recovery-path", path))
+    assert "--recovery-path" in line and path in line
+
+
+def test_a_recovery_path_where_nothing_can_be_written_is_refused_with_one_line(tmp_path: Path) -> None:
+    # Not even root can make folders there.
+    path = "/proc/self/recovery/recovery.json"
+    line = critical(refuses(tmp_path, *options(tmp_path, None), "--recovery-path", path))
+    assert "--recovery-path" in line and path in line
+
+
+def test_a_daemon_that_cannot_start_tells_its_caller_by_the_exit_status(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        arguments = ["--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy", *options(tmp_path, None)]
+        end = run(tmp_path, *arguments, "--listen", address)
+    assert end.returncode == 1
+    assert "Traceback" not in end.stdout + end.stderr
+    assert address in critical((tmp_path / "foo.log").read_text())
+    assert not (tmp_path / "foo.pid").exists()
+
+
+def test_a_refused_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:
+    listen = ("--listen", f"unix:{tmp_path}/foo.sock")
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        http = f"127.0.0.1:{busy.getsockname()[1]}"
+        refuses(tmp_path, *options(tmp_path, None), *listen, "--http", http)
+    line = critical(refuses(tmp_path, *options(tmp_path, None), *listen, "--recovery-path", "/proc/self/no/file"))
+    assert "--recovery-path" in line
+
+
+def test_help_tells_of_each_option(tmp_path: Path) -> None:
+    end = run(tmp_path, "fooproxy", "--help")
+    assert end.returncode == 0
+    for name in OPTIONS:
+        assert f"--{name}=" in end.stdout
+    assert end.stderr == ""
+
+
+@pytest.mark.parametrize("command", [TWISTD, TWIST], ids=["twistd", "twist"])
+def test_version_tells_the_version(tmp_path: Path, command: tuple[str, ...]) -> None:
+    end = run(tmp_path, "fooproxy", "--version", command=command)
+    assert (end.returncode, end.stdout, end.stderr) == (0, f"fooproxy {__version__}\n", "")
+
+
+def test_the_plugin_is_listed(tmp_path: Path) -> None:
+    end: subprocess.CompletedProcess[str] = run(tmp_path, "--help")
+    assert re.search(r"^ +fooproxy +A proxy for the Foo protocol", end.stdout, re.MULTILINE)
