@@ -51,7 +51,7 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
 
     def run(passes: int) -> float:
         total = Counts()
-        analyzer = Analyzer(total, [])
+        analyzer = Analyzer(total, [], requests=True)
         feed, catch_up = analyzer.feed, analyzer.catch_up
         start = perf_counter()
         for _ in range(passes):

@@ -84,7 +84,8 @@ class Stats:
 
     def analyzers(self) -> tuple[Analyzer, Analyzer]:
         """Make the analyzers of a session's client and upstream leg."""
-        return Analyzer(self._client, self._behind), Analyzer(self._upstream, self._behind)
+        client = Analyzer(self._client, self._behind, requests=True)
+        return client, Analyzer(self._upstream, self._behind, requests=False)
 
     def catch_up(self) -> None:
         """Have all that was fed counted; every figure below does so first."""

@@ -27,8 +27,8 @@ def as_dict(counts: Counts) -> dict[str, int]:
     return {name: getattr(counts, name) for name in ("bytes", "req", "ack", "nak", "invalid")}
 
 
-def fed(chunks: list[bytes]) -> Analyzer:
-    analyzer = Analyzer(Counts(), [])
+def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
+    analyzer = Analyzer(Counts(), [], requests)
     for chunk in chunks:
         analyzer.feed(chunk)
     return analyzer
@@ -68,16 +68,29 @@ LONG = st.builds(
 STREAMS = st.lists(WELL_FORMED | NEARLY | LONG | st.binary(max_size=8), max_size=30).map(b"".join)
 
 
-@given(STREAMS, st.lists(st.integers(0, 2**16), max_size=12))
-@example(b"REQ 1\r\r\n", [7])
-@example(b"REQ 1\nREQ\n", [])
-def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(stream: bytes, places: list[int]) -> None:
-    assert as_dict(fed(cut(stream, places)).counts) == reference(stream)
+# What is all requests or all replies but for, perhaps, one line.
+USUAL = st.builds(
+    lambda words, seq, odd, data: b"".join(b"%s %d%s\n" % (word, seq, data) for word in words) + odd,
+    st.lists(st.just(b"REQ"), max_size=9) | st.lists(st.sampled_from([b"ACK", b"NAK"]), max_size=9),
+    st.integers(0, 10**21),
+    st.sampled_from([b"", b"REQ 1\n", b"ACK 1\n", b"NAK 0 ERRDECODE\n", b"REQ\n", b"ACK \n", b"NAK", b"\n"]),
+    st.sampled_from([b"", b" ", b" x", b" " + b"y" * 300]),
+)
 
 
-@given(STREAMS)
-def test_byte_by_byte_counts_the_same_as_in_one_piece(stream: bytes) -> None:
-    assert as_dict(fed([bytes([byte]) for byte in stream]).counts) == reference(stream) == as_dict(fed([stream]).counts)
+@given(STREAMS | USUAL, st.lists(st.integers(0, 2**16), max_size=12), st.booleans())
+@example(b"REQ 1\r\r\n", [7], True)
+@example(b"REQ 1\nREQ\n", [], True)
+def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(
+    stream: bytes, places: list[int], requests: bool
+) -> None:
+    assert as_dict(fed(cut(stream, places), requests).counts) == reference(stream)
+
+
+@given(STREAMS, st.booleans())
+def test_byte_by_byte_counts_the_same_as_in_one_piece(stream: bytes, requests: bool) -> None:
+    bytewise, whole = fed([bytes([byte]) for byte in stream], requests), fed([stream], requests)
+    assert as_dict(bytewise.counts) == reference(stream) == as_dict(whole.counts)
 
 
 @given(st.lists(NEARLY, max_size=12).map(b"".join), st.lists(NEARLY, max_size=6).map(b"".join))
@@ -130,16 +143,30 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     assert not analyzer.mid_line
 
 
-def test_what_is_put_by_is_counted_when_a_chunk_is_large_or_somebody_asks() -> None:
+def test_chunks_are_put_by_until_there_are_enough_of_them_or_somebody_asks() -> None:
     behind: list[Analyzer] = []
     total = Counts()
-    analyzer = Analyzer(total, behind)
+    analyzer = Analyzer(total, behind, True)
     analyzer.feed(b"REQ 1\n")
-    assert (total.req, behind) == (0, [analyzer])
-    assert analyzer.counts.req == total.req == 1
-    analyzer.feed(b"REQ 1 " + b"x" * 100_000 + b"\n")
-    assert total.req == 2
-    assert analyzer._put_by == []
+    assert total.req == 1
+    analyzer.feed(b"REQ 2\n")
+    assert total.req == 1
+    assert behind[-1] is analyzer
+    assert analyzer.counts.req == total.req == 2
+    for _ in range(10_000):
+        analyzer.feed(b"REQ 3\n")
+        assert sum(map(len, analyzer._put_by)) <= 4096
+    assert total.req > 9000
+    assert analyzer.counts.req == 10_002
+
+
+def test_a_large_chunk_is_counted_at_once() -> None:
+    total = Counts()
+    analyzer = Analyzer(total, [], True)
+    for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
+        analyzer.feed(chunk)
+    assert total.req == 3
+    assert not analyzer._put_by
 
 
 @pytest.mark.parametrize("byte", [b"x", b" ", b"0", b"\r", b"R"])
@@ -153,7 +180,7 @@ def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> No
 def test_sessions_add_up_in_the_total() -> None:
     total = Counts()
     behind: list[Analyzer] = []
-    first, second = Analyzer(total, behind), Analyzer(total, behind)
+    first, second = Analyzer(total, behind, True), Analyzer(total, behind, False)
     first.feed(b"REQ 1\nREQ 2 x")
     second.feed(b"REQ 1\nACK 1\n\n")
     first.feed(b"y\nNAK 9\n")
