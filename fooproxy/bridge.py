@@ -32,11 +32,13 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import ClientFactory, Protocol, ServerFactory, connectionDone
 from zope.interface import implementer
 
+from fooproxy.deadlines import Deadlines
+
 if TYPE_CHECKING:
     import typing
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IAddress, IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IAddress, IReactorTime
     from twisted.python.failure import Failure
 
     class Observer(typing.Protocol):
@@ -154,20 +156,21 @@ class Session:
         self._closing = False
         self._draining = False
         self._connecting: Deferred[Any] | None = None
-        self._deadline: IDelayedCall | None = None
-        self._overdue: Callable[[], None] = self.abort
 
     def connected(self, leg: Leg) -> None:
         """Go on: from the client to the upstream, from there to relaying."""
         if leg is self.client:
             self._factory.sessions.add(self)
-            leg.transport.pauseProducing()
-            self._connecting = self._factory.connect(UpstreamFactory(self))
-            self._connecting.addErrback(self._connect_failed)
+            connecting = self._factory.connect(UpstreamFactory(self))
+            if self.upstream is None:
+                leg.transport.pauseProducing()
+                self._connecting = connecting
+                connecting.addErrback(self._connect_failed)
         elif self.client.lost or self._closing:
             leg.transport.abortConnection()
         else:
             self.upstream = leg
+            self._connecting = None
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.forward = leg.transport.write
@@ -198,17 +201,18 @@ class Session:
             else:
                 self.close()
         elif leg is not self.client:
-            if self._deadline is not None:
+            if self in self._factory.deadlines:
                 self._expect(FIN_TIMEOUT, self._upstream_is_silent)
         elif self._draining and self.observer.between_requests and not leg.paused:
             leg.pauseProducing()
 
     def lost(self, leg: Leg) -> None:
         """See to the leg that is left."""
-        if leg is self.client:
-            self.close()
-        elif not self._closing:
-            self._dismiss_client(FIN_TIMEOUT)
+        if not self._closing:
+            if leg is self.client:
+                self.close()
+            else:
+                self._dismiss_client(FIN_TIMEOUT)
         if self.client.lost and (self.upstream is None or self.upstream.lost):
             self._ended()
 
@@ -249,21 +253,13 @@ class Session:
     def _begin_to_close(self, timeout: float, then: Callable[[], None]) -> None:
         self._closing = True
         self.ending = False
-        if self._connecting is not None and self.upstream is None:
+        if self._connecting is not None:
             self._connecting.cancel()
         self._expect(timeout, then)
 
     def _expect(self, timeout: float, then: Callable[[], None]) -> None:
         """Wait for whatever is due for `timeout` seconds from now on, and do `then` if it has not come."""
-        self._overdue = then
-        if self._deadline is None:
-            self._deadline = self._factory.clock.callLater(timeout, self._give_up)
-        else:
-            self._deadline.reset(timeout)
-
-    def _give_up(self) -> None:
-        self._deadline = None
-        self._overdue()
+        self._factory.deadlines.set(self, timeout, then)
 
     def _upstream_is_silent(self) -> None:
         if self.upstream is not None and self.upstream.paused:
@@ -273,11 +269,14 @@ class Session:
             self.close()
 
     def _ended(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
+        self._factory.deadlines.clear(self)
         self._factory.sessions.discard(self)
         self.observer.ended()
         self._factory.session_ended()
+        # Nothing is left to the garbage collector, whose runs would hold everybody up.
+        del self.client.session
+        if self.upstream is not None:
+            del self.upstream.session
 
     def _other(self, leg: Leg) -> Leg | None:
         return self.upstream if leg is self.client else self.client
@@ -313,7 +312,7 @@ class BridgeFactory(ServerFactory):
     ) -> None:
         self.connect = connect
         self.observe = observe
-        self.clock = clock
+        self.deadlines: Deadlines[Session] = Deadlines(clock)
         self.sessions: set[Session] = set()
         self._drained: list[Deferred[None]] = []
 

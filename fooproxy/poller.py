@@ -7,13 +7,16 @@ for a whole batch of events, or for several.  To transports it stands for the re
 from __future__ import annotations
 
 import select
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _IN, _OUT = 1, 4
 """EPOLLIN and EPOLLOUT, by number so that this module loads where there is no epoll."""
@@ -47,6 +50,7 @@ class Poller:
         self.callLater = reactor.callLater
         self.patience = patience
         self._reactor = reactor
+        self._soon: list[Callable[[], None]] = []
         self._epoll: Any = None
         self._polled: dict[int, Any] = {}
         self._events: dict[int, int] = {}
@@ -66,6 +70,23 @@ class Poller:
     def removeWriter(self, writer: Any) -> None:
         """Call `writer.doWrite` no more."""
         self._change(writer, 0, _OUT)
+
+    def forget(self, selectable: Any) -> None:
+        """Call `selectable` no more: it is about to close, which takes it from the epoll too."""
+        fd = selectable.fileno()
+        if self._events.pop(fd, 0):
+            del self._polled[fd]
+
+    def soon(self, do: Callable[[], None]) -> None:
+        """Call `do` when all that is going on has returned."""
+        if not self._soon:
+            self.callLater(0, self._do_now)
+        self._soon.append(do)
+
+    def _do_now(self) -> None:
+        due, self._soon = self._soon, []
+        for do in due:
+            do()
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
@@ -127,9 +148,9 @@ class Poller:
         return why
 
     def _disconnect(self, selectable: Any, why: Exception) -> None:
-        self.removeReader(selectable)
         if isinstance(why, ConnectionDone) and not selectable.disconnecting:
             selectable.readConnectionLost(_DONE)
+            self.removeReader(selectable)
         else:
             selectable.connectionLost(_DONE if isinstance(why, ConnectionDone) else _LOST)
 

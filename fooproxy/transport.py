@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, execute, fail, succeed
-from twisted.internet.error import ConnectionLost, getConnectError
+from twisted.internet.error import ConnectionDone, ConnectionLost, getConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -34,11 +34,15 @@ if TYPE_CHECKING:
 _LARGEST_READ = 1 << 18
 _SMALLEST_READ = 1 << 11
 
+_DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
 class Transport(tcp.Connection):
     """A connected TCP socket."""
+
+    # Closing is enough: nobody else has the socket.
+    _shouldShutdown = False
 
     def __init__(self, skt: socket.socket, protocol: IProtocol, poller: Poller) -> None:
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
@@ -126,9 +130,18 @@ class Transport(tcp.Connection):
             super().loseWriteConnection()
 
     def loseConnection(self) -> None:
-        """Close when all is written."""
+        """Close when all is written; if it is, without waiting for the socket to say that it can be written to."""
+        if self._clear and self.producer is None and self.connected and not self.disconnecting:
+            self.connected, self.disconnecting = 0, 1
+            self.reactor.forget(self)  # type: ignore[attr-defined]
+            self.reactor.soon(self._closed)  # type: ignore[attr-defined]
+        else:
+            super().loseConnection()
         self._clear = False
-        super().loseConnection()
+
+    def _closed(self) -> None:
+        if not self.disconnected:
+            self.connectionLost(_DONE)
 
     def abortConnection(self) -> None:
         """Close at once, with a reset."""

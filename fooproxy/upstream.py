@@ -14,8 +14,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fooproxy.deadlines import Deadlines
+
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime, IStreamClientEndpoint
+    from twisted.internet.interfaces import IProtocolFactory, IReactorTime, IStreamClientEndpoint
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
@@ -34,8 +36,7 @@ class Upstream:
         self._name = name
         self._clock = clock
         self._timeout = timeout
-        self._deadlines: dict[Deferred[Any], float] = {}
-        self._sweep: IDelayedCall | None = None
+        self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
         self._failed_at = float("-inf")
         self.error: str | None = None
         """Why it could not be connected last time; `None` after a success, and before the first attempt."""
@@ -54,30 +55,17 @@ class Upstream:
             self._succeeded()
             return first
         connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory, first))
-        self._deadlines[connecting] = self._clock.seconds() + self._timeout
+        self._deadlines.set(connecting, self._timeout, connecting.cancel)
         connecting.addBoth(self._settled, connecting)
-        if self._sweep is None:
-            self._sweep = self._clock.callLater(self._timeout, self._end_overdue)
         return connecting
 
     def _settled(self, result: Any, connecting: Deferred[Any]) -> Any:
-        if self._deadlines.pop(connecting, None) is None:
+        if connecting not in self._deadlines:
             if self.error is None:
                 self._failed(f"no answer within {self._timeout:g} s")
             return Failure(error.TimeoutError(self.error))
+        self._deadlines.clear(connecting)
         return result
-
-    def _end_overdue(self) -> None:
-        """Cancel what has taken too long.  All have the same time, so they stand in the order of their deadlines."""
-        self._sweep = None
-        while self._deadlines:
-            connecting, deadline = next(iter(self._deadlines.items()))
-            left = deadline - self._clock.seconds()
-            if left > 0:
-                self._sweep = self._clock.callLater(left, self._end_overdue)
-                return
-            del self._deadlines[connecting]
-            connecting.cancel()
 
     async def _attempts(self, factory: IProtocolFactory, attempt: Deferred[Any]) -> Any:
         pause = _FIRST_PAUSE

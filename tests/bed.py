@@ -17,7 +17,7 @@ from twisted.internet.task import Clock, deferLater
 from zope.interface import implementer
 
 from fooproxy.addresses import client_endpoint, server_endpoint
-from fooproxy.bridge import BridgeFactory, Session
+from fooproxy.bridge import SEND_TIMEOUT, BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.poller import Poller
 from fooproxy.stats import SessionStats, Stats
@@ -117,6 +117,7 @@ class Bed:
                 peer.reset()
         self.bridge.abort()
         await until(lambda: not self.bridge.sessions)
+        self.clock.advance(SEND_TIMEOUT)
         assert not self.clock.getDelayedCalls()
         await until(lambda: all(peer.lost or not peer.connected_ for peer in self.clients.built + self.upstreams.built))
 

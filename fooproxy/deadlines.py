@@ -1,0 +1,58 @@
+"""Deadlines for many things with one timer: most are taken back long before they are due.
+
+A timer of the reactor costs as much as relaying a message; here a deadline is an entry in a dictionary.
+The bridge and the upstream keep theirs so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    Key = TypeVar("Key", bound=Hashable)
+else:
+    Key = TypeVar("Key")
+
+GRAIN = 0.1
+"""Seconds between two sweeps at least, and so how late a deadline may be noticed."""
+
+
+class Deadlines(Generic[Key]):
+    """What is to be done at what time on `clock`, one deadline a key."""
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._due: dict[Key, tuple[float, Callable[[], object]]] = {}
+        self._timer: IDelayedCall | None = None
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._due
+
+    def set(self, key: Key, seconds: float, do: Callable[[], object]) -> None:
+        """Do `do` in `seconds` from now, instead of what was due for `key` before."""
+        due = self._clock.seconds() + seconds
+        self._due[key] = (due, do)
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._sweep)
+        elif self._timer.getTime() > due:
+            self._timer.reset(seconds)
+
+    def clear(self, key: Key) -> None:
+        """Do nothing for `key` any more."""
+        self._due.pop(key, None)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        for key in [key for key, (due, _) in self._due.items() if due <= now]:
+            # What is done for one key may clear another.
+            _, do = self._due.pop(key, (0.0, None))
+            if do is not None:
+                do()
+        if self._due and self._timer is None:
+            first = min(due for due, _ in self._due.values())
+            self._timer = self._clock.callLater(max(first - now, GRAIN), self._sweep)
