@@ -44,6 +44,9 @@ _DECIDED = frozenset({b"REQ 0 ", b"ACK 0 ", b"NAK 0 ", _HOPELESS})
 _ENOUGH = 2048
 """Bytes, roughly, that are put by before they are counted."""
 
+_MOST = 64
+"""Chunks that are put by at most, whatever they hold."""
+
 _LONG = 256
 """Bytes of a first line from which on it pays to find each newline, and to look at the heads alone."""
 
@@ -138,7 +141,7 @@ class Analyzer:
         if put_by:
             chunk = b"".join(put_by) if len(put_by) > 1 else put_by[0]
             # As many chunks like these as are enough; at first one alone, until it is seen what they are like.
-            self._most = _ENOUGH * len(put_by) // (len(chunk) + 1) + 1
+            self._most = min(_ENOUGH * len(put_by) // (len(chunk) + 1) + 1, _MOST)
             put_by.clear()
             self._analyze(chunk)
 
@@ -158,8 +161,9 @@ class Analyzer:
 
     def _count(self, head: bytes, chunk: bytes, end: int) -> tuple[int, int, int, int]:
         """Give how many REQ, ACK, NAK and invalid lines there are in `head` and `chunk` up to its last newline."""
-        long = chunk.find(b"\n", 0, _LONG) < 0
-        lines = _heads(head, chunk, end) if long else b"".join((b"\n", head, memoryview(chunk)[:end]))
+        lines = _heads(head, chunk, end) if chunk.find(b"\n", 0, _LONG) < 0 else None
+        if lines is None:
+            lines = b"".join((b"\n", head, memoryview(chunk)[:end]))
         ended = lines.count(b"\n") - 1
         slip = (_NO_REQUEST if self._requests else _NO_REPLY).search(lines)
         # The last newline has nothing after it, and so is the one that must be found.
@@ -173,14 +177,19 @@ class Analyzer:
         return req, ack, nak, ended - req - ack - nak
 
 
-def _heads(head: bytes, chunk: bytes, end: int) -> bytes:
-    r"""Give a ``\n`` and the lines of `head` and `chunk` up to `end`, each cut to its head and ended by a ``\n``."""
+def _heads(head: bytes, chunk: bytes, end: int) -> bytes | None:
+    r"""Give a ``\n`` and the lines of `head` and `chunk` up to `end`, each cut to its head and ended by a ``\n``.
+
+    `None` when the lines are not long after all, so that they are better looked at all at once.
+    """
     find = chunk.find
     here = find(b"\n")
     heads = [b"\n", (head + chunk[: min(here, _HEAD_SIZE)])[:_HEAD_SIZE]]
-    while here < end - 1:
+    for _ in range(end // _LONG + 1):
+        if here == end - 1:
+            heads.append(b"\n")
+            return b"".join(heads)
         following = find(b"\n", here + 1)
         heads.append(chunk[here : min(following, here + _HEAD_SIZE)])
         here = following
-    heads.append(b"\n")
-    return b"".join(heads)
+    return None

@@ -23,16 +23,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IHalfCloseableProtocol,
-    IPushProducer,
-    ISSLTransport,
-    ITCPTransport,
-)
-from twisted.internet.protocol import ClientFactory, Protocol, ServerFactory, connectionDone
-from zope.interface import implementer
+from twisted.internet.protocol import ClientFactory, ServerFactory
 
 from fooproxy.deadlines import Deadlines
+from fooproxy.leg import Leg
 
 if TYPE_CHECKING:
     import typing
@@ -67,80 +61,6 @@ LINGER_TIMEOUT = 1.0
 
 SEND_TIMEOUT = 60.0
 """Seconds that a peer may take to read what is left for it."""
-
-
-def _drop(data: bytes) -> None:
-    """Stand in for the transport of a leg that is gone."""
-
-
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class Leg(Protocol):
-    """One leg of a session: hands each chunk on and tells the session of everything else."""
-
-    transport: Any
-    forward: Callable[[bytes], None] = staticmethod(_drop)
-    paused = False
-    finished = False
-    """Whether the peer has sent its FIN, or is gone."""
-    lost = False
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-
-    def connectionMade(self) -> None:
-        """Send small messages at once and notice peers that vanished."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-            self.transport.setTcpKeepAlive(True)
-        self.session.connected(self)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Hand a chunk on."""
-        self.forward(data)
-        if self.session.ending:
-            self.session.proceed(self)
-
-    def readConnectionLost(self) -> None:
-        """Take the peer's FIN."""
-        self.finished = True
-        self.session.finished(self)
-
-    def writeConnectionLost(self) -> None:
-        """Take notice that our own FIN is out; there is nothing to do."""
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Take the end of the connection, whoever caused it."""
-        self.lost = self.finished = True
-        self.forward = _drop
-        self.session.lost(self)
-
-    def pauseProducing(self) -> None:
-        """Read no more: the other leg cannot write."""
-        self.paused = True
-        self.transport.pauseProducing()
-
-    def resumeProducing(self) -> None:
-        """Read on."""
-        self.paused = False
-        self.transport.resumeProducing()
-        if self.session.ending:
-            self.session.proceed(self)
-
-    def stopProducing(self) -> None:
-        """Do nothing: the other leg is lost, and its own `connectionLost` tells the session so."""
-
-    def half_close(self) -> None:
-        """Send a FIN after what is written so far, if the transport has one of its own (TLS has not)."""
-        self.transport.unregisterProducer()
-        if not ISSLTransport.providedBy(self.transport):
-            self.transport.loseWriteConnection()
-
-    def close(self) -> None:
-        """Close after what is written so far."""
-        self.forward = _drop
-        # A paused producer that is still registered would keep Twisted from ever closing.
-        self.transport.unregisterProducer()
-        self.transport.loseConnection()
 
 
 class Session:
@@ -216,12 +136,26 @@ class Session:
         if self.client.lost and (self.upstream is None or self.upstream.lost):
             self._ended()
 
+    def unheard(self, leg: Leg) -> None:
+        """See that `leg` need not send any more: the other one takes nothing, though it may not be lost yet."""
+        if self._closing:
+            return
+        if leg is self.client:
+            # What the upstream sent before it went is still to be read.
+            leg.ignore()
+            self.ending = True
+            self._expect(SEND_TIMEOUT, self.close)
+            leg.resumeProducing()
+        else:
+            self.close()
+
     def drain(self) -> None:
         """Close as soon as nothing is under way; a session still connecting has nothing under way."""
-        self._draining = self.ending = True
+        self._draining = True
         if self.upstream is None:
             self.close()
         elif not self._closing:
+            self.ending = True
             self.proceed(self.client)
 
     def close(self) -> None:
@@ -240,13 +174,13 @@ class Session:
 
     def _dismiss_client(self, timeout: float) -> None:
         """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds."""
-        if self.client.finished or ISSLTransport.providedBy(self.client.transport):
+        if self.client.finished or not self.client.can_half_close:
             self.close()
             return
         self._begin_to_close(timeout, self.close)
         if self.upstream is not None and not self.upstream.lost:
             self.upstream.close()
-        self.client.forward = _drop
+        self.client.ignore()
         self.client.half_close()
         self.client.resumeProducing()
 
@@ -269,6 +203,9 @@ class Session:
             self.close()
 
     def _ended(self) -> None:
+        if self not in self._factory.sessions:
+            # Closing one leg may lose it at once, and both that and what led to it come here.
+            return
         self._factory.deadlines.clear(self)
         self._factory.sessions.discard(self)
         self.observer.ended()

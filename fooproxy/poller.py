@@ -7,6 +7,7 @@ for a whole batch of events, or for several.  To transports it stands for the re
 from __future__ import annotations
 
 import select
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 _IN, _OUT = 1, 4
 """EPOLLIN and EPOLLOUT, by number so that this module loads where there is no epoll."""
 
-_BATCH = 256
+_BATCH = 64
 """Events taken from the kernel at once."""
 
 _ROUNDS = 8
-"""Batches served before the reactor gets its turn, for timers, signals and the web side."""
+_BUDGET = 0.01
+"""Batches served, and seconds taken, before the reactor gets its turn: for timers, signals and the web side."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
@@ -86,7 +88,10 @@ class Poller:
     def _do_now(self) -> None:
         due, self._soon = self._soon, []
         for do in due:
-            do()
+            try:
+                do()
+            except Exception:
+                self.log.failure("a protocol failed as it was told of the end of its connection")
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
@@ -118,7 +123,7 @@ class Poller:
     def doRead(self) -> None:
         """Serve what is ready, and what gets ready meanwhile, but not for ever."""
         poll, polled = self._epoll.poll, self._polled
-        patience = 0.0
+        patience, end = 0.0, monotonic() + _BUDGET
         for _ in range(_ROUNDS):
             events = poll(patience, _BATCH)
             if not events:
@@ -130,13 +135,21 @@ class Poller:
                 if selectable is not None:
                     try:
                         why = selectable.doRead() if event == _IN else self._serve(selectable, fd, event)
-                    except Exception:
-                        self.log.failure("closing a connection whose protocol failed")
-                        selectable.connectionLost(Failure())
-                    else:
                         if why is not None:
                             self._disconnect(selectable, why)
+                    except Exception:
+                        self._failed(selectable)
+            if monotonic() > end:
+                return
             patience = self.patience
+
+    def _failed(self, selectable: Any) -> None:
+        """Close a connection whose protocol raised; nothing that one does may hurt the others."""
+        self.log.failure("closing a connection whose protocol failed")
+        try:
+            selectable.connectionLost(Failure())
+        except Exception:
+            self.log.failure("its protocol failed once more as it was told of the end")
 
     def _serve(self, served: Any, fd: int, event: int) -> Any:
         """Serve an event other than plain input; errors and hang-ups are told by the calls that meet them."""

@@ -41,6 +41,7 @@ class NamedEndpoint:
         self._address = ""
         self._endpoint: IStreamClientEndpoint | None = None
         self._asked_at = 0.0
+        self._waiting: list[Deferred[list[str]]] = []
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with `DNSLookupError`, or with what the name's last address said."""
@@ -54,7 +55,8 @@ class NamedEndpoint:
         return endpoint.connect(factory).addErrback(self._forget)
 
     def _forget(self, failure: Failure) -> Failure:
-        self._endpoint = None
+        if not failure.check(CancelledError, ConnectingCancelledError):
+            self._endpoint = None
         return failure
 
     async def _connect_anew(self, factory: IProtocolFactory) -> IProtocol:
@@ -78,18 +80,29 @@ class NamedEndpoint:
             self._endpoint = None
 
     def _look_up(self) -> Deferred[list[str]]:
-        answer = _Answer()
-        self._reactor.nameResolver.resolveHostName(answer, self._host, 0, [IPv4Address, IPv6Address])
-        return answer.complete
+        """Give the name's addresses; all who ask at one time wait for one answer."""
+        waiting: Deferred[list[str]] = Deferred()
+        self._waiting.append(waiting)
+        if len(self._waiting) == 1:
+            answer = _Answer(self._answered)
+            self._reactor.nameResolver.resolveHostName(answer, self._host, 0, [IPv4Address, IPv6Address])
+        return waiting
+
+    def _answered(self, hosts: list[str]) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            # Who has given up meanwhile was told so already.
+            if not one.called:
+                one.callback(hosts)
 
 
 @implementer(IResolutionReceiver)
 class _Answer:
-    """Collects the addresses of a name."""
+    """Collects the addresses of a name, for `done`."""
 
-    def __init__(self) -> None:
+    def __init__(self, done: Callable[[list[str]], None]) -> None:
         self._hosts: list[str] = []
-        self.complete: Deferred[list[str]] = Deferred()
+        self._done = done
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
         """Take notice of nothing."""
@@ -100,6 +113,5 @@ class _Answer:
             self._hosts.append(address.host)
 
     def resolutionComplete(self) -> None:
-        """Take the end of the answer; nobody may be waiting for it any more."""
-        if not self.complete.called:
-            self.complete.callback(self._hosts)
+        """Take the end of the answer."""
+        self._done(self._hosts)

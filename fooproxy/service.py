@@ -9,10 +9,8 @@ instead of with status 0, and a second one would go unheard.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -33,12 +31,14 @@ from twisted.logger import (
 )
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
 
 from fooproxy.addresses import client_endpoint, host_port, server_endpoint
-from fooproxy.bridge import BridgeFactory, Leg
+from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available
+from fooproxy.process import print_line, spare_the_collector
 from fooproxy.recovery import Recovery, Saver
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timetable import INTERVAL
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
     from twisted.internet.protocol import ClientFactory
+
+    from fooproxy.leg import Leg
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -90,6 +92,8 @@ class ProxyService(Service):
         self.health = Health(self._upstream)
         self._sampling = LoopingCall(self.stats.times.sample)
         self._saving = LoopingCall(self._save)
+        # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
+        self._saving_thread = ThreadPool(0, 1, "saving")
         self._sampling.clock = self._saving.clock = reactor
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
@@ -127,8 +131,9 @@ class ProxyService(Service):
                 f"cannot keep statistics in {self._saver.path}: {error.strerror}; "
                 "name a file that can be written with --recovery-path"
             )
-        _spare_the_collector()
+        spare_the_collector()
         self._sampling.start(INTERVAL, now=False)
+        self._saving_thread.start()
         self._saving.start(SAVE_INTERVAL, now=False)
         self._answer(signal.SIGUSR2, self._report)
         # With a log file, twistd has given SIGUSR1 to the log's rotation.
@@ -164,6 +169,7 @@ class ProxyService(Service):
         self._saving.stop()
         await saved
         await self._save()
+        self._saving_thread.stop()
         await _closed(self._http_port)
 
     def _cut_short(self) -> None:
@@ -208,8 +214,7 @@ class ProxyService(Service):
 
     def _save(self) -> Deferred[None]:
         state = self._recovery.state()
-        pool = self._reactor.getThreadPool()
-        saving: Deferred[None] = deferToThreadPool(self._reactor, pool, self._saver.write, state)
+        saving: Deferred[None] = deferToThreadPool(self._reactor, self._saving_thread, self._saver.write, state)
         return saving.addCallbacks(self._saved, self._not_saved)
 
     def _saved(self, result: None) -> None:
@@ -230,10 +235,11 @@ class ProxyService(Service):
     def _report(self) -> None:
         """Print the report as one line."""
         line = json.dumps(self.stats.report())
-        if not _print(line) or self._daemonized:
+        if not print_line(line) or self._daemonized:
             self.log.info("{report}", report=line)
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
+        # A handler interrupts anything; all it may do is ask for a turn.
         signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
 
     @property
@@ -244,16 +250,6 @@ class ProxyService(Service):
     @property
     def _daemonized(self) -> bool:
         return not self._twistd.get("nodaemon", True)
-
-
-def _spare_the_collector() -> None:
-    """Keep garbage collections from holding the relay up.
-
-    What is there at the start stays, and need not be looked at again; what a session leaves needs no collector.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
 
 
 def _observer(leg: Leg) -> SessionStats:
@@ -281,22 +277,3 @@ async def _closed(port: IListeningPort | None) -> None:
         closing = port.stopListening()
         if closing is not None:
             await closing
-
-
-def _print(line: str) -> bool:
-    """Write `line` to the real standard output; `print` would be turned into a log line by twistd.
-
-    `False` when nobody takes it: a reader that has stopped reading must not stop the relay.
-    """
-    if sys.__stdout__ is None:
-        # It was closed from the start, and its number belongs to something else by now.
-        return False
-    try:
-        waiting = select.poll()
-        waiting.register(1, select.POLLOUT)
-        if not waiting.poll(0):
-            return False
-        os.write(1, line.encode() + b"\n")
-    except OSError:
-        return False
-    return True

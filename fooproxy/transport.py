@@ -27,11 +27,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
 
     from fooproxy.poller import Poller
 
-_LARGEST_READ = 1 << 18
+_LARGEST_READ = 1 << 16
 _SMALLEST_READ = 1 << 11
 
 _DONE = Failure(ConnectionDone())
@@ -62,16 +64,25 @@ class Transport(tcp.Connection):
         if self._clear:
             try:
                 sent = self._send(data)
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                    self._break()
+                    return
                 sent = 0
-            except OSError:
-                self._break()
-                return
             if sent == len(data):
                 return
             self._clear = False
-            data = data[sent:]
+            data = bytes(data[sent:])
         super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Send all of `iovec`, at once if possible."""
+        self.write(b"".join(iovec))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Take `producer`; one that is pulled is asked for more only when a write had to wait."""
+        self._clear = self._clear and streaming
+        super().registerProducer(producer, streaming)
 
     def doRead(self) -> Any:
         """Read once, and let the protocol have it."""
@@ -98,7 +109,9 @@ class Transport(tcp.Connection):
             self._break()
             return None
         if not (self.dataBuffer or self._tempDataBuffer):
-            self._clear = bool(self.connected) and not (self.disconnecting or self._writeDisconnecting or self._broken)
+            ending = self.disconnecting or self._writeDisconnecting or self._broken
+            pulling = self.producer is not None and not self.streamingProducer
+            self._clear = bool(self.connected) and not ending and not pulling
         return why
 
     def _break(self) -> None:
@@ -107,7 +120,10 @@ class Transport(tcp.Connection):
         self._broken = self._writeDisconnected = True
         self.dataBuffer, self.offset, self._tempDataBuffer, self._tempDataLen = b"", 0, [], 0
         self.stopWriting()
-        if self._read_all or self.disconnecting:
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        if (self._read_all or self.disconnecting) and not self.disconnected:
             self.reactor.callLater(0, self.connectionLost, _LOST)  # type: ignore[attr-defined]
 
     def readConnectionLost(self, reason: Failure) -> None:

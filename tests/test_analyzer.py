@@ -81,6 +81,8 @@ USUAL = st.builds(
 @given(STREAMS | USUAL, st.lists(st.integers(0, 2**16), max_size=12), st.booleans())
 @example(b"REQ 1\r\r\n", [7], True)
 @example(b"REQ 1\nREQ\n", [], True)
+@example(b"REQ 1 " + b"x" * 300 + b"\n" * 5000, [], True)
+@example(b"REQ 1 " + b"x" * 300 + b"\nREQ 2\n" * 100, [], True)
 def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(
     stream: bytes, places: list[int], requests: bool
 ) -> None:
@@ -158,6 +160,13 @@ def test_chunks_are_put_by_until_there_are_enough_of_them_or_somebody_asks() -> 
         assert sum(map(len, analyzer._put_by)) <= 4096
     assert total.req > 9000
     assert analyzer.counts.req == 10_002
+
+
+def test_few_chunks_are_put_by_whatever_came_before() -> None:
+    analyzer = Analyzer(Counts(), [], True)
+    for chunk in (b"R", *[b"x" * 2048] * 2000):
+        analyzer.feed(chunk)
+        assert len(analyzer._put_by) <= 64
 
 
 def test_a_large_chunk_is_counted_at_once() -> None:

@@ -11,7 +11,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
-from fooproxy.bridge import FIN_TIMEOUT, LINGER_TIMEOUT, SEND_TIMEOUT, Leg, Session
+from fooproxy.bridge import FIN_TIMEOUT, LINGER_TIMEOUT, SEND_TIMEOUT, Session
+from fooproxy.leg import Leg
 
 from .bed import Bed, Peer, until
 
@@ -241,6 +242,29 @@ async def test_both_ends_may_go_at_the_same_time(bed: Bed) -> None:
         await until(lambda: not bed.bridge.sessions)
 
 
+@ensure
+@pytest.mark.parametrize("last", ["upstream resets", "upstream closes", "replies only"])
+async def test_a_client_that_leaves_its_replies_behind_ends_its_session_alone(bed: Bed, last: str) -> None:
+    bystander, other = await bed.pair()
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\nREQ 2\nREQ 3\n")
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    client.reset()
+    upstream.transport.write(b"ACK 1\n")
+    upstream.transport.write(b"ACK 2\n")
+    if last == "upstream resets":
+        upstream.reset()
+    elif last == "upstream closes":
+        upstream.transport.loseConnection()
+    else:
+        upstream.transport.write(b"ACK 3\n")
+    await until(lambda: len(bed.bridge.sessions) == 1)
+    bystander.transport.write(b"REQ 1\n")
+    await until(lambda: other.received)
+    await bed.pair()
+
+
 # Backpressure
 
 
@@ -272,6 +296,26 @@ async def test_a_peer_that_does_not_read_stops_the_reading_of_the_other(bed: Bed
     await until(lambda: len(reader.received) >= len(sent))
     assert reader.received == sent
     assert not source.paused
+
+
+@ensure
+@pytest.mark.parametrize("gone", ["client", "upstream"])
+async def test_a_reset_ends_a_session_in_which_nobody_reads(bed: Bed, gone: str) -> None:
+    client, upstream = await bed.pair()
+    session = bed.session()
+    assert session.upstream is not None
+    for peer in (client, upstream):
+        peer.shrink_buffers()
+        peer.transport.pauseProducing()
+    await flood(upstream, session.upstream)
+    await flood(client, session.client)
+    (client if gone == "client" else upstream).reset()
+    left = upstream if gone == "client" else client
+    left.transport.resumeProducing()
+    await until(lambda: left.fin or left.lost)
+    left.transport.loseConnection()
+    bed.clock.advance(FIN_TIMEOUT)
+    await until(lambda: not bed.bridge.sessions)
 
 
 @ensure

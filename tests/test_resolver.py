@@ -103,3 +103,28 @@ def test_an_answer_that_has_not_changed_is_kept() -> None:
 @pytest.mark.parametrize(("addresses", "error"), [([], DNSLookupError), (["192.0.2.1"], ConnectionRefusedError)])
 def test_no_address_to_connect_to_is_an_error(addresses: list[str], error: type[Exception]) -> None:
     assert World(*addresses).connect().check(error)
+
+
+def test_all_who_ask_at_one_time_wait_for_one_answer() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    receivers: list[Any] = []
+    world.names.resolveHostName = lambda receiver, *_: receivers.append(receiver)  # type: ignore[method-assign]
+    first, second, third = (world.endpoint.connect(Factory()) for _ in range(3))
+    first.addErrback(lambda _: None)
+    first.cancel()
+    (receiver,) = receivers
+    receiver.addressResolved(IPv4Address("TCP", "192.0.2.1", 0))
+    receiver.resolutionComplete()
+    assert (second.result, third.result) == ("192.0.2.1", "192.0.2.1")
+
+
+def test_a_cancelled_connection_says_nothing_against_the_address() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.hanging = "192.0.2.1"
+    connecting = world.endpoint.connect(Factory())
+    connecting.addErrback(lambda _: None)
+    connecting.cancel()
+    world.hanging = ""
+    assert world.connect() == "192.0.2.1"
+    assert world.names.questions == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from twisted.internet import error
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
+from twisted.protocols.basic import FileSender
 
 from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.poller import Poller
@@ -134,6 +136,26 @@ async def test_what_the_kernel_does_not_take_follows_in_order(wire: Wire) -> Non
     assert await read_all(skt) == BIG + b"and more!?"
     await until(lambda: end.lost)
     assert end.reason.check(error.ConnectionDone)
+
+
+@ensure
+async def test_sequences_and_single_writes_keep_their_order(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.writeSequence([b"a", b"b"])
+    end.transport.write(b"c")
+    end.transport.writeSequence([b"d"])
+    end.transport.loseConnection()
+    assert await read_all(skt) == b"abcd"
+
+
+@ensure
+async def test_a_producer_may_be_pulled(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    file = BytesIO(BIG)
+    sender = FileSender()
+    sending = sender.beginFileTransfer(file, end.transport)
+    sending.addCallback(lambda _: end.transport.loseConnection())
+    assert await read_all(skt) == BIG
 
 
 @ensure
@@ -280,6 +302,26 @@ async def test_a_protocol_that_fails_loses_its_connection_and_no_other(wire: Wir
     assert said
     other_skt.sendall(b"y")
     await until(lambda: other.received == b"y")
+
+
+@ensure
+async def test_a_protocol_that_fails_at_its_end_hurts_no_other(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    other, other_skt = await wire.connect()
+    ends: list[str] = []
+
+    def fail(reason: Any = None) -> None:
+        end.lost = True
+        ends.append("told")
+        raise RuntimeError("a defect")
+
+    end.connectionLost = fail  # type: ignore[method-assign]
+    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    skt.close()
+    await until(lambda: ends)
+    other_skt.sendall(b"y")
+    await until(lambda: other.received == b"y")
+    await wire.connect()
 
 
 @ensure

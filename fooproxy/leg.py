@@ -1,0 +1,109 @@
+"""A leg: the protocol of one of a session's two connections.
+
+It hands each chunk on and tells the session of everything else; what is to become of the other leg is the session's
+business.  It knows nothing of messages.  The bridge makes two of them for each session.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ISSLTransport,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Protocol, connectionDone
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.python.failure import Failure
+
+    from fooproxy.bridge import Session
+
+
+def _drop(data: bytes) -> None:
+    """Stand in for the transport of a leg that is gone."""
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Leg(Protocol):
+    """One leg of a session: hands each chunk on and tells the session of everything else."""
+
+    transport: Any
+    forward: Callable[[bytes], None] = staticmethod(_drop)
+    paused = False
+    finished = False
+    """Whether the peer has sent its FIN, or is gone."""
+    lost = False
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def connectionMade(self) -> None:
+        """Send small messages at once and notice peers that vanished."""
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+        self.session.connected(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Hand a chunk on."""
+        self.forward(data)
+        if self.session.ending:
+            self.session.proceed(self)
+
+    def readConnectionLost(self) -> None:
+        """Take the peer's FIN."""
+        self.finished = True
+        self.session.finished(self)
+
+    def writeConnectionLost(self) -> None:
+        """Take notice that our own FIN is out; there is nothing to do."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Take the end of the connection, whoever caused it."""
+        self.lost = self.finished = True
+        self.forward = _drop
+        self.session.lost(self)
+
+    def pauseProducing(self) -> None:
+        """Read no more: the other leg cannot write."""
+        self.paused = True
+        self.transport.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """Read on."""
+        self.paused = False
+        self.transport.resumeProducing()
+        if self.session.ending:
+            self.session.proceed(self)
+
+    def stopProducing(self) -> None:
+        """Take notice that the other leg takes nothing more."""
+        self.session.unheard(self)
+
+    @property
+    def can_half_close(self) -> bool:
+        """Whether the transport has a FIN of its own; TLS has not."""
+        return not ISSLTransport.providedBy(self.transport)
+
+    def half_close(self) -> None:
+        """Send a FIN after what is written so far, if possible."""
+        self.transport.unregisterProducer()
+        if self.can_half_close:
+            self.transport.loseWriteConnection()
+
+    def ignore(self) -> None:
+        """Drop what the peer sends from now on."""
+        self.forward = _drop
+
+    def close(self) -> None:
+        """Close after what is written so far."""
+        self.forward = _drop
+        # A paused producer that is still registered would keep Twisted from ever closing.
+        self.transport.unregisterProducer()
+        self.transport.loseConnection()

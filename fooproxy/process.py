@@ -1,0 +1,37 @@
+"""What the proxy does with its own process: its real standard output, its garbage collector.  The service calls it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import sys
+
+
+def print_line(line: str) -> bool:
+    """Write `line` to the real standard output; `print` would be turned into a log line by twistd.
+
+    `False` when nobody takes it: a reader that has stopped reading must not stop the relay.
+    """
+    if sys.__stdout__ is None:
+        # It was closed from the start, and its number belongs to something else by now.
+        return False
+    try:
+        waiting = select.poll()
+        waiting.register(1, select.POLLOUT)
+        if not waiting.poll(0):
+            return False
+        os.write(1, line.encode() + b"\n")
+    except OSError:
+        return False
+    return True
+
+
+def spare_the_collector() -> None:
+    """Keep garbage collections from holding the relay up.
+
+    What is there at the start stays, and need not be looked at again; what a session leaves needs no collector.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
