@@ -52,9 +52,11 @@ class Leg(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Hand a chunk on."""
+        # Taken before, since the session may end in this very call.
+        session = self.session
         self.forward(data)
-        if self.session.ending:
-            self.session.proceed(self)
+        if session.ending:
+            session.proceed(self)
 
     def readConnectionLost(self) -> None:
         """Take the peer's FIN."""
@@ -78,9 +80,10 @@ class Leg(Protocol):
     def resumeProducing(self) -> None:
         """Read on."""
         self.paused = False
+        session = self.session
         self.transport.resumeProducing()
-        if self.session.ending:
-            self.session.proceed(self)
+        if session.ending:
+            session.proceed(self)
 
     def stopProducing(self) -> None:
         """Take notice that the other leg takes nothing more."""

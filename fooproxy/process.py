@@ -1,4 +1,4 @@
-"""What the proxy does with its own process: its real standard output, its garbage collector.  The service calls it."""
+"""What the proxy does with its own process: standard output, time, the garbage collector.  The service calls it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import gc
 import os
 import select
 import sys
+from time import monotonic
+from typing import Any
+
+from twisted.internet.base import ReactorBase
 
 
 def print_line(line: str) -> bool:
@@ -25,6 +29,17 @@ def print_line(line: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def keep_time(reactor: Any) -> None:
+    """Have the timers of `reactor` run on the monotonic clock.
+
+    Twisted's run on the wall clock: when that is set back by an hour, whatever is due comes an hour late, saves and
+    samples too.
+    """
+    # Timers that are set already would never be due.
+    if isinstance(reactor, ReactorBase) and not reactor.getDelayedCalls():
+        reactor.seconds = monotonic
 
 
 def spare_the_collector() -> None:

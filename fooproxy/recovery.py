@@ -40,14 +40,15 @@ class Saver:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> object | None:
-        """Give what the file holds, or `None` when there is none.
+    def read(self) -> object:
+        """Give what the file holds.
 
+        :raises FileNotFoundError: there is none.
         :raises Unusable: it cannot be read, is too large, or is no JSON.
         :raises OSError: what is there is not a file at all, and so is not ours to move.
         """
         if not self.path.exists():
-            return None
+            raise FileNotFoundError(errno.ENOENT, "there is none")
         if not self.path.is_file():
             raise OSError(errno.EINVAL, "it is there, but is not a file")
         try:
@@ -70,7 +71,9 @@ class Saver:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(self.path.name + ".new")
-        with temporary.open("w", encoding="utf-8") as file:
+        # Whatever stands there is left over, or a trap: a link, or a pipe that nobody reads.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:
             json.dump(content, file)
             file.flush()
             os.fsync(file.fileno())
@@ -120,10 +123,9 @@ class Recovery:
         :raises OSError: the file is there but cannot be read or moved.
         """
         try:
-            content = self._saver.read()
-            if content is None:
-                return
-            state = SavedState(content)
+            state = SavedState(self._saver.read())
+        except FileNotFoundError:
+            return
         except Unusable as error:
             aside = self._saver.put_aside("unusable")
             self.log.warn(
@@ -179,14 +181,14 @@ def _count(holder: Any, name: Any) -> int:
     value = holder.get(name)
     # bool is an int to Python, and no count to us.
     if type(value) is not int or not 0 <= value < 1 << 64:
-        raise Unusable(f"its {name} is not a count")
+        raise Unusable(f"its {name!r} is not a count")
     return value
 
 
 def _time(holder: dict[str, Any], name: str) -> float:
     value = holder.get(name)
     if not isinstance(value, (int, float)) or not 0 <= value < 1e11:
-        raise Unusable(f"its {name} is not a time in seconds")
+        raise Unusable(f"its {name!r} is not a time in seconds")
     return float(value)
 
 

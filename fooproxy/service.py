@@ -14,11 +14,13 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import (
@@ -38,7 +40,7 @@ from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available
-from fooproxy.process import print_line, spare_the_collector
+from fooproxy.process import keep_time, print_line, spare_the_collector
 from fooproxy.recovery import Recovery, Saver
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timetable import INTERVAL
@@ -57,6 +59,12 @@ __all__ = ["Options", "ProxyService", "makeService"]
 
 SAVE_INTERVAL = 1.0
 """Seconds between two saves of the statistics, and so what a crash may cost."""
+
+SLOW_SAVE = 3.0
+"""Seconds after which a save that has not returned is told as failing."""
+
+LAST_SAVE_TIMEOUT = 5.0
+"""Seconds that a stop waits for a save."""
 
 _PATIENCE = 0.001
 """Seconds that the poller waits for more traffic, if it has all of it, before timers and the web side get a turn."""
@@ -78,8 +86,11 @@ class ProxyService(Service):
     log = Logger()
 
     def __init__(self, options: Options, reactor: Any) -> None:
+        keep_time(reactor)
         self._options = options
         self._reactor = reactor
+        self._stopping = False
+        self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic)
         self._saver = Saver(Path(options["recovery-path"]))
         self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
@@ -94,6 +105,8 @@ class ProxyService(Service):
         self._saving = LoopingCall(self._save)
         # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
         self._saving_thread = ThreadPool(0, 1, "saving")
+        # Nor must a disk that hangs keep the process from ending.
+        self._saving_thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         self._sampling.clock = self._saving.clock = reactor
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
@@ -139,7 +152,7 @@ class ProxyService(Service):
         # With a log file, twistd has given SIGUSR1 to the log's rotation.
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
             self._answer(signal.SIGUSR1, self._report)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._answer(number, self._stop)
             # Once more later than the reactor, which sets its own handlers as it starts.
             self._reactor.callWhenRunning(self._answer, number, self._stop)
@@ -160,17 +173,25 @@ class ProxyService(Service):
         await _closed(self._relay_port)
         if self.bridge.sessions:
             await deferLater(self._reactor, _LAST_LOOK)
-        patience = self._reactor.callLater(self._options["drain-timeout"], self._cut_short)
+        deadline = self._reactor.callLater(self._patience, self._cut_short)
         await self.bridge.drain()
-        if patience.active():
-            patience.cancel()
+        if deadline.active():
+            deadline.cancel()
         self._sampling.stop()
-        saved: Any = self._saving.deferred
-        self._saving.stop()
-        await saved
-        await self._save()
-        self._saving_thread.stop()
+        await self._save_for_good()
         await _closed(self._http_port)
+
+    async def _save_for_good(self) -> None:
+        """Save once more after the save that is under way; a disk that hangs is not waited for."""
+        under_way: Any = self._saving.deferred
+        self._saving.stop()
+        try:
+            await under_way.addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
+            await self._save().addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
+        except TimeoutError:
+            self.log.error("the statistics could not be saved to {path} in time", path=str(self._saver.path))
+        else:
+            self._saving_thread.stop()
 
     def _cut_short(self) -> None:
         if self.bridge.sessions:
@@ -179,9 +200,11 @@ class ProxyService(Service):
 
     def _stop(self) -> None:
         """Stop; told so again, stop at once."""
-        if self.health.draining:
+        if self._stopping:
+            self._patience = 0.0
             self._cut_short()
         else:
+            self._stopping = True
             self._reactor.stop()
 
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
@@ -215,7 +238,14 @@ class ProxyService(Service):
     def _save(self) -> Deferred[None]:
         state = self._recovery.state()
         saving: Deferred[None] = deferToThreadPool(self._reactor, self._saving_thread, self._saver.write, state)
-        return saving.addCallbacks(self._saved, self._not_saved)
+        slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"it has taken {SLOW_SAVE:g} s already")
+
+        def returned(result: Any) -> Any:
+            if slow.active():
+                slow.cancel()
+            return result
+
+        return saving.addBoth(returned).addCallbacks(self._saved, self._not_saved)
 
     def _saved(self, result: None) -> None:
         if self.health.recovery_failing:
@@ -224,12 +254,15 @@ class ProxyService(Service):
 
     def _not_saved(self, failure: Failure) -> None:
         self.stats.recovery_save_failures += 1
+        self._failing(failure.getErrorMessage())
+
+    def _failing(self, why: str) -> None:
         if not self.health.recovery_failing:
             self.health.recovery_failing = True
             self.log.error(
-                "cannot save the statistics to {path}: {error}; a crash now loses what was counted since",
+                "cannot save the statistics to {path}: {why}; a crash now loses what was counted since",
                 path=str(self._saver.path),
-                error=failure.getErrorMessage(),
+                why=why,
             )
 
     def _report(self) -> None:
@@ -268,7 +301,7 @@ def _shown(port: Any) -> str:
     """Name the address of `port` as an operator writes it."""
     host = port.getHost()
     if not hasattr(host, "port"):
-        return str(getattr(host, "name", host))
+        return os.fsdecode(getattr(host, "name", None) or str(host))
     return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
 
 

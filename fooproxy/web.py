@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from klein import Klein
 from twisted.logger import Logger
-from twisted.web.server import Site
+from twisted.web.server import Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from fooproxy import __version__
@@ -65,10 +66,38 @@ class Health:
         return ["recovery_failing"] * self.recovery_failing
 
 
+class PlainRequest(Request):
+    """A request of which only method, path and headers matter; what clients can do with the rest is undone."""
+
+    def gotLength(self, length: int | None) -> None:
+        """Make no room for a body."""
+        super().gotLength(0)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Drop the body: nothing here takes one, and spooling it could fill the disk."""
+
+    def process(self) -> None:
+        """Serve the request."""
+        # Nothing here depends on the host, and odd ones make the routing fail.
+        self.requestHeaders.setRawHeaders(b"host", [b"fooproxy"])
+        if b"://" in self.path:
+            # The absolute form, which a server has to take too.
+            self.path = b"/" + self.path.split(b"://", 1)[1].partition(b"/")[2]
+        try:
+            unquote_to_bytes(self.path).decode()
+        except UnicodeDecodeError:
+            self.path = b"/not-a-text"
+        if not self.path.startswith(b"/"):
+            self.path = b"/"
+        self.uri = self.path
+        super().process()
+
+
 class QuietSite(Site):
     """A site that keeps no access log: health checks would fill it."""
 
     noisy = False
+    requestFactory = PlainRequest
 
     def log(self, request: object) -> None:
         """Write nothing."""
@@ -98,7 +127,8 @@ class Web:
     @app.route("/metrics", methods=["GET"])
     def metrics(self, request: IRequest) -> bytes:
         """Give the exposition to those who ask for one by ``Accept``, and the report to everybody else."""
-        text = exposition(self._stats, request.getHeader("accept") or "")
+        accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
+        text = exposition(self._stats, accept)
         if text is None:
             return self.stats(request)
         content_type, body = text

@@ -14,6 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
+from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 
 from fooproxy.addresses import client_endpoint, server_endpoint
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 reactor: Any = _reactor
+publisher: Any = globalLogPublisher
 
 PATIENCE = 20.0
 """Seconds after which something that a test waits for will not happen any more."""
@@ -105,11 +107,25 @@ class Bed:
         self.upstreams = Peers()
         self.clients = Peers()
         self.ports: list[IListeningPort] = []
+        self.failures: list[str] = []
+
+    def notice(self, event: Any) -> None:
+        """Remember what was logged as a failure: there must be none."""
+        if event.get("log_failure") or event.get("isError"):
+            self.failures.append(str(event.get("log_failure")))
 
     async def start(self) -> None:
+        publisher.addObserver(self.notice)
         self.ports = [await self.listen(self.upstreams), await self.listen_relay()]
 
     async def stop(self) -> None:
+        try:
+            await self.end_all()
+        finally:
+            publisher.removeObserver(self.notice)
+        assert not self.failures
+
+    async def end_all(self) -> None:
         for port in self.ports:
             await _done(port.stopListening())
         for peer in self.clients.built + self.upstreams.built:

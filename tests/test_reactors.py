@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from .fooserver import FooServer, connect, exchange, read_lines, replies_to
-from .proxyprocess import TWISTD, Proxy, fooproxy
+from .proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
 STREAM = b"".join(b"REQ %d data-%d\n" % (seq, seq) for seq in range(1, 501))
 
@@ -33,6 +35,23 @@ def test_it_relays_where_there_is_no_epoll(tmp_path: Path) -> None:
     command = (sys.executable, "-c", program, "-n")
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
         relays(proxy)
+
+
+@pytest.mark.parametrize("reactor", ["epoll", "asyncio"])
+def test_a_wall_clock_that_is_set_back_stops_neither_saves_nor_rates(tmp_path: Path, reactor: str) -> None:
+    # Half a second after the start, the time is an hour earlier.
+    program = (
+        "import time; clock, start = time.time, time.monotonic()\n"
+        "time.time = lambda: clock() - (3600 if time.monotonic() - start > 1.5 else 0)\n"
+        "from twisted.scripts.twistd import run; run()"
+    )
+    command = (sys.executable, "-c", program, "-n", "--reactor", reactor)
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
+        saved = tmp_path / "recovery.json"
+        eventually(lambda: json.loads(saved.read_text())["saved_at"] < time.time() - 3000)
+        relays(proxy)
+        eventually(lambda: proxy.stats("request_rate_1s")["request_rate_1s"] > 0)
+        settles(lambda: proxy.stats("request_rate_1s"), {"request_rate_1s": 0.0})
 
 
 @pytest.mark.parametrize("forward", ["tcp:127.0.0.1:{}", "localhost:{}"])

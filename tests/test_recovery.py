@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,8 @@ BROKEN: dict[str, bytes] = {
     "truncated": json.dumps(FOREIGN).encode()[:40],
     "binary": bytes(range(256)),
     "no object": b"[1, 2]",
+    "null": b"null",
+    "a strange name": b'{"index": 1, "time_stamp": 1, "counters": {"a\\n\\u001b[31m": -1}}',
     "foreign": b'{"hello": "world"}',
     "too deep": b"[" * 100_000,
     "too large": b" " * (1 << 20) + b"{}",
@@ -154,6 +157,20 @@ def test_a_file_that_cannot_be_read_is_unusable() -> None:
     # A regular file that even root cannot read from its beginning.
     with pytest.raises(Unusable, match="cannot be read"):
         Saver(Path("/proc/self/mem")).read()
+
+
+@pytest.mark.parametrize("trap", ["a link", "a pipe"])
+def test_what_stands_where_the_new_state_is_written_is_not_followed(path: Path, trap: str) -> None:
+    path.parent.mkdir()
+    victim, new = path.with_name("victim"), path.with_name("recovery.json.new")
+    victim.write_text("precious")
+    if trap == "a link":
+        new.symlink_to(victim)
+    else:
+        os.mkfifo(new)
+    Saver(path).write({"state": 1})
+    assert victim.read_text() == "precious"
+    assert Saver(path).read() == {"state": 1}
 
 
 def test_a_failed_write_leaves_the_old_state_whole(path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,9 @@ FIRST_KEYS = [
     *("request_rate_1s", "request_rate_10s", "response_rate_1s", "response_rate_10s"),
 ]
 
-stop_signals = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+stop_signals = pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=["SIGTERM", "SIGINT", "SIGHUP"]
+)
 
 
 def is_report(line: str) -> bool:
@@ -226,6 +229,33 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals) -
     with draining(tmp_path, "--drain-timeout", "600") as proxy:
         proxy.signal(number)
         assert proxy.wait() == 0
+
+
+def test_two_signals_at_one_time_stop_at_once(tmp_path: Path) -> None:
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 a\n")
+        settles(lambda: server.received, [b"REQ 1 a\n"])
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            proxy.signal(number)
+        assert proxy.wait() == 0
+
+
+def test_a_save_that_hangs_does_not_keep_a_stop_from_ending(tmp_path: Path) -> None:
+    # A disk that hangs: the first sync after the start never returns.
+    program = (
+        "import os, threading; sync = os.fsync\n"
+        "def hang(fd): threading.current_thread() is threading.main_thread() or threading.Event().wait(); sync(fd)\n"
+        "os.fsync = hang; from twisted.scripts.twistd import run; run()"
+    )
+    with fooproxy(tmp_path, command=(sys.executable, "-c", program, "-n")) as proxy:
+        settles(lambda: proxy.get("/ready")[1]["warnings"], ["recovery_failing"])
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert "in time" in proxy.log
 
 
 def test_a_client_that_does_not_read_cannot_outlast_the_drain_timeout(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
 
 from fooproxy import __version__
 from fooproxy.stats import FIELDS, SessionStats, Stats
@@ -42,7 +45,18 @@ class Site:
         self.stats = Stats(lambda: 0.0)
         self.upstream = Reachability()
         self.health = Health(self.upstream)  # type: ignore[arg-type]
-        self._treq: Any = StubTreq(Web(self.stats, self.health).app.resource())
+        self._web = Web(self.stats, self.health)
+        self._treq: Any = StubTreq(self._web.app.resource())
+
+    def say(self, head: bytes) -> bytes:
+        """Send raw bytes to the real site, and give its raw answer."""
+        channel: Any = self._web.site().buildProtocol(None)
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(head)
+        channel.connectionLost(Failure(ConnectionDone()))
+        answer: bytes = transport.value()
+        return answer
 
     def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
         response = _now(self._treq.request(method, f"http://fooproxy{path}", headers=headers))
@@ -186,3 +200,28 @@ def test_a_defect_is_a_500_without_details(site: Site) -> None:
     site.stats.report = None  # type: ignore[assignment,method-assign]
     answer = site.ask("/stats")
     assert (answer.status, answer.json) == (500, {"error": "internal server error"})
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /stats HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /stats HTTP/1.1\r\nHost: " + b"a" * 300 + b"..\r\n", 200),
+        (b"GET /stats HTTP/1.1\r\nHost: \xff\xfe\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: \xff\r\n", 200),
+        (b"GET http://elsewhere/version HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /stats?%ff=1 HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /%ff HTTP/1.1\r\nHost: x\r\n", 404),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n", 405),
+    ],
+)
+def test_odd_requests_get_proper_answers(site: Site, head: bytes, status: int) -> None:
+    answer = site.say(head + b"Connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/json" in answer
+    assert b"Traceback" not in answer
+
+
+def test_a_body_is_dropped_as_it_comes(site: Site) -> None:
+    answer = site.say(b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+    assert answer.startswith(b"HTTP/1.1 405 ")
