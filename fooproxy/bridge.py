@@ -30,7 +30,7 @@ from fooproxy.leg import Leg
 
 if TYPE_CHECKING:
     import typing
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from twisted.internet.interfaces import IAddress, IReactorTime
     from twisted.python.failure import Failure
@@ -161,16 +161,14 @@ class Session:
     def close(self) -> None:
         """Close both legs once they have delivered what was received."""
         self._begin_to_close(SEND_TIMEOUT, self.abort)
-        for leg in (self.client, self.upstream):
-            if leg is not None and not leg.lost:
-                leg.close()
+        for leg in self._left():
+            leg.close()
 
     def abort(self) -> None:
         """Be gone at once; what was not delivered is dropped."""
         self._begin_to_close(SEND_TIMEOUT, self.abort)
-        for leg in (self.client, self.upstream):
-            if leg is not None and not leg.lost:
-                leg.transport.abortConnection()
+        for leg in self._left():
+            leg.transport.abortConnection()
 
     def _dismiss_client(self, timeout: float) -> None:
         """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds."""
@@ -214,6 +212,12 @@ class Session:
         del self.client.session
         if self.upstream is not None:
             del self.upstream.session
+
+    def _left(self) -> Iterator[Leg]:
+        """Give the legs that are there and not lost, as they are when their turn comes."""
+        for leg in (self.client, self.upstream):
+            if leg is not None and not leg.lost:
+                yield leg
 
     def _other(self, leg: Leg) -> Leg | None:
         return self.upstream if leg is self.client else self.client

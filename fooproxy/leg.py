@@ -69,7 +69,7 @@ class Leg(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the end of the connection, whoever caused it."""
         self.lost = self.finished = True
-        self.forward = _drop
+        self.ignore()
         self.session.lost(self)
 
     def pauseProducing(self) -> None:
@@ -106,7 +106,7 @@ class Leg(Protocol):
 
     def close(self) -> None:
         """Close after what is written so far."""
-        self.forward = _drop
+        self.ignore()
         # A paused producer that is still registered would keep Twisted from ever closing.
         self.transport.unregisterProducer()
         self.transport.loseConnection()
