@@ -11,7 +11,7 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fooproxy.analyzer import Analyzer, Counts
+from fooproxy.analyzer import Analysis, Analyzer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,9 +50,8 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
     """Give what pyperf wants to time: that many passes over `chunks`, in seconds."""
 
     def run(passes: int) -> float:
-        total = Counts()
-        analyzer = Analyzer(total, [], requests=True)
-        feed, catch_up = analyzer.feed, analyzer.catch_up
+        analysis = Analysis(requests=True)
+        feed, catch_up = Analyzer(analysis).feed, analysis.catch_up
         start = perf_counter()
         for _ in range(passes):
             # As between two samples of the time table, and then at the second of them.
@@ -60,6 +59,7 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
                 feed(chunk)
             catch_up()
         took = perf_counter() - start
+        total = analysis.total
         if (total.req, total.invalid) != (passes * messages, 0):
             raise AssertionError(f"{total.req} of {passes * messages} messages were counted")
         return took

@@ -11,11 +11,11 @@ The theory.  Whether a line is a message is decided by its head alone, and all t
 unfinished line is where in the grammar its head stands.  So an analyzer carries no bytes of it from chunk to chunk
 but the shortest line that stands at the same place (see `canonical`): at most seven bytes, however long the line is.
 
-The practice.  Small chunks are only put by when they come, and counted together when there are some kilobytes of
-them, when somebody asks, or when the time table's next sample is due: a message that is one of dozens costs a fifth of
-one that is looked at alone.  Whole lines are counted without a step per line in Python.  One search finds the first
-newline that is not followed by a head as it is usual on this leg; when there is none, all lines are messages, and
-counting them is counting newlines.  Of long lines only the heads are looked at, once the newlines are found.
+The practice.  Chunks are only put by when they come, and counted together, those of all sessions, when there are some
+dozens of them or when somebody asks: that is soon enough for them to be in the processor's caches still, and the code
+that counts them is fetched into those once for all of them.  Whole lines are counted without a step per line in Python.
+One search finds the first newline that is not followed by a head as it is usual on this kind of leg; when there is
+none, all lines are messages, and counting them is counting heads.  Of long lines only the heads are looked at.
 
 It knows no sockets, no clocks, no Twisted.  The interceptor feeds it.
 """
@@ -24,6 +24,10 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    _Fed = tuple["Analyzer", bytes]
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
 _TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
@@ -39,13 +43,11 @@ _IN_SEQ = re.compile(_HEAD + rb"(\r?)")
 _IN_GAP = re.compile(rb"(REQ|ACK|NAK)[ \t]+([+-]?)")
 _IN_TYPE = frozenset(word[:length] for word in (b"REQ", b"ACK", b"NAK") for length in range(4))
 _HOPELESS = b"!"
+_NEWLINE, _A = b"\nA"
 _DECIDED = frozenset({b"REQ 0 ", b"ACK 0 ", b"NAK 0 ", _HOPELESS})
 
-_ENOUGH = 2048
-"""Bytes, roughly, that are put by before they are counted."""
-
-_MOST = 64
-"""Chunks that are put by at most, whatever they hold."""
+_ENOUGH = 32
+"""Chunks from which on it pays to count them."""
 
 _LONG = 256
 """Bytes of a first line from which on it pays to find each newline, and to look at the heads alone."""
@@ -76,14 +78,6 @@ class Counts:
     def __init__(self) -> None:
         self.bytes = self.req = self.ack = self.nak = self.invalid = 0
 
-    def add(self, size: int, req: int, ack: int, nak: int, invalid: int) -> None:
-        """Count so many bytes, messages and lines more."""
-        self.bytes += size
-        self.req += req
-        self.ack += ack
-        self.nak += nak
-        self.invalid += invalid
-
     @property
     def lines(self) -> int:
         """All lines that ended so far."""
@@ -95,93 +89,178 @@ class Counts:
         return self.ack + self.nak
 
 
-class Analyzer:
-    """Counts one leg of one session, and adds the same to `total`, that leg's sum over all sessions.
+class Analyzer(Counts):
+    """Counts one leg of one session.
 
-    Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and the
-    memory held does not depend on the input.  An analyzer that has put chunks by stands in `behind`; whoever reads
-    `total` has those catch up first.  One that expects `requests` is quick with those, else with replies.
+    Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and the memory
+    held does not depend on the input.  Its figures as a `Counts` are those of what its `analysis` has looked at so far.
     """
 
-    __slots__ = ("_behind", "_counts", "_head", "_most", "_put_by", "_requests", "_total")
+    __slots__ = ("analysis", "apart", "head")
 
-    def __init__(self, total: Counts, behind: list[Analyzer], requests: bool) -> None:
-        self._counts = Counts()
-        self._total = total
-        self._behind = behind
-        self._requests = requests
-        self._head = b""
-        self._put_by: list[bytes] = []
-        self._most = 1
+    many = 64
+    """Chunks that may wait for being counted."""
+
+    large = 4096
+    """Bytes of a chunk from which on it is counted alone, and at once."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        super().__init__()
+        self.analysis = analysis
+        self.head = b""
+        """The shortest line that counts as the one that has begun."""
+        self.apart = False
+        """Whether its next chunk is to be counted alone."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take `chunk`, the next bytes of the leg."""
+        waiting = self.analysis.waiting
+        if chunk:
+            waiting.append((self, chunk))
+        if len(waiting) > self.many or len(chunk) > self.large:
+            self.analysis.catch_up()
 
     @property
     def counts(self) -> Counts:
         """What was counted of all that was fed."""
-        self.catch_up()
-        return self._counts
+        self.analysis.catch_up()
+        return self
 
     @property
     def mid_line(self) -> bool:
         """Whether a line has begun whose newline has not been seen."""
-        self.catch_up()
-        return self._head != b""
+        self.analysis.catch_up()
+        return self.head != b""
 
-    def feed(self, chunk: bytes) -> None:
-        """Take `chunk`, the next bytes of the leg."""
-        put_by = self._put_by
-        if not put_by:
-            self._behind.append(self)
-        put_by.append(chunk)
-        if len(put_by) >= self._most or len(chunk) > _ENOUGH:
+
+class Analysis:
+    """Counts what all analyzers of one kind of leg were fed, and adds it up in `total`.
+
+    It is quick with requests if it expects `requests`, else with replies.
+    """
+
+    def __init__(self, requests: bool) -> None:
+        self.total = Counts()
+        self.waiting: list[_Fed] = []
+        """Chunks that were fed and not looked at, each with its analyzer."""
+        self._requests = requests
+        self._slip = (_NO_REQUEST if requests else _NO_REPLY).search
+
+    def digest(self) -> None:
+        """Catch up if it is worth it."""
+        if len(self.waiting) >= _ENOUGH:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Count what was put by."""
-        put_by = self._put_by
-        if put_by:
-            chunk = b"".join(put_by) if len(put_by) > 1 else put_by[0]
-            # As many chunks like these as are enough; at first one alone, until it is seen what they are like.
-            self._most = min(_ENOUGH * len(put_by) // (len(chunk) + 1) + 1, _MOST)
-            put_by.clear()
-            self._analyze(chunk)
-
-    def _analyze(self, chunk: bytes) -> None:
-        head = self._head
-        end = chunk.rfind(b"\n") + 1
-        if end:
-            counted = self._count(head, chunk, end)
-            tail = chunk[end:]
-            self._head = canonical(tail) if tail else b""
+        """Count what waits."""
+        if not self.waiting:
+            return
+        whole = self.waiting[:]
+        rest: list[_Fed] = []
+        self.waiting.clear()
+        chunks = [chunk for analyzer, chunk in whole if chunk[-1] == _NEWLINE and not analyzer.apart]
+        if len(chunks) < len(whole) or len(chunks[-1]) > Analyzer.large:
+            whole, rest = _divide(whole)
+            chunks = [chunk for _, chunk in whole]
+        if not self._are_usual(b"\n" + b"".join(chunks)):
+            # Whose fault it is shows when each is looked at alone.
+            whole, rest = [], whole + rest
+        if self._requests:
+            self._count_requests(whole)
         else:
-            counted = (0, 0, 0, 0)
-            if head not in _DECIDED:
-                self._head = canonical(head + chunk)
-        self._counts.add(len(chunk), *counted)
-        self._total.add(len(chunk), *counted)
+            self._count_replies(whole)
+        for analyzer, chunk in rest:
+            self._count(analyzer, chunk)
 
-    def _count(self, head: bytes, chunk: bytes, end: int) -> tuple[int, int, int, int]:
-        """Give how many REQ, ACK, NAK and invalid lines there are in `head` and `chunk` up to its last newline."""
+    def _are_usual(self, lines: bytes) -> bool:
+        """Tell whether all of `lines`, each after a newline, are messages as usual on this kind of leg."""
+        slip = self._slip(lines)
+        # The last newline has nothing after it, and so is the one that must be found.
+        return slip is not None and slip.start() == len(lines) - 1
+
+    def _count_requests(self, whole: list[_Fed]) -> None:
+        size = req = 0
+        for analyzer, chunk in whole:
+            length = len(chunk)
+            # This pattern is found faster than a newline alone.
+            ended = chunk.count(b"\nREQ ") + 1
+            analyzer.bytes += length
+            analyzer.req += ended
+            size += length
+            req += ended
+        self.total.bytes += size
+        self.total.req += req
+
+    def _count_replies(self, whole: list[_Fed]) -> None:
+        size = acks = naks = 0
+        for analyzer, chunk in whole:
+            length = len(chunk)
+            ack = chunk.count(b"\nACK ")
+            nak = chunk.count(b"\nNAK ")
+            if chunk[0] == _A:
+                ack += 1
+            else:
+                nak += 1
+            analyzer.bytes += length
+            analyzer.ack += ack
+            analyzer.nak += nak
+            size += length
+            acks += ack
+            naks += nak
+        self.total.bytes += size
+        self.total.ack += acks
+        self.total.nak += naks
+
+    def _count(self, analyzer: Analyzer, chunk: bytes) -> None:
+        """Count `chunk`, whatever it is."""
+        head = analyzer.head
+        end = chunk.rfind(b"\n") + 1
+        tail = chunk[end:] if end else head + chunk
+        analyzer.head = canonical(tail) if tail else b""
         lines = _heads(head, chunk, end) if chunk.find(b"\n", 0, _LONG) < 0 else None
         if lines is None:
             lines = b"".join((b"\n", head, memoryview(chunk)[:end]))
         ended = lines.count(b"\n") - 1
-        slip = (_NO_REQUEST if self._requests else _NO_REPLY).search(lines)
-        # The last newline has nothing after it, and so is the one that must be found.
-        if slip is not None and slip.start() == len(lines) - 1:
-            if self._requests:
-                return ended, 0, 0, 0
+        req = ack = nak = 0
+        usual = self._are_usual(lines)
+        if not usual:
+            types = _TYPES.findall(head + chunk[:end])
+            req, ack, nak = map(types.count, (b"REQ", b"ACK", b"NAK"))
+        elif self._requests:
+            req = ended
+        else:
             nak = lines.count(b"\nNAK ")
-            return 0, ended - nak, nak, 0
-        types = _TYPES.findall(head + chunk[:end])
-        req, ack, nak = map(types.count, (b"REQ", b"ACK", b"NAK"))
-        return req, ack, nak, ended - req - ack - nak
+            ack = ended - nak
+        analyzer.apart = analyzer.head != b"" or not usual
+        for counts in (analyzer, self.total):
+            counts.bytes += len(chunk)
+            counts.req += req
+            counts.ack += ack
+            counts.nak += nak
+            counts.invalid += ended - req - ack - nak
+
+
+def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:
+    """Tell the chunks that are whole lines from those that are to be counted alone."""
+    whole, rest = [], []
+    for entry in waiting:
+        analyzer, chunk = entry
+        if analyzer.apart or chunk[-1] != _NEWLINE or len(chunk) > Analyzer.large:
+            # So that its next one, if that waits here too, comes after it.
+            analyzer.apart = True
+            rest.append(entry)
+        else:
+            whole.append(entry)
+    return whole, rest
 
 
 def _heads(head: bytes, chunk: bytes, end: int) -> bytes | None:
-    r"""Give a ``\n`` and the lines of `head` and `chunk` up to `end`, each cut to its head and ended by a ``\n``.
+    r"""Give the lines of `head` and `chunk` up to `end`, cut to their heads, with a ``\n`` before each and at the end.
 
     `None` when the lines are not long after all, so that they are better looked at all at once.
     """
+    if not end:
+        return b"\n"
     find = chunk.find
     here = find(b"\n")
     heads = [b"\n", (head + chunk[: min(here, _HEAD_SIZE)])[:_HEAD_SIZE]]

@@ -93,8 +93,8 @@ class Session:
             self._connecting = None
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
-            self.client.forward = leg.transport.write
-            leg.forward = self.client.transport.write
+            self.client.relay(leg)
+            leg.relay(self.client)
             self.client.transport.resumeProducing()
 
     def _connect_failed(self, failure: Failure) -> None:
@@ -109,7 +109,7 @@ class Session:
             self.close()
         else:
             other.half_close()
-            self.ending = True
+            self._end_soon()
             self._expect(FIN_TIMEOUT, self._upstream_is_silent)
 
     def proceed(self, leg: Leg) -> None:
@@ -143,7 +143,7 @@ class Session:
         if leg is self.client:
             # What the upstream sent before it went is still to be read.
             leg.ignore()
-            self.ending = True
+            self._end_soon()
             self._expect(SEND_TIMEOUT, self.close)
             leg.resumeProducing()
         else:
@@ -155,8 +155,13 @@ class Session:
         if self.upstream is None:
             self.close()
         elif not self._closing:
-            self.ending = True
+            self._end_soon()
             self.proceed(self.client)
+
+    def _end_soon(self) -> None:
+        self.ending = True
+        for leg in self._left():
+            leg.watch()
 
     def close(self) -> None:
         """Close both legs once they have delivered what was received."""

@@ -14,21 +14,36 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 if TYPE_CHECKING:
+    import typing
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress, ITransport
     from twisted.python.failure import Failure
 
+    class Tap(typing.Protocol):
+        """What is shown the chunks of one leg, an `Analyzer`.
+
+        Who is in haste does what `feed` does: appends the tap and the chunk to `analysis.waiting`, and calls
+        `analysis.catch_up` if there are more than `many` then, or if the chunk has more than `large` bytes.
+        """
+
+        analysis: Any
+        many: int
+        large: int
+
+        def feed(self, chunk: bytes) -> None:
+            """Take the next chunk."""
+
 
 @implementer(IHalfCloseableProtocol)
 class Interceptor(Protocol):
-    """Wraps `wrapped`, a half-closeable protocol, so that `feed` gets every chunk first."""
+    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first."""
 
     log = Logger()
 
-    def __init__(self, wrapped: Any, feed: Callable[[bytes], None]) -> None:
+    def __init__(self, wrapped: Any, tap: Tap) -> None:
         self.wrapped = wrapped
-        self._feed = feed
+        self.tap = tap
 
     def makeConnection(self, transport: ITransport) -> None:
         """Connect the wrapped protocol to the transport itself: writes need no interception."""
@@ -37,10 +52,20 @@ class Interceptor(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Show the chunk, then let it through."""
         try:
-            self._feed(data)
+            self.tap.feed(data)
         except Exception:
-            self.log.failure("the analysis failed; the traffic goes on, but the counts may be wrong from here on")
+            self._failed()
         self.wrapped.dataReceived(data)
+
+    def analyze(self) -> None:
+        """Have the tap look at what waits for it."""
+        try:
+            self.tap.analysis.catch_up()
+        except Exception:
+            self._failed()
+
+    def _failed(self) -> None:
+        self.log.failure("the analysis failed; the traffic goes on, but the counts may be wrong from here on")
 
     def readConnectionLost(self) -> None:
         """Let the FIN through."""
@@ -56,11 +81,11 @@ class Interceptor(Protocol):
 
 
 class InterceptorFactory(Factory):
-    """Wraps the factory `wrapped`: each protocol it builds is intercepted, with the `feed` that `tap` gives for it."""
+    """Wraps the factory `wrapped`: each protocol it builds is intercepted, with what `tap` gives for it."""
 
     noisy = False
 
-    def __init__(self, wrapped: Any, tap: Callable[[Any], Callable[[bytes], None]]) -> None:
+    def __init__(self, wrapped: Any, tap: Callable[[Any], Tap]) -> None:
         self.wrapped = wrapped
         self._tap = tap
 

@@ -17,6 +17,8 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
+from fooproxy.transport import Transport
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,7 +35,12 @@ def _drop(data: bytes) -> None:
 class Leg(Protocol):
     """One leg of a session: hands each chunk on and tells the session of everything else."""
 
+    # A slot, since CPython finds what hides a method of the class only slowly.
+    __slots__ = ("dataReceived",)
+
     transport: Any
+    dataReceived: Callable[[bytes], None]  # type: ignore[assignment]
+    """What takes a chunk: `forward` itself, or `_hand_on`."""
     forward: Callable[[bytes], None] = staticmethod(_drop)
     paused = False
     finished = False
@@ -42,6 +49,7 @@ class Leg(Protocol):
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.dataReceived = self._hand_on
 
     def connectionMade(self) -> None:
         """Send small messages at once and notice peers that vanished."""
@@ -50,8 +58,23 @@ class Leg(Protocol):
             self.transport.setTcpKeepAlive(True)
         self.session.connected(self)
 
-    def dataReceived(self, data: bytes) -> None:
-        """Hand a chunk on."""
+    def relay(self, other: Leg) -> None:
+        """Hand each chunk to `other`, which is all there is to do until `watch` is called."""
+        self.forward = self.dataReceived = other.transport.write
+        if isinstance(self.transport, Transport) and isinstance(other.transport, Transport):
+            self.transport.pump(other.transport)
+
+    def watch(self) -> None:
+        """Tell the session of each chunk from now on, after it was handed on."""
+        self._receive(self._hand_on)
+
+    def _receive(self, take: Callable[[bytes], None]) -> None:
+        self.dataReceived = take
+        if isinstance(self.transport, Transport):
+            self.transport.stop_pumping()
+
+    def _hand_on(self, data: bytes) -> None:
+        """Hand a chunk on and tell the session."""
         # Taken before, since the session may end in this very call.
         session = self.session
         self.forward(data)
@@ -103,6 +126,7 @@ class Leg(Protocol):
     def ignore(self) -> None:
         """Drop what the peer sends from now on."""
         self.forward = _drop
+        self._receive(_drop)
 
     def close(self) -> None:
         """Close after what is written so far."""

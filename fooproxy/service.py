@@ -97,6 +97,8 @@ class ProxyService(Service):
         forward = options["forward"]
         has_all_traffic = None not in (host_port(forward), host_port(options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
+        if self._poller is not None:
+            self._poller.afterwards.append(self.stats.digest)
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
@@ -123,7 +125,7 @@ class ProxyService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, before privileges are dropped."""
         super().privilegedStartService()
-        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client.feed)
+        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
@@ -208,7 +210,7 @@ class ProxyService(Service):
             self._reactor.stop()
 
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
-        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream.feed))
+        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream))
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         port: IListeningPort | Failure = _result_now(endpoint, factory)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fooproxy import __version__
-from fooproxy.analyzer import Analyzer, Counts
+from fooproxy.analyzer import Analysis, Analyzer, Counts
 from fooproxy.timetable import TimeTable
 
 if TYPE_CHECKING:
@@ -71,9 +71,8 @@ class Stats:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._client = Counts()
-        self._upstream = Counts()
-        self._behind: list[Analyzer] = []
+        self._client = Analysis(requests=True)
+        self._upstream = Analysis(requests=False)
         self.connections_total = 0
         self.upstream_connect_failures = 0
         self.recovery_save_failures = 0
@@ -84,28 +83,29 @@ class Stats:
 
     def analyzers(self) -> tuple[Analyzer, Analyzer]:
         """Make the analyzers of a session's client and upstream leg."""
-        client = Analyzer(self._client, self._behind, requests=True)
-        return client, Analyzer(self._upstream, self._behind, requests=False)
+        return Analyzer(self._client), Analyzer(self._upstream)
 
     def catch_up(self) -> None:
         """Have all that was fed counted; every figure below does so first."""
-        behind = self._behind
-        if behind:
-            for analyzer in behind:
-                analyzer.catch_up()
-            behind.clear()
+        self._client.catch_up()
+        self._upstream.catch_up()
+
+    def digest(self) -> None:
+        """Have what was fed counted if it is much already; whoever has a good time for it calls this."""
+        self._client.digest()
+        self._upstream.digest()
 
     @property
     def client(self) -> Counts:
         """What came from clients."""
         self.catch_up()
-        return self._client
+        return self._client.total
 
     @property
     def upstream(self) -> Counts:
         """What came from the upstream."""
         self.catch_up()
-        return self._upstream
+        return self._upstream.total
 
     @property
     def requests(self) -> int:

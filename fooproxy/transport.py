@@ -27,31 +27,39 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
 
     from fooproxy.poller import Poller
-
-_LARGEST_READ = 1 << 16
-_SMALLEST_READ = 1 << 11
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
 class Transport(tcp.Connection):
-    """A connected TCP socket."""
+    """A connected TCP socket; `peer` is the address of its other end.
+
+    Those that were accepted and those that were connected have one class on purpose: CPython's inline caches remember
+    one class a place.
+    """
+
+    # A slot, since CPython finds what hides a method of the class only slowly.
+    __slots__ = ("doRead",)
+
+    doRead: Callable[[], Any]
 
     # Closing is enough: nobody else has the socket.
     _shouldShutdown = False
 
-    def __init__(self, skt: socket.socket, protocol: IProtocol, poller: Poller) -> None:
+    def __init__(self, skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], poller: Poller) -> None:
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
-        self._recv = skt.recv
-        self._send = skt.send
-        self._read_size = _SMALLEST_READ
-        self._clear = True
+        self._peer = peer
+        self._poller = poller
+        self._buffer = poller.buffer
+        self.send = skt.send
+        self.stop_pumping()
+        self.clear = True
         """Whether `write` may send at once: nothing waits before it, and the socket takes data."""
         self._broken = False
         """Whether a write has failed, so that there is only reading left."""
@@ -61,9 +69,9 @@ class Transport(tcp.Connection):
 
     def write(self, data: bytes) -> None:
         """Send `data`, at once if possible."""
-        if self._clear:
+        if self.clear:
             try:
-                sent = self._send(data)
+                sent = self.send(data)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     self._break()
@@ -71,7 +79,7 @@ class Transport(tcp.Connection):
                 sent = 0
             if sent == len(data):
                 return
-            self._clear = False
+            self.clear = False
             data = bytes(data[sent:])
         super().write(data)
 
@@ -81,24 +89,32 @@ class Transport(tcp.Connection):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Take `producer`; one that is pulled is asked for more only when a write had to wait."""
-        self._clear = self._clear and streaming
+        self.clear = self.clear and streaming
         super().registerProducer(producer, streaming)
 
-    def doRead(self) -> Any:
+    def pump(self, sink: Transport) -> None:
+        """Write all that is read to `sink` from now on, and show it to the `tap` of the protocol, which gets nothing.
+
+        That is what an `Interceptor` around a leg that hands all on would do.
+        """
+        self.doRead = _pump(self, sink)
+
+    def stop_pumping(self) -> None:
+        """Let the protocol have what is read again."""
+        self.doRead = self._deliver
+
+    def _deliver(self) -> Any:
         """Read once, and let the protocol have it."""
-        size = self._read_size
         try:
-            data = self._recv(size)
+            length = self.socket.recv_into(self._buffer)
         except BlockingIOError:
             return None
         except OSError:
             return main.CONNECTION_LOST
-        if not data:
+        if not length:
             return main.CONNECTION_DONE
-        if len(data) == size:
-            self._read_size = min(2 * size, _LARGEST_READ)
-        elif len(data) < size >> 2 and size > _SMALLEST_READ:
-            self._read_size = size >> 1
+        data = self._buffer[:length].tobytes()
+        self._poller.flush()
         self.protocol.dataReceived(data)
         return None
 
@@ -111,12 +127,12 @@ class Transport(tcp.Connection):
         if not (self.dataBuffer or self._tempDataBuffer):
             ending = self.disconnecting or self._writeDisconnecting or self._broken
             pulling = self.producer is not None and not self.streamingProducer
-            self._clear = bool(self.connected) and not ending and not pulling
+            self.clear = bool(self.connected) and not ending and not pulling
         return why
 
     def _break(self) -> None:
         """Give up writing, but read what the peer sent before it closed; then the connection is lost."""
-        self._clear = False
+        self.clear = False
         self._broken = self._writeDisconnected = True
         self.dataBuffer, self.offset, self._tempDataBuffer, self._tempDataLen = b"", 0, [], 0
         self.stopWriting()
@@ -124,7 +140,7 @@ class Transport(tcp.Connection):
         if producer is not None:
             producer.stopProducing()
         if (self._read_all or self.disconnecting) and not self.disconnected:
-            self.reactor.callLater(0, self.connectionLost, _LOST)  # type: ignore[attr-defined]
+            self._poller.callLater(0, self.connectionLost, _LOST)
 
     def readConnectionLost(self, reason: Failure) -> None:
         """Take the peer's FIN."""
@@ -141,19 +157,19 @@ class Transport(tcp.Connection):
 
     def loseWriteConnection(self) -> None:
         """Send a FIN when all is written."""
-        self._clear = False
+        self.clear = False
         if not self._writeDisconnected:
             super().loseWriteConnection()
 
     def loseConnection(self) -> None:
         """Close when all is written; if it is, without waiting for the socket to say that it can be written to."""
-        if self._clear and self.producer is None and self.connected and not self.disconnecting:
+        if self.clear and self.producer is None and self.connected and not self.disconnecting:
             self.connected, self.disconnecting = 0, 1
-            self.reactor.forget(self)  # type: ignore[attr-defined]
-            self.reactor.soon(self._closed)  # type: ignore[attr-defined]
+            self._poller.forget(self)
+            self._poller.soon(self._closed)
         else:
             super().loseConnection()
-        self._clear = False
+        self.clear = False
 
     def _closed(self) -> None:
         if not self.disconnected:
@@ -161,13 +177,15 @@ class Transport(tcp.Connection):
 
     def abortConnection(self) -> None:
         """Close at once, with a reset."""
-        self._clear = False
+        self.clear = False
         super().abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
         """Clean up."""
-        self._clear = False
+        self.clear = False
         super().connectionLost(reason)
+        # What is there to read with refers to this transport: a cycle for the garbage collector.
+        self.doRead = _read_nothing
 
     def startTLS(self, *arguments: Any, **keywords: Any) -> None:
         """Refuse: bytes are sent past any layer above the socket."""
@@ -178,28 +196,56 @@ class Transport(tcp.Connection):
         return _address(self.socket.getsockname())
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        """Give the other end's address."""
-        return _address(self.socket.getpeername())
-
-
-class ServerTransport(Transport):
-    """A connection that was accepted; `peer` is its other end, as `accept` gave it."""
-
-    def __init__(
-        self, skt: socket.socket, protocol: IProtocol, peer: Any, port: Any, number: int, poller: Poller
-    ) -> None:
-        super().__init__(skt, protocol, poller)
-        self._peer = peer
-
-    def getPeer(self) -> IPv4Address | IPv6Address:
         """Give the other end's address, also after it is gone."""
         return _address(self._peer)
+
+
+def _pump(source: Transport, sink: Transport) -> Callable[[], Any]:
+    """Make the function that reads one chunk from `source`, and puts it by for `sink` and for the tap.
+
+    This is where the proxy spends its time.  After a system call nothing of ours is in the processor's caches, and each
+    bytecode costs several times what it costs in a loop; so here is only what cannot be done later, for many chunks.
+    """
+    receive, buffer, outbox = source.socket.recv_into, source._buffer, source._poller.outbox
+    interceptor: Any = source.protocol
+    tap = interceptor.tap
+    waiting, many, large = tap.analysis.waiting, tap.many, tap.large
+
+    def read() -> Any:
+        try:
+            length = receive(buffer)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not length:
+            return main.CONNECTION_DONE
+        data = buffer[:length].tobytes()
+        outbox.append((sink, data))
+        waiting.append((tap, data))
+        if length > large:
+            source._poller.flush()
+            interceptor.analyze()
+        elif len(waiting) > many:
+            interceptor.analyze()
+        return None
+
+    return read
+
+
+def _read_nothing() -> None:
+    """Stand in for the reading of a transport that is closed."""
 
 
 class Port(tcp.Port):
     """A listening socket whose connections have our transports."""
 
-    transport = ServerTransport  # type: ignore[assignment]
+    @staticmethod
+    def transport(  # type: ignore[override]
+        skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller
+    ) -> Transport:
+        """Make the transport of a connection that was accepted from `peer`."""
+        return Transport(skt, protocol, peer, poller)
 
 
 @implementer(IStreamServerEndpoint)
@@ -227,7 +273,7 @@ class ClientEndpoint:
     def __init__(self, poller: Poller, port: int, host: str) -> None:
         self._poller = poller
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._address = (host, port)
+        self._address: tuple[Any, ...] = (host, port) if self._family == socket.AF_INET else (host, port, 0, 0)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fires at once where the kernel can, as on loopback."""
@@ -239,9 +285,9 @@ class ClientEndpoint:
         # The second call tells what became of the first: on loopback it is decided by then.
         problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
-            return _Attempt(self._poller, skt, factory).result
+            return _Attempt(self._poller, skt, self._address, factory).result
         if problem in (0, errno.EISCONN):
-            return succeed(_connected(self._poller, skt, factory))
+            return succeed(_connected(self._poller, skt, self._address, factory))
         skt.close()
         return fail(_refusal(problem))
 
@@ -251,9 +297,10 @@ class _Attempt:
 
     disconnecting = False
 
-    def __init__(self, poller: Poller, skt: socket.socket, factory: IProtocolFactory) -> None:
+    def __init__(self, poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> None:
         self._poller = poller
         self._skt = skt
+        self._address = address
         self._factory = factory
         self.fileno = skt.fileno
         self.result: Deferred[IProtocol] = Deferred(lambda _: self._forget().close())
@@ -267,7 +314,7 @@ class _Attempt:
             skt.close()
             self.result.errback(_refusal(problem))
         else:
-            self.result.callback(_connected(self._poller, skt, self._factory))
+            self.result.callback(_connected(self._poller, skt, self._address, self._factory))
 
     def connectionLost(self, reason: Failure) -> None:
         """Give up: the reactor stops."""
@@ -279,9 +326,9 @@ class _Attempt:
         return self._skt
 
 
-def _connected(poller: Poller, skt: socket.socket, factory: IProtocolFactory) -> Any:
+def _connected(poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> Any:
     protocol: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
-    protocol.makeConnection(Transport(skt, protocol, poller))
+    protocol.makeConnection(Transport(skt, protocol, address, poller))
     return protocol
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fooproxy.analyzer import Analyzer, Counts, canonical
+from fooproxy.analyzer import Analysis, Analyzer, Counts, canonical
 
 # The grammar once more, by another road: each line on its own, with nothing carried over.
 REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
@@ -28,7 +28,7 @@ def as_dict(counts: Counts) -> dict[str, int]:
 
 
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
-    analyzer = Analyzer(Counts(), [], requests)
+    analyzer = Analyzer(Analysis(requests))
     for chunk in chunks:
         analyzer.feed(chunk)
     return analyzer
@@ -145,55 +145,57 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     assert not analyzer.mid_line
 
 
-def test_chunks_are_put_by_until_there_are_enough_of_them_or_somebody_asks() -> None:
-    behind: list[Analyzer] = []
-    total = Counts()
-    analyzer = Analyzer(total, behind, True)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), STREAMS | USUAL, st.lists(st.integers(0, 2**16), max_size=4)), max_size=20),
+    st.booleans(),
+)
+def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
+    pieces: list[tuple[int, bytes, list[int]]], requests: bool
+) -> None:
+    analysis = Analysis(requests)
+    analyzers = [Analyzer(analysis) for _ in range(4)]
+    streams = [b""] * 4
+    for number, stream, places in pieces:
+        streams[number] += stream
+        for chunk in cut(stream, places):
+            analyzers[number].feed(chunk)
+    analysis.catch_up()
+    due = [reference(stream) for stream in streams]
+    assert [as_dict(analyzer) for analyzer in analyzers] == due
+    assert as_dict(analysis.total) == {name: sum(counts[name] for counts in due) for name in due[0]}
+
+
+def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
+    analysis = Analysis(requests=True)
+    analyzer = Analyzer(analysis)
     analyzer.feed(b"REQ 1\n")
-    assert total.req == 1
-    analyzer.feed(b"REQ 2\n")
-    assert total.req == 1
-    assert behind[-1] is analyzer
-    assert analyzer.counts.req == total.req == 2
+    analyzer.feed(b"")
+    analysis.digest()
+    assert analysis.total.req == 0
+    assert analyzer.counts.req == analysis.total.req == 1
+    for _ in range(32):
+        analyzer.feed(b"REQ 2\n")
+    analysis.digest()
+    assert analysis.total.req == 33
     for _ in range(10_000):
         analyzer.feed(b"REQ 3\n")
-        assert sum(map(len, analyzer._put_by)) <= 4096
-    assert total.req > 9000
-    assert analyzer.counts.req == 10_002
-
-
-def test_few_chunks_are_put_by_whatever_came_before() -> None:
-    analyzer = Analyzer(Counts(), [], True)
-    for chunk in (b"R", *[b"x" * 2048] * 2000):
-        analyzer.feed(chunk)
-        assert len(analyzer._put_by) <= 64
+        assert len(analysis.waiting) <= Analyzer.many
+    assert analysis.total.req > 9900
+    assert analyzer.counts.req == 10_033
 
 
 def test_a_large_chunk_is_counted_at_once() -> None:
-    total = Counts()
-    analyzer = Analyzer(total, [], True)
+    analysis = Analysis(requests=True)
+    analyzer = Analyzer(analysis)
     for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
         analyzer.feed(chunk)
-    assert total.req == 3
-    assert not analyzer._put_by
+    assert analysis.total.req == 3
+    assert not analysis.waiting
 
 
 @pytest.mark.parametrize("byte", [b"x", b" ", b"0", b"\r", b"R"])
 @pytest.mark.parametrize("start", [b"", b"REQ", b"REQ ", b"REQ 1", b"REQ 1 ", b"nonsense"])
 def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> None:
     analyzer = fed([start, *[byte * 65536] * 20])
-    assert not analyzer._put_by
-    assert len(analyzer._head) <= 7
-
-
-def test_sessions_add_up_in_the_total() -> None:
-    total = Counts()
-    behind: list[Analyzer] = []
-    first, second = Analyzer(total, behind, True), Analyzer(total, behind, False)
-    first.feed(b"REQ 1\nREQ 2 x")
-    second.feed(b"REQ 1\nACK 1\n\n")
-    first.feed(b"y\nNAK 9\n")
-    for analyzer in behind:
-        analyzer.catch_up()
-    assert (first.counts.req, first.counts.nak, first.counts.replies) == (2, 1, 1)
-    assert as_dict(total) == {"bytes": 34, "req": 3, "ack": 1, "nak": 1, "invalid": 1}
+    assert not analyzer.analysis.waiting
+    assert len(analyzer.head) <= 7

@@ -15,34 +15,56 @@ from fooproxy.interceptor import Interceptor, InterceptorFactory
 from .bed import Peer, Peers
 
 
-def build(shown: list[bytes]) -> tuple[Interceptor, Peer]:
+class Recorder:
+    """A tap that keeps what it is shown, and its own analysis."""
+
+    many = large = 0
+
+    def __init__(self) -> None:
+        self.analysis = self
+        self.waiting: list[tuple[Recorder, bytes]] = []
+        self.shown: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        self.waiting.append((self, chunk))
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        self.shown += [chunk for _, chunk in self.waiting]
+        self.waiting.clear()
+
+
+class Broken(Recorder):
+    """A tap with a defect."""
+
+    def catch_up(self) -> None:
+        raise RuntimeError("a defect")
+
+
+def build(tap: Recorder) -> tuple[Interceptor, Peer]:
     peers = Peers()
-    interceptor = InterceptorFactory(peers, lambda peer: shown.append).buildProtocol(None)
+    interceptor = InterceptorFactory(peers, lambda peer: tap).buildProtocol(None)
     return interceptor, peers.built[0]
 
 
 def test_every_chunk_is_shown_and_passed_on_unchanged() -> None:
-    shown: list[bytes] = []
-    interceptor, peer = build(shown)
+    tap = Recorder()
+    interceptor, peer = build(tap)
     for chunk in (b"REQ", b" 1\n", b"\x00\xff"):
         interceptor.dataReceived(chunk)
-    assert shown == [b"REQ", b" 1\n", b"\x00\xff"]
+    assert tap.shown == [b"REQ", b" 1\n", b"\x00\xff"]
     assert peer.received == b"REQ 1\n\x00\xff"
-
-
-def ignore(chunk: bytes) -> None:
-    """Analyze nothing."""
 
 
 def test_the_protocol_writes_to_the_transport_itself() -> None:
     wrapped = Protocol()
     transport = StringTransport()
-    Interceptor(wrapped, ignore).makeConnection(transport)
+    Interceptor(wrapped, Recorder()).makeConnection(transport)
     assert wrapped.transport is transport
 
 
 def test_every_end_is_passed_on() -> None:
-    interceptor, peer = build([])
+    interceptor, peer = build(Recorder())
     assert IHalfCloseableProtocol.providedBy(interceptor)
     interceptor.readConnectionLost()
     interceptor.writeConnectionLost()
@@ -53,18 +75,17 @@ def test_every_end_is_passed_on() -> None:
 
 
 def test_an_analysis_that_fails_does_not_fail_the_traffic() -> None:
-    def fail(chunk: bytes) -> None:
-        raise RuntimeError("a defect")
-
     peer = Peer()
+    interceptor = Interceptor(peer, Broken())
     said: Any = []
     globalLogPublisher.addObserver(said.append)
     try:
-        Interceptor(peer, fail).dataReceived(b"REQ 1\n")
+        interceptor.dataReceived(b"REQ 1\n")
+        interceptor.analyze()
     finally:
         globalLogPublisher.removeObserver(said.append)
     assert peer.received == b"REQ 1\n"
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 @pytest.mark.parametrize("name", ["doStart", "doStop"])
@@ -78,5 +99,5 @@ def test_the_wrapped_factory_is_started_and_stopped(name: str) -> None:
         def doStop(self) -> None:
             calls.append("doStop")
 
-    getattr(InterceptorFactory(Watched(), lambda protocol: ignore), name)()
+    getattr(InterceptorFactory(Watched(), lambda protocol: Recorder()), name)()
     assert calls == [name]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -17,7 +20,7 @@ from twisted.protocols.basic import FileSender
 
 from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.poller import Poller
-from fooproxy.transport import ServerTransport, Transport
+from fooproxy.transport import Transport
 
 from .bed import PATIENCE, Peer, Peers, reactor, until
 
@@ -462,7 +465,7 @@ async def test_ipv6_works_too() -> None:
     client: Any = await client_endpoint(reactor, f"[::1]:{port.getHost().port}", poller).connect(Ends())
     await until(lambda: ends.built and ends.built[0].connected_)
     assert client.transport.getPeer() == port.getHost()
-    assert isinstance(ends.built[0].transport, ServerTransport)
+    assert isinstance(ends.built[0].transport, Transport)
     assert ends.built[0].transport.getPeer() == client.transport.getHost()
     for end in (client, ends.built[0]):
         end.transport.abortConnection()
@@ -491,3 +494,109 @@ async def test_a_port_in_use_is_told(our_wire: Wire) -> None:
     endpoint = server_endpoint(reactor, str(our_wire.port.getHost().port), "127.0.0.1", our_wire.poller)
     with pytest.raises(error.CannotListenError):
         await endpoint.listen(Factory())
+
+
+class Taken:
+    """A tap, and its own analysis, that keeps what it is shown."""
+
+    many, large = 2, 1000
+
+    def __init__(self) -> None:
+        self.analysis = self
+        self.waiting: list[tuple[Taken, bytes]] = []
+        self.seen = bytearray()
+
+    def analyze(self) -> None:
+        self.seen += b"".join(chunk for _, chunk in self.waiting)
+        self.waiting.clear()
+
+
+async def pumping(wire: Wire) -> tuple[Taken, End, socket.socket, End, socket.socket]:
+    """Connect two ends, and have the first one's transport pump to the second's."""
+    tap = Taken()
+    source, source_skt = await wire.connect()
+    sink, sink_skt = await wire.connect()
+    protocol: Any = source
+    protocol.tap, protocol.analyze = tap, tap.analyze
+    source.transport.pump(sink.transport)
+    return tap, source, source_skt, sink, sink_skt
+
+
+@ensure
+async def test_what_is_pumped_goes_to_the_sink_and_the_tap_but_not_to_the_protocol(our_wire: Wire) -> None:
+    tap, source, source_skt, _, sink_skt = await pumping(our_wire)
+    for word in (b"one ", b"two ", b"three ", b"four "):
+        source_skt.sendall(word)
+        await until(partial(readable, sink_skt))
+        assert sink_skt.recv(100) == word
+    assert tap.seen == b"one two three "
+    assert not source.received
+    source.transport.stop_pumping()
+    source_skt.sendall(b"five")
+    await until(lambda: source.received == b"five")
+
+
+def readable(skt: socket.socket) -> bool:
+    return bool(select.select([skt], [], [], 0)[0])
+
+
+@ensure
+async def test_large_chunks_are_shown_at_once_and_all_that_is_pumped_arrives_in_order(our_wire: Wire) -> None:
+    tap, source, source_skt, sink, sink_skt = await pumping(our_wire)
+    pauses: list[None] = []
+    pause = source.transport.pauseProducing
+    source.transport.pauseProducing = lambda: pauses.append(pause())
+    sink.transport.registerProducer(source.transport, True)
+    sending = Thread(target=source_skt.sendall, args=(BIG,))
+    sending.start()
+    await until(lambda: pauses)
+    assert 0 < len(tap.seen) < len(BIG)
+    received = bytearray()
+    sink_skt.setblocking(False)
+
+    def all_here() -> bool:
+        with suppress(BlockingIOError):
+            received.extend(sink_skt.recv(1 << 20))
+        return len(received) == len(BIG)
+
+    await until(all_here)
+    sending.join()
+    assert received == BIG
+    tap.analyze()
+    assert tap.seen == BIG
+
+
+@ensure
+async def test_what_is_pumped_is_written_before_another_end_of_the_batch_is_told(our_wire: Wire) -> None:
+    _, _, source_skt, _, sink_skt = await pumping(our_wire)
+    other, other_skt = await our_wire.connect()
+    order: list[bool] = []
+    other.readConnectionLost = lambda: order.append(readable(sink_skt))  # type: ignore[method-assign]
+    source_skt.sendall(b"before")
+    other_skt.shutdown(socket.SHUT_WR)
+    # Both are there before the poller looks.
+    await until(lambda: order)
+    assert order == [True]
+
+
+@ensure
+async def test_after_each_batch_follows_what_was_asked_for_and_may_fail(our_wire: Wire) -> None:
+    poller = our_wire.poller
+    assert poller is not None
+    said: list[Any] = []
+
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    end, skt = await our_wire.connect()
+    poller.afterwards += [fail, lambda: said.append("done")]
+    logged: Any = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        skt.sendall(b"x")
+        await until(lambda: said)
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+        poller.afterwards.clear()
+    assert end.received == b"x"
+    assert any(event.get("log_failure") for event in logged)
