@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fooproxy.analyzer import Analysis, Analyzer
+from fooproxy.latency import Exchange, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,12 +52,12 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
 
     def run(passes: int) -> float:
         analysis = Analysis(requests=True)
-        feed, catch_up = Analyzer(analysis).feed, analysis.catch_up
+        feed, catch_up = Analyzer(analysis, Exchange(Latency())).feed, analysis.catch_up
         start = perf_counter()
         for _ in range(passes):
             # As between two samples of the time table, and then at the second of them.
             for chunk in chunks:
-                feed(chunk)
+                feed(chunk, 0.0)
             catch_up()
         took = perf_counter() - start
         total = analysis.total

@@ -42,7 +42,9 @@ html_show_copyright = False
 def options() -> str:
     """Make the table of the command line's options."""
     parameters: Any = Options.optParameters
-    rows = ((f"``--{name}``", f"``{default}``", meaning) for name, _, default, meaning in parameters)
+    flags: Any = Options.optFlags
+    rows = [(f"``--{name}``", f"``{default}``", meaning) for name, _, default, meaning in parameters]
+    rows += [(f"``--{name}``", "off", meaning) for name, _, meaning in flags]
     return _table("Option", "Default", "Meaning", rows=rows)
 
 
@@ -54,7 +56,7 @@ def statistics() -> str:
 
 def families() -> str:
     """Make the table of the exposition's own series, from a scrape of a proxy that has done nothing."""
-    scraped = exposition(Stats(time.monotonic), "text/plain")
+    scraped = exposition(Stats(time.monotonic), ready=True, accept="text/plain")
     assert scraped is not None
     rows = []
     for family in text_string_to_metric_families(scraped[1].decode()):

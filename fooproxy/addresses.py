@@ -7,6 +7,7 @@ The proxy's options and the test driver's commands share this one grammar.
 
 from __future__ import annotations
 
+import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,6 +105,13 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
     if isIPv6Address(host):
         return endpoints.TCP6ClientEndpoint(reactor, host, port)
     return endpoints.HostnameEndpoint(reactor, host, port)
+
+
+def shown(address: Any) -> str:
+    """Write an `IAddress` as an operator would."""
+    if not hasattr(address, "port"):
+        return os.fsdecode(getattr(address, "name", None) or "unix")
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:

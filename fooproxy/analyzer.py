@@ -17,7 +17,7 @@ that counts them is fetched into those once for all of them.  Whole lines are co
 One search finds the first newline that is not followed by a head as it is usual on this kind of leg; when there is
 none, all lines are messages, and counting them is counting heads.  Of long lines only the heads are looked at.
 
-It knows no sockets, no clocks, no Twisted.  The interceptor feeds it.
+It knows no sockets, no clocks, no Twisted.  The interceptor feeds it, and says when each chunk came.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    _Fed = tuple["Analyzer", bytes]
+    from fooproxy.latency import Exchange
+
+    _Fed = tuple["Analyzer", bytes, float]
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
 _TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
@@ -90,13 +92,13 @@ class Counts:
 
 
 class Analyzer(Counts):
-    """Counts one leg of one session.
+    """Counts one leg of one session, and tells the session's `exchange` of its requests or replies.
 
     Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and the memory
     held does not depend on the input.  Its figures as a `Counts` are those of what its `analysis` has looked at so far.
     """
 
-    __slots__ = ("analysis", "apart", "head")
+    __slots__ = ("analysis", "apart", "exchange", "head", "last")
 
     many = 64
     """Chunks that may wait for being counted."""
@@ -104,19 +106,22 @@ class Analyzer(Counts):
     large = 4096
     """Bytes of a chunk from which on it is counted alone, and at once."""
 
-    def __init__(self, analysis: Analysis) -> None:
+    def __init__(self, analysis: Analysis, exchange: Exchange) -> None:
         super().__init__()
         self.analysis = analysis
+        self.exchange = exchange
+        self.last = 0.0
+        """When the last chunk came."""
         self.head = b""
         """The shortest line that counts as the one that has begun."""
         self.apart = False
         """Whether its next chunk is to be counted alone."""
 
-    def feed(self, chunk: bytes) -> None:
-        """Take `chunk`, the next bytes of the leg."""
+    def feed(self, chunk: bytes, time: float) -> None:
+        """Take `chunk`, the next bytes of the leg, and when it came."""
         waiting = self.analysis.waiting
         if chunk:
-            waiting.append((self, chunk))
+            waiting.append((self, chunk, time))
         if len(waiting) > self.many or len(chunk) > self.large:
             self.analysis.catch_up()
 
@@ -136,14 +141,16 @@ class Analyzer(Counts):
 class Analysis:
     """Counts what all analyzers of one kind of leg were fed, and adds it up in `total`.
 
-    It is quick with requests if it expects `requests`, else with replies.
+    It is quick with requests if it expects `requests`, else with replies.  What waits at the analysis `before` is
+    counted first: replies are matched with requests that are known already.
     """
 
-    def __init__(self, requests: bool) -> None:
+    def __init__(self, requests: bool, before: Analysis | None = None) -> None:
         self.total = Counts()
         self.waiting: list[_Fed] = []
         """Chunks that were fed and not looked at, each with its analyzer."""
         self._requests = requests
+        self._before = before
         self._slip = (_NO_REQUEST if requests else _NO_REPLY).search
 
     def digest(self) -> None:
@@ -153,15 +160,17 @@ class Analysis:
 
     def catch_up(self) -> None:
         """Count what waits."""
+        if self._before is not None:
+            self._before.catch_up()
         if not self.waiting:
             return
         whole = self.waiting[:]
         rest: list[_Fed] = []
         self.waiting.clear()
-        chunks = [chunk for analyzer, chunk in whole if chunk[-1] == _NEWLINE and not analyzer.apart]
+        chunks = [chunk for analyzer, chunk, _ in whole if chunk[-1] == _NEWLINE and not analyzer.apart]
         if len(chunks) < len(whole) or len(chunks[-1]) > Analyzer.large:
             whole, rest = _divide(whole)
-            chunks = [chunk for _, chunk in whole]
+            chunks = [chunk for _, chunk, _ in whole]
         if not self._are_usual(b"\n" + b"".join(chunks)):
             # Whose fault it is shows when each is looked at alone.
             whole, rest = [], whole + rest
@@ -169,8 +178,8 @@ class Analysis:
             self._count_requests(whole)
         else:
             self._count_replies(whole)
-        for analyzer, chunk in rest:
-            self._count(analyzer, chunk)
+        for analyzer, chunk, time in rest:
+            self._count(analyzer, chunk, time)
 
     def _are_usual(self, lines: bytes) -> bool:
         """Tell whether all of `lines`, each after a newline, are messages as usual on this kind of leg."""
@@ -180,12 +189,14 @@ class Analysis:
 
     def _count_requests(self, whole: list[_Fed]) -> None:
         size = req = 0
-        for analyzer, chunk in whole:
+        for analyzer, chunk, time in whole:
             length = len(chunk)
             # This pattern is found faster than a newline alone.
             ended = chunk.count(b"\nREQ ") + 1
+            analyzer.last = time
             analyzer.bytes += length
             analyzer.req += ended
+            analyzer.exchange.request(time, ended)
             size += length
             req += ended
         self.total.bytes += size
@@ -193,7 +204,7 @@ class Analysis:
 
     def _count_replies(self, whole: list[_Fed]) -> None:
         size = acks = naks = 0
-        for analyzer, chunk in whole:
+        for analyzer, chunk, time in whole:
             length = len(chunk)
             ack = chunk.count(b"\nACK ")
             nak = chunk.count(b"\nNAK ")
@@ -201,9 +212,11 @@ class Analysis:
                 ack += 1
             else:
                 nak += 1
+            analyzer.last = time
             analyzer.bytes += length
             analyzer.ack += ack
             analyzer.nak += nak
+            analyzer.exchange.reply(time, ack + nak)
             size += length
             acks += ack
             naks += nak
@@ -211,7 +224,7 @@ class Analysis:
         self.total.ack += acks
         self.total.nak += naks
 
-    def _count(self, analyzer: Analyzer, chunk: bytes) -> None:
+    def _count(self, analyzer: Analyzer, chunk: bytes, time: float) -> None:
         """Count `chunk`, whatever it is."""
         head = analyzer.head
         end = chunk.rfind(b"\n") + 1
@@ -232,6 +245,12 @@ class Analysis:
             nak = lines.count(b"\nNAK ")
             ack = ended - nak
         analyzer.apart = analyzer.head != b"" or not usual
+        analyzer.last = time
+        if self._requests:
+            if ended:
+                analyzer.exchange.request(time, ended)
+        else:
+            analyzer.exchange.reply(time, ack + nak)
         for counts in (analyzer, self.total):
             counts.bytes += len(chunk)
             counts.req += req
@@ -244,7 +263,7 @@ def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:
     """Tell the chunks that are whole lines from those that are to be counted alone."""
     whole, rest = [], []
     for entry in waiting:
-        analyzer, chunk = entry
+        analyzer, chunk, _ = entry
         if analyzer.apart or chunk[-1] != _NEWLINE or len(chunk) > Analyzer.large:
             # So that its next one, if that waits here too, comes after it.
             analyzer.apart = True

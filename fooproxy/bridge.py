@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError, TimeoutError
 from twisted.internet.protocol import ClientFactory, ServerFactory
 
 from fooproxy.deadlines import Deadlines
@@ -46,12 +47,21 @@ if TYPE_CHECKING:
         def between_requests(self) -> bool:
             """Whether the client has sent whole requests only."""
 
-        def connect_failed(self) -> None:
-            """Tell that there will be no upstream leg."""
+        def accepted(self, address: str) -> None:
+            """Tell the address of the client."""
 
-        def ended(self) -> None:
-            """Tell that both legs are gone."""
+        def paused(self, leg: str) -> None:
+            """Tell that a leg, ``client`` or ``upstream``, is not read for now, since the other cannot write."""
 
+        def ended(self, reason: str) -> None:
+            """Tell that both legs are gone, and why."""
+
+
+_CONNECT_FAILURES = (
+    (ConnectionRefusedError, "upstream_refused"),
+    (DNSLookupError, "upstream_unresolved"),
+    (TimeoutError, "connect_timeout"),
+)
 
 FIN_TIMEOUT = 10.0
 """Seconds that a half-closed session waits for the upstream to say something."""
@@ -76,10 +86,12 @@ class Session:
         self._closing = False
         self._draining = False
         self._connecting: Deferred[Any] | None = None
+        self._reason: str | None = None
 
     def connected(self, leg: Leg) -> None:
         """Go on: from the client to the upstream, from there to relaying."""
         if leg is self.client:
+            self.observer.accepted(leg.peer)
             self._factory.sessions.add(self)
             connecting = self._factory.connect(UpstreamFactory(self))
             if self.upstream is None:
@@ -99,11 +111,13 @@ class Session:
 
     def _connect_failed(self, failure: Failure) -> None:
         if not self._closing:
-            self.observer.connect_failed()
+            kinds = (kind for error, kind in _CONNECT_FAILURES if failure.check(error))
+            self._because(next(kinds, "upstream_unreachable"))
             self.close()
 
     def finished(self, leg: Leg) -> None:
         """Pass the FIN of `leg` on, or end the session when it is the last that was waited for."""
+        self._because("client_closed" if leg is self.client else "upstream_closed")
         other = self._other(leg)
         if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
@@ -124,10 +138,12 @@ class Session:
             if self in self._factory.deadlines:
                 self._expect(FIN_TIMEOUT, self._upstream_is_silent)
         elif self._draining and self.observer.between_requests and not leg.paused:
-            leg.pauseProducing()
+            leg.pause()
 
-    def lost(self, leg: Leg) -> None:
+    def lost(self, leg: Leg, reason: Failure) -> None:
         """See to the leg that is left."""
+        how = "closed" if reason.check(ConnectionDone) else "reset"
+        self._because(f"client_{how}" if leg is self.client else f"upstream_{how}")
         if not self._closing:
             if leg is self.client:
                 self.close()
@@ -140,6 +156,7 @@ class Session:
         """See that `leg` need not send any more: the other one takes nothing, though it may not be lost yet."""
         if self._closing:
             return
+        self._because("upstream_reset" if leg is self.client else "client_reset")
         if leg is self.client:
             # What the upstream sent before it went is still to be read.
             leg.ignore()
@@ -152,6 +169,7 @@ class Session:
     def drain(self) -> None:
         """Close as soon as nothing is under way; a session still connecting has nothing under way."""
         self._draining = True
+        self._because("drained")
         if self.upstream is None:
             self.close()
         elif not self._closing:
@@ -165,12 +183,14 @@ class Session:
 
     def close(self) -> None:
         """Close both legs once they have delivered what was received."""
-        self._begin_to_close(SEND_TIMEOUT, self.abort)
+        self._begin_to_close(SEND_TIMEOUT, self._give_up)
         for leg in self._left():
             leg.close()
 
     def abort(self) -> None:
         """Be gone at once; what was not delivered is dropped."""
+        if self._reason in (None, "drained"):
+            self._reason = "aborted"
         self._begin_to_close(SEND_TIMEOUT, self.abort)
         for leg in self._left():
             leg.transport.abortConnection()
@@ -186,6 +206,11 @@ class Session:
         self.client.ignore()
         self.client.half_close()
         self.client.resumeProducing()
+
+    def _because(self, reason: str) -> None:
+        """Remember why the session ends, if it is not known yet."""
+        if self._reason is None:
+            self._reason = reason
 
     def _begin_to_close(self, timeout: float, then: Callable[[], None]) -> None:
         self._closing = True
@@ -203,7 +228,12 @@ class Session:
             # It is not: its replies wait for a client that reads slowly.
             self._expect(SEND_TIMEOUT, self.close)
         else:
+            self._reason = "half_close_timeout"
             self.close()
+
+    def _give_up(self) -> None:
+        self._reason = "send_timeout"
+        self.abort()
 
     def _ended(self) -> None:
         if self not in self._factory.sessions:
@@ -211,12 +241,33 @@ class Session:
             return
         self._factory.deadlines.clear(self)
         self._factory.sessions.discard(self)
-        self.observer.ended()
+        self.observer.ended(self._reason or "aborted")
         self._factory.session_ended()
         # Nothing is left to the garbage collector, whose runs would hold everybody up.
         del self.client.session
         if self.upstream is not None:
             del self.upstream.session
+
+    @property
+    def state(self) -> str:
+        """What the session is at, in a word for operators."""
+        if self._closing:
+            return "closing"
+        if self.upstream is None:
+            return "connecting"
+        if self._draining:
+            return "draining"
+        return "half-closed" if self.client.finished or self.upstream.finished else "open"
+
+    @property
+    def paused(self) -> list[str]:
+        """The legs that are not read for now, since the other cannot write."""
+        legs = {"client": self.client, "upstream": self.upstream}
+        return [name for name, leg in legs.items() if leg is not None and leg.paused]
+
+    def note_pause(self, leg: Leg) -> None:
+        """Take notice that `leg` is not read for now."""
+        self.observer.paused("client" if leg is self.client else "upstream")
 
     def _left(self) -> Iterator[Leg]:
         """Give the legs that are there and not lost, as they are when their turn comes."""

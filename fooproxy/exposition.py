@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from werkzeug.datastructures import MIMEAccept
@@ -23,21 +23,24 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric
 
+    from fooproxy.latency import Histogram
     from fooproxy.stats import Stats
 
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
-_MEANINGS = {field.name: field.meaning for field in FIELDS}
+_MEANINGS = {field.name: field.meaning for field in FIELDS} | {"bytes_received": "Bytes received, by leg."}
+_BOUNDS = [2**power / 1e6 for power in range(6, 27)]
+"""Seconds: from 64 microseconds to 67 seconds."""
 
 
-def exposition(stats: Stats, accept: str) -> tuple[str, bytes] | None:
-    """Render `stats` as ``Accept: <accept>`` asks for: content type and body.
+def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | None:
+    """Render `stats`, and whether the proxy is `ready`, as ``Accept: <accept>`` asks for: content type and body.
 
     `None` when it asks for something else, or names JSON before a text type.
     """
     if not _asks_for_text(accept):
         return None
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(stats))
+    registry.register(_Collector(stats, ready))
     ProcessCollector(registry=registry)
     encoder, content_type = choose_encoder(accept)
     return content_type, encoder(registry)
@@ -54,35 +57,59 @@ def _asks_for_text(accept: str) -> bool:
 class _Collector:
     """Gives the families of `stats` as they are at the moment of the scrape."""
 
-    def __init__(self, stats: Stats) -> None:
+    def __init__(self, stats: Stats, ready: bool) -> None:
         self._stats = stats
+        self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
         stats = self._stats
-        legs = {"client": stats.client, "upstream": stats.upstream}
+        client, upstream = stats.client, stats.upstream
         report = stats.report()
-        yield _by(
-            "messages", "type", _MEANINGS["msg_total"], {kind: report[f"msg_{kind}"] for kind in ("req", "ack", "nak")}
+        yield _counter("messages", "msg_total", {kind: report[f"msg_{kind}"] for kind in ("req", "ack", "nak")}, "type")
+        yield _counter(
+            "invalid_messages", "msg_invalid", {"client": client.invalid, "upstream": upstream.invalid}, "leg"
         )
-        yield _by(
-            "invalid_messages", "leg", _MEANINGS["msg_invalid"], {leg: counts.invalid for leg, counts in legs.items()}
-        )
-        yield _by("received_bytes", "leg", "Bytes received.", {leg: counts.bytes for leg, counts in legs.items()})
-        for family, name in (
-            ("misdirected_messages", "msg_misdirected"),
-            ("connections", "connections_total"),
-            ("upstream_connect_failures", "upstream_connect_failures"),
-            ("recovery_save_failures", "recovery_save_failures"),
-        ):
-            yield CounterMetricFamily(f"fooproxy_{family}", _MEANINGS[name], value=report[name])
-        yield GaugeMetricFamily(
-            "fooproxy_connections_active", _MEANINGS["connections_active"], value=report["connections_active"]
-        )
+        yield _counter("misdirected_messages", "msg_misdirected", report)
+        yield _counter("received_bytes", "bytes_received", {"client": client.bytes, "upstream": upstream.bytes}, "leg")
+        yield _gauge("requests_in_flight", report)
+        yield _counter("responses_unmatched", "responses_unmatched", report)
+        yield _durations(stats.latency.answered)
+        yield _gauge("connections_active", report)
+        yield _counter("connections", "connections_total", report)
+        yield _counter("connections_closed", "connections_closed", report["connections_closed"], "reason")
+        yield _counter("upstream_connect_failures", "upstream_connect_failures", stats.connect_failures, "reason")
+        yield _counter("reads_paused", "reads_paused", report["reads_paused"], "leg")
+        yield _counter("recovery_saves", "recovery_saves", report["recovery_saves"], "result")
+        yield GaugeMetricFamily("fooproxy_ready", "1 when the proxy should get traffic, else 0.", value=self._ready)
         yield InfoMetricFamily("fooproxy_build", _MEANINGS["version"], value={"version": __version__})
 
 
-def _by(family: str, label: str, meaning: str, values: Mapping[str, int]) -> Metric:
-    metric = CounterMetricFamily(f"fooproxy_{family}", meaning, labels=[label])
+def _counter(family: str, name: str, values: Mapping[str, int], label: str | None = None) -> Metric:
+    """Make the family of the statistic `name`: one value, or one for each value of `label`."""
+    if label is None:
+        return CounterMetricFamily(f"fooproxy_{family}", _MEANINGS[name], value=values[name])
+    metric = CounterMetricFamily(f"fooproxy_{family}", _MEANINGS[name], labels=[label])
     for value, count in values.items():
         metric.add_metric([value], count)
     return metric
+
+
+def _gauge(name: str, report: Mapping[str, int]) -> Metric:
+    return GaugeMetricFamily(f"fooproxy_{name}", _MEANINGS[name], value=report[name])
+
+
+def _durations(latencies: Histogram) -> Metric:
+    """Make the histogram: its bounds are powers of two of microseconds, at which our own buckets have bounds too."""
+    bounds, passed = dict.fromkeys(_BOUNDS, 0), 0
+    found = latencies.upper_bounds()
+    upper, count = next(found, (float("inf"), 0))
+    for bound in _BOUNDS:
+        while upper <= bound:
+            passed += count
+            upper, count = next(found, (float("inf"), 0))
+        bounds[bound] = passed
+    buckets = [*((str(bound), total) for bound, total in bounds.items()), ("+Inf", latencies.count)]
+    meaning = _MEANINGS["latency_seconds"]
+    return HistogramMetricFamily(
+        "fooproxy_request_duration_seconds", meaning, buckets=buckets, sum_value=latencies.sum / 1e6
+    )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     class Tap(typing.Protocol):
         """What is shown the chunks of one leg, an `Analyzer`.
 
-        Who is in haste does what `feed` does: appends the tap and the chunk to `analysis.waiting`, and calls
+        Who is in haste does what `feed` does: appends the tap, the chunk and the time to `analysis.waiting`, and calls
         `analysis.catch_up` if there are more than `many` then, or if the chunk has more than `large` bytes.
         """
 
@@ -31,19 +31,20 @@ if TYPE_CHECKING:
         many: int
         large: int
 
-        def feed(self, chunk: bytes) -> None:
-            """Take the next chunk."""
+        def feed(self, chunk: bytes, time: float) -> None:
+            """Take the next chunk, and when it came."""
 
 
 @implementer(IHalfCloseableProtocol)
 class Interceptor(Protocol):
-    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first."""
+    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first, with the time on `clock`."""
 
     log = Logger()
 
-    def __init__(self, wrapped: Any, tap: Tap) -> None:
+    def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], float]) -> None:
         self.wrapped = wrapped
         self.tap = tap
+        self.clock = clock
 
     def makeConnection(self, transport: ITransport) -> None:
         """Connect the wrapped protocol to the transport itself: writes need no interception."""
@@ -52,7 +53,7 @@ class Interceptor(Protocol):
     def dataReceived(self, data: bytes) -> None:
         """Show the chunk, then let it through."""
         try:
-            self.tap.feed(data)
+            self.tap.feed(data, self.clock())
         except Exception:
             self._failed()
         self.wrapped.dataReceived(data)
@@ -85,14 +86,15 @@ class InterceptorFactory(Factory):
 
     noisy = False
 
-    def __init__(self, wrapped: Any, tap: Callable[[Any], Tap]) -> None:
+    def __init__(self, wrapped: Any, tap: Callable[[Any], Tap], clock: Callable[[], float]) -> None:
         self.wrapped = wrapped
         self._tap = tap
+        self._clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> Interceptor:
         """Build the wrapped factory's protocol, intercepted."""
         protocol = self.wrapped.buildProtocol(addr)
-        return Interceptor(protocol, self._tap(protocol))
+        return Interceptor(protocol, self._tap(protocol), self._clock)
 
     def doStart(self) -> None:
         """Start the wrapped factory."""

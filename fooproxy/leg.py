@@ -17,6 +17,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
+from fooproxy.addresses import shown
 from fooproxy.transport import Transport
 
 if TYPE_CHECKING:
@@ -93,10 +94,15 @@ class Leg(Protocol):
         """Take the end of the connection, whoever caused it."""
         self.lost = self.finished = True
         self.ignore()
-        self.session.lost(self)
+        self.session.lost(self, reason)
 
     def pauseProducing(self) -> None:
         """Read no more: the other leg cannot write."""
+        self.session.note_pause(self)
+        self.pause()
+
+    def pause(self) -> None:
+        """Read no more for now."""
         self.paused = True
         self.transport.pauseProducing()
 
@@ -111,6 +117,11 @@ class Leg(Protocol):
     def stopProducing(self) -> None:
         """Take notice that the other leg takes nothing more."""
         self.session.unheard(self)
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end."""
+        return shown(self.transport.getPeer())
 
     @property
     def can_half_close(self) -> bool:

@@ -41,6 +41,10 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         ["drain-timeout", None, "10", "Seconds that a stop waits for replies that are still outstanding."],
     ]
 
+    optFlags = [
+        ["log-sessions", None, "Log the end of each session, with its counts, and not only ends that are no good."],
+    ]
+
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
         try:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
+from fooproxy import history
+from fooproxy.latency import BUCKETS
 from fooproxy.timetable import FRAME
 
 if TYPE_CHECKING:
@@ -115,6 +117,8 @@ class Recovery:
             "responses_10s": responses,
             "saved_at": now,
             "counters": self._stats.counters(),
+            "latency": self._stats.latency.answered.state(),
+            "history": self._stats.history.state(),
         }
 
     def load(self) -> None:
@@ -139,7 +143,9 @@ class Recovery:
         # A clock that was set back a little must not cost the statistics.
         if -self._max_age <= age <= self._max_age:
             self._stats.restore(state.counters)
+            self._stats.latency.answered.restore(*state.latency)
             self._stats.times.restore(state.requests, state.responses, max(age, 0.0))
+            self._stats.history.restore(state.history, max(age, 0.0))
             self.log.info("statistics of {age:.1f} s ago restored from {path}", age=age, path=str(self._saver.path))
         else:
             aside = self._saver.put_aside("old")
@@ -175,6 +181,21 @@ class SavedState:
         if not isinstance(counters, dict):
             raise Unusable("its counters are not a JSON object")
         self.counters = {name: _count(counters, name) for name in counters}
+        self.latency = _latency(content.get("latency", {"sum": 0, "longest": 0, "buckets": {}}))
+        try:
+            self.history = history.parse(content.get("history", ""))
+        except (ValueError, AttributeError) as error:
+            raise Unusable(f"its history is not one ({error})") from error
+
+
+def _latency(content: Any) -> tuple[dict[int, int], int, int]:
+    """Check the state of a `fooproxy.latency.Histogram`; gives its buckets, its sum and its longest latency."""
+    if not isinstance(content, dict) or not isinstance(content.get("buckets"), dict):
+        raise Unusable("its latency is not a histogram")
+    buckets = content["buckets"]
+    if not buckets.keys() <= BUCKETS:
+        raise Unusable("its latency has buckets that there are not")
+    return {int(name): _count(buckets, name) for name in buckets}, _count(content, "sum"), _count(content, "longest")
 
 
 def _count(holder: Any, name: Any) -> int:

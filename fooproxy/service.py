@@ -35,14 +35,14 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from fooproxy.addresses import client_endpoint, host_port, server_endpoint
+from fooproxy.addresses import client_endpoint, host_port, server_endpoint, shown
 from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available
 from fooproxy.process import keep_time, print_line, spare_the_collector
 from fooproxy.recovery import Recovery, Saver
-from fooproxy.stats import SessionStats, Stats
+from fooproxy.stats import CLEAN, SessionStats, Stats
 from fooproxy.timetable import INTERVAL
 from fooproxy.upstream import Upstream
 from fooproxy.web import Health, Web
@@ -91,7 +91,7 @@ class ProxyService(Service):
         self._reactor = reactor
         self._stopping = False
         self._patience = options["drain-timeout"]
-        self.stats = Stats(time.monotonic)
+        self.stats = Stats(time.monotonic, self._log_end)
         self._saver = Saver(Path(options["recovery-path"]))
         self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
         forward = options["forward"]
@@ -102,14 +102,16 @@ class ProxyService(Service):
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
-        self.health = Health(self._upstream)
+        self.health = Health(self._upstream, lambda: bool(self.bridge.sessions))
         self._sampling = LoopingCall(self.stats.times.sample)
+        self._recording = LoopingCall(self.stats.history.record)
         self._saving = LoopingCall(self._save)
+        self._saved_at: float | None = None
         # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
         self._saving_thread = ThreadPool(0, 1, "saving")
         # Nor must a disk that hangs keep the process from ending.
         self._saving_thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._sampling.clock = self._saving.clock = reactor
+        self._sampling.clock = self._recording.clock = self._saving.clock = reactor
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
@@ -125,11 +127,11 @@ class ProxyService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, before privileges are dropped."""
         super().privilegedStartService()
-        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client)
+        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, time.monotonic)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        site = Web(self.stats, self.health).site()
+        site = Web(self.stats, self.health, self.bridge.sessions, self._recovery_report, time.time).site()
         self._http_port = self._listen("http", http, site)
 
     def startService(self) -> None:
@@ -148,6 +150,7 @@ class ProxyService(Service):
             )
         spare_the_collector()
         self._sampling.start(INTERVAL, now=False)
+        self._recording.start(1.0)
         self._saving_thread.start()
         self._saving.start(SAVE_INTERVAL, now=False)
         self._answer(signal.SIGUSR2, self._report)
@@ -161,9 +164,15 @@ class ProxyService(Service):
         # Last, so that whoever waits for these lines may send any signal.
         self._reactor.callWhenRunning(self._announce)
 
+    def _recovery_report(self) -> dict[str, Any]:
+        """Tell how it stands with the file that the statistics are saved in."""
+        age = None if self._saved_at is None else time.monotonic() - self._saved_at
+        return {"path": str(self._saver.path), "failing": self.health.recovery_failing, "saved_seconds_ago": age}
+
     def _announce(self) -> None:
-        self.log.info("listening for clients on {address}", address=_shown(self._relay_port))
-        self.log.info("serving HTTP on http://{address}/", address=_shown(self._http_port))
+        self.health.starting = False
+        self.log.info("listening for clients on {address}", address=_listening(self._relay_port))
+        self.log.info("serving HTTP on http://{address}/", address=_listening(self._http_port))
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let what is under way finish, save; fires when all is done."""
@@ -180,6 +189,7 @@ class ProxyService(Service):
         if deadline.active():
             deadline.cancel()
         self._sampling.stop()
+        self._recording.stop()
         await self._save_for_good()
         await _closed(self._http_port)
 
@@ -210,7 +220,7 @@ class ProxyService(Service):
             self._reactor.stop()
 
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
-        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream))
+        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream, time.monotonic))
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         port: IListeningPort | Failure = _result_now(endpoint, factory)
@@ -237,6 +247,28 @@ class ProxyService(Service):
             os.close(waiting)
         raise SystemExit(1)
 
+    def _log_end(self, session: SessionStats, reason: str) -> None:
+        """Write one line on a session that has ended; that of one that ended as it should is for the curious."""
+        level = LogLevel.info if reason not in CLEAN or self._options["log-sessions"] else LogLevel.debug
+        client, upstream = session.client, session.upstream
+        self.log.emit(
+            level,
+            "session {id} of {client} ended: {reason}, after {seconds:.3f} s, "
+            "req={req} ack={ack} nak={nak} invalid={invalid} unanswered={unanswered} "
+            "bytes_from_client={bytes_from_client} bytes_from_upstream={bytes_from_upstream}",
+            id=session.number,
+            client=session.address,
+            reason=reason,
+            seconds=session.age,
+            req=client.req + upstream.req,
+            ack=client.ack + upstream.ack,
+            nak=client.nak + upstream.nak,
+            invalid=client.invalid + upstream.invalid,
+            unanswered=session.unanswered,
+            bytes_from_client=client.bytes,
+            bytes_from_upstream=upstream.bytes,
+        )
+
     def _save(self) -> Deferred[None]:
         state = self._recovery.state()
         saving: Deferred[None] = deferToThreadPool(self._reactor, self._saving_thread, self._saver.write, state)
@@ -250,12 +282,14 @@ class ProxyService(Service):
         return saving.addBoth(returned).addCallbacks(self._saved, self._not_saved)
 
     def _saved(self, result: None) -> None:
+        self.stats.saves["ok"] += 1
+        self._saved_at = time.monotonic()
         if self.health.recovery_failing:
             self.health.recovery_failing = False
             self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
 
     def _not_saved(self, failure: Failure) -> None:
-        self.stats.recovery_save_failures += 1
+        self.stats.saves["failed"] += 1
         self._failing(failure.getErrorMessage())
 
     def _failing(self, why: str) -> None:
@@ -299,12 +333,8 @@ def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> A
     return results[0]
 
 
-def _shown(port: Any) -> str:
-    """Name the address of `port` as an operator writes it."""
-    host = port.getHost()
-    if not hasattr(host, "port"):
-        return os.fsdecode(getattr(host, "name", None) or str(host))
-    return f"[{host.host}]:{host.port}" if ":" in host.host else f"{host.host}:{host.port}"
+def _listening(port: Any) -> str:
+    return shown(port.getHost())
 
 
 async def _closed(port: IListeningPort | None) -> None:

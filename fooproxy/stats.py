@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fooproxy import __version__
 from fooproxy.analyzer import Analysis, Analyzer, Counts
+from fooproxy.clients import Clients
+from fooproxy.history import History
+from fooproxy.latency import Exchange, Latency
 from fooproxy.timetable import TimeTable
 
 if TYPE_CHECKING:
@@ -20,25 +23,47 @@ if TYPE_CHECKING:
 
 
 class Field(NamedTuple):
-    """One statistic: `kind` is counter (only grows), gauge (an instant) or info (a text)."""
+    """One statistic: `kind` is counter (only grows), gauge (an instant), histogram (summed up) or info (a text)."""
 
     name: str
     kind: str
     unit: str
     meaning: str
-    read: Callable[[Stats], int | float | str]
+    read: Callable[[Stats], Any]
+
+
+def _ignore(session: SessionStats, reason: str) -> None:
+    """Take no notice of the end of a session."""
 
 
 class SessionStats:
-    """What passed in one session: an analyzer a leg.  The bridge's observer."""
+    """What passed in one session: an analyzer a leg, and the exchange of requests and replies.  The bridge's observer.
 
-    __slots__ = ("_stats", "client", "upstream")
+    `address` is the client's; `opened` is a time on the statistics' clock.
+    """
+
+    __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "unanswered", "upstream")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self.client, self.upstream = stats.analyzers()
+        self.exchange = Exchange(stats.latency)
+        self.client, self.upstream = stats.analyzers(self.exchange)
+        self.address = ""
+        self.opened = stats.clock()
+        self.unanswered = 0
+        """Requests that were still open at the end."""
         stats.connections_total += 1
+        self.number = stats.connections_total
         stats.sessions.add(self)
+
+    def accepted(self, address: str) -> None:
+        """Take notice of where the client is."""
+        self.address = address
+
+    @property
+    def host(self) -> str:
+        """The client's address without its port."""
+        return self.address.rpartition(":")[0] or self.address
 
     @property
     def settled(self) -> bool:
@@ -47,47 +72,73 @@ class SessionStats:
         Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``), and so does an
         unfinished line, which a server may answer when the client's FIN ends it.
         """
-        unanswered = self.client.counts.lines + self.client.mid_line - self.upstream.counts.replies
-        return unanswered <= 0 and not self.upstream.mid_line
+        self._stats.catch_up()
+        if self.upstream.head:
+            return False
+        if not self.client.head:
+            return not self.exchange.in_flight
+        # The reply to an unfinished line cannot be matched with it, as it never ends.
+        return self.client.lines + 1 <= self.upstream.replies
 
     @property
     def between_requests(self) -> bool:
         """Whether the client has sent whole lines only."""
         return not self.client.mid_line
 
-    def connect_failed(self) -> None:
-        """Tell that the session gets no upstream leg."""
-        self._stats.upstream_connect_failures += 1
+    def paused(self, leg: str) -> None:
+        """Take notice that the reading of a leg, ``client`` or ``upstream``, was paused."""
+        self._stats.reads_paused[leg] += 1
 
-    def ended(self) -> None:
-        """Tell that both legs are gone."""
-        self._stats.sessions.discard(self)
+    def ended(self, reason: str) -> None:
+        """Take notice that both legs are gone, and why: one of `CLOSED`."""
+        stats = self._stats
+        stats.catch_up()
+        stats.sessions.discard(self)
+        stats.closed[reason] += 1
+        stats.clients.ended(self)
+        self.unanswered = self.exchange.in_flight
+        self.exchange.end()
+        stats.on_end(self, reason)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the session began."""
+        return self._stats.clock() - self.opened
+
+    @property
+    def idle(self) -> float:
+        """Seconds since something came, from either leg."""
+        return self._stats.clock() - max(self.opened, self.client.last, self.upstream.last)
 
 
 class Stats:
     """All counters of this process, and the rates that come from them.
 
-    `clock` is monotonic, in seconds.
+    `clock` is monotonic, in seconds.  `on_end` is told of each session that has ended, and of the reason.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], on_end: Callable[[SessionStats, str], None] = _ignore) -> None:
         self._client = Analysis(requests=True)
-        self._upstream = Analysis(requests=False)
+        self._upstream = Analysis(requests=False, before=self._client)
+        self._latency = Latency()
+        self.clock = clock
+        self.on_end = on_end
         self.connections_total = 0
-        self.upstream_connect_failures = 0
-        self.recovery_save_failures = 0
+        self.closed: dict[str, int] = dict.fromkeys(CLOSED, 0)
+        self.reads_paused: dict[str, int] = {"client": 0, "upstream": 0}
+        self.saves: dict[str, int] = {"ok": 0, "failed": 0}
         self.sessions: set[SessionStats] = set()
-        self.times = TimeTable(clock, lambda: (self.requests, self.responses))
-        self._clock = clock
+        self.clients = Clients()
+        self.times: TimeTable = TimeTable(clock, lambda: (self.requests, self.responses))
+        self.history: History = History(self)
         self._started = clock()
 
-    def analyzers(self) -> tuple[Analyzer, Analyzer]:
+    def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
         """Make the analyzers of a session's client and upstream leg."""
-        return Analyzer(self._client), Analyzer(self._upstream)
+        return Analyzer(self._client, exchange), Analyzer(self._upstream, exchange)
 
     def catch_up(self) -> None:
         """Have all that was fed counted; every figure below does so first."""
-        self._client.catch_up()
         self._upstream.catch_up()
 
     def digest(self) -> None:
@@ -108,6 +159,12 @@ class Stats:
         return self._upstream.total
 
     @property
+    def latency(self) -> Latency:
+        """How long replies took."""
+        self.catch_up()
+        return self._latency
+
+    @property
     def requests(self) -> int:
         """All REQ, whichever leg they came from."""
         return self.client.req + self.upstream.req
@@ -118,9 +175,19 @@ class Stats:
         return self.client.replies + self.upstream.replies
 
     @property
+    def naks(self) -> int:
+        """All NAK, whichever leg they came from."""
+        return self.client.nak + self.upstream.nak
+
+    @property
+    def connect_failures(self) -> dict[str, int]:
+        """Sessions that got no upstream leg, by reason."""
+        return {name: self.closed[reason] for name, reason in CONNECT_FAILURES.items()}
+
+    @property
     def uptime(self) -> float:
         """Seconds since this process began to count."""
-        return self._clock() - self._started
+        return self.clock() - self._started
 
     def report(self) -> dict[str, Any]:
         """Give every statistic under its public name, in the order of `FIELDS`."""
@@ -128,19 +195,63 @@ class Stats:
 
     def counters(self) -> dict[str, int]:
         """Give the counters that outlive the process, under names of their own (see `restore`)."""
-        return {name: getattr(holder, attribute) for name, holder, attribute in self._lasting()}
+        return {name: holder[key] for name, holder, key in self._lasting()}
 
     def restore(self, counters: Mapping[str, int]) -> None:
         """Take back what `counters` gave; counters that it does not name stay as they are."""
-        for name, holder, attribute in self._lasting():
-            setattr(holder, attribute, counters.get(name, getattr(holder, attribute)))
+        for name, holder, key in self._lasting():
+            holder[key] = counters.get(name, holder[key])
 
-    def _lasting(self) -> Iterator[tuple[str, object, str]]:
+    def _lasting(self) -> Iterator[tuple[str, Any, str]]:
         for leg, counts in (("client", self.client), ("upstream", self.upstream)):
             for attribute in Counts.__slots__:
-                yield f"{leg}_{attribute}", counts, attribute
-        for attribute in ("connections_total", "upstream_connect_failures", "recovery_save_failures"):
-            yield attribute, self, attribute
+                yield f"{leg}_{attribute}", _Attributes(counts), attribute
+        yield "connections_total", _Attributes(self), "connections_total"
+        yield "responses_unmatched", _Attributes(self.latency), "unmatched"
+        for name, counters in (("closed", self.closed), ("paused", self.reads_paused), ("saves", self.saves)):
+            for key in counters:
+                yield f"{name}_{key}", counters, key
+
+
+class _Attributes:
+    """The attributes of an object as a mapping."""
+
+    def __init__(self, holder: object) -> None:
+        self._holder = holder
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self._holder, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._holder, name, value)
+
+
+CLOSED = {
+    "client_closed": "the client closed first",
+    "upstream_closed": "the upstream closed first",
+    "client_reset": "the client's connection was reset or lost",
+    "upstream_reset": "the upstream's connection was reset or lost",
+    "upstream_refused": "the upstream refused the connection until --connect-timeout",
+    "upstream_unresolved": "the upstream's name could not be resolved until --connect-timeout",
+    "upstream_unreachable": "the upstream could not be connected for another reason until --connect-timeout",
+    "connect_timeout": "the upstream did not answer until --connect-timeout",
+    "half_close_timeout": "the client had closed its side, and no further reply came in time",
+    "send_timeout": "a peer did not read in time what was left for it",
+    "drained": "the proxy was told to stop, and the session had no request in flight",
+    "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
+}
+"""Why sessions end: all reasons there are, with their meanings."""
+
+CLEAN = frozenset({"client_closed", "upstream_closed", "drained"})
+"""The reasons that nobody need worry about."""
+
+CONNECT_FAILURES = {
+    "refused": "upstream_refused",
+    "unresolved": "upstream_unresolved",
+    "unreachable": "upstream_unreachable",
+    "timeout": "connect_timeout",
+}
+"""The reasons for which a session gets no upstream leg, and what they are among those of `CLOSED`."""
 
 
 FIELDS = (
@@ -192,22 +303,54 @@ FIELDS = (
     ),
     Field("bytes_from_clients", "counter", "bytes", "Bytes received from clients.", lambda s: s.client.bytes),
     Field("bytes_from_upstream", "counter", "bytes", "Bytes received from the upstream.", lambda s: s.upstream.bytes),
+    Field(
+        "requests_in_flight",
+        "gauge",
+        "messages",
+        "Lines of clients, in sessions that are open, that were not answered yet.",
+        lambda s: s.latency.in_flight,
+    ),
+    Field(
+        "responses_unmatched",
+        "counter",
+        "messages",
+        "Replies that came while their session had no request in flight.",
+        lambda s: s.latency.unmatched,
+    ),
+    Field(
+        "latency_seconds",
+        "histogram",
+        "seconds",
+        "Time from a request to its reply, from when each was read, since the counters began.",
+        lambda s: s.latency.answered.summary(),
+    ),
+    Field(
+        "latency_seconds_10s",
+        "histogram",
+        "seconds",
+        "The same, of replies in the last 10 seconds, counted by whole seconds.",
+        lambda s: s.history.recent().summary(),
+    ),
     Field("connections_active", "gauge", "sessions", "Sessions that are open now.", lambda s: len(s.sessions)),
     Field("connections_total", "counter", "sessions", "Client connections accepted.", lambda s: s.connections_total),
+    Field(
+        "connections_closed", "counter", "sessions", "Sessions that have ended, by reason.", lambda s: dict(s.closed)
+    ),
     Field(
         "upstream_connect_failures",
         "counter",
         "sessions",
         "Sessions closed because the upstream could not be connected within --connect-timeout.",
-        lambda s: s.upstream_connect_failures,
+        lambda s: sum(s.connect_failures.values()),
     ),
     Field(
-        "recovery_save_failures",
+        "reads_paused",
         "counter",
-        "saves",
-        "Saves of the recovery file that failed.",
-        lambda s: s.recovery_save_failures,
+        "pauses",
+        "Times that a leg was not read for a while, since the other could not be written to, by leg.",
+        lambda s: dict(s.reads_paused),
     ),
+    Field("recovery_saves", "counter", "saves", "Saves of the recovery file, by result.", lambda s: dict(s.saves)),
     Field("uptime_seconds", "gauge", "seconds", "Time since this process started.", lambda s: s.uptime),
     Field("version", "info", "", "fooproxy's version.", lambda s: __version__),
 )

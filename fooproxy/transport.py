@@ -208,7 +208,7 @@ def _pump(source: Transport, sink: Transport) -> Callable[[], Any]:
     """
     receive, buffer, outbox = source.socket.recv_into, source._buffer, source._poller.outbox
     interceptor: Any = source.protocol
-    tap = interceptor.tap
+    tap, now = interceptor.tap, interceptor.clock
     waiting, many, large = tap.analysis.waiting, tap.many, tap.large
 
     def read() -> Any:
@@ -222,7 +222,7 @@ def _pump(source: Transport, sink: Transport) -> Callable[[], Any]:
             return main.CONNECTION_DONE
         data = buffer[:length].tobytes()
         outbox.append((sink, data))
-        waiting.append((tap, data))
+        waiting.append((tap, data, now()))
         if length > large:
             source._poller.flush()
             interceptor.analyze()

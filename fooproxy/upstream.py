@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -33,11 +34,13 @@ class Upstream:
 
     def __init__(self, endpoint: IStreamClientEndpoint, name: str, clock: IReactorTime, timeout: float) -> None:
         self._endpoint = endpoint
-        self._name = name
+        self.name = name
         self._clock = clock
         self._timeout = timeout
         self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
         self._failed_at = float("-inf")
+        self._last: Exception = error.TimeoutError()
+        self._heard_at = float("-inf")
         self.error: str | None = None
         """Why it could not be connected last time; `None` after a success, and before the first attempt."""
 
@@ -45,10 +48,34 @@ class Upstream:
         """Say why the upstream is unreachable, if it was found to be so less than `within` seconds ago."""
         return self.error if self._clock.seconds() - self._failed_at <= within else None
 
+    @property
+    def silence(self) -> float:
+        """Seconds since an attempt to connect succeeded or failed."""
+        return self._clock.seconds() - self._heard_at
+
+    @property
+    def state(self) -> str:
+        """What the last attempt to connect showed: ``reachable``, ``unreachable``, or ``unknown`` before the first."""
+        if self.error is not None:
+            return "unreachable"
+        return "unknown" if self._heard_at < 0 else "reachable"
+
+    async def probe(self, timeout: float) -> None:
+        """Connect, for at most `timeout` seconds, just to see whether that works, and close."""
+        trying = self._endpoint.connect(Factory.forProtocol(Protocol))
+        trying.addTimeout(timeout, self._clock)
+        try:
+            protocol: Any = await trying
+        except Exception as reason:
+            self._failed(reason)
+        else:
+            self._succeeded()
+            protocol.transport.loseConnection()
+
     def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
         """Connect `factory`; fires with its protocol, at once if the first attempt does.
 
-        Fails with the last attempt's error, or `TimeoutError` when there was none.  Can be cancelled.
+        Fails with the last error that any attempt met, or `TimeoutError` when there was none.  Can be cancelled.
         """
         first = self._endpoint.connect(factory)
         if first.called and not isinstance(first.result, Failure):
@@ -62,8 +89,8 @@ class Upstream:
     def _settled(self, result: Any, connecting: Deferred[Any]) -> Any:
         if connecting not in self._deadlines:
             if self.error is None:
-                self._failed(f"no answer within {self._timeout:g} s")
-            return Failure(error.TimeoutError(self.error))
+                self._failed(error.TimeoutError(f"no answer within {self._timeout:g} s"))
+            return Failure(self._last)
         self._deadlines.clear(connecting)
         return result
 
@@ -75,7 +102,7 @@ class Upstream:
             except (CancelledError, error.ConnectingCancelledError):
                 raise
             except Exception as reason:
-                self._failed(str(reason) or type(reason).__name__)
+                self._failed(reason)
             else:
                 self._succeeded()
                 return protocol
@@ -84,13 +111,16 @@ class Upstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
             attempt = self._endpoint.connect(factory)
 
-    def _failed(self, why: str) -> None:
-        self._failed_at = self._clock.seconds()
+    def _failed(self, reason: Exception) -> None:
+        self._failed_at = self._heard_at = self._clock.seconds()
+        self._last = reason
+        why = str(reason) or type(reason).__name__
         if self.error is None:
-            self.log.warn("the upstream {name} cannot be connected: {error}", name=self._name, error=why)
+            self.log.warn("the upstream {name} cannot be connected: {error}", name=self.name, error=why)
         self.error = why
 
     def _succeeded(self) -> None:
+        self._heard_at = self._clock.seconds()
         if self.error is not None:
             self.error = None
-            self.log.info("the upstream {name} can be connected again", name=self._name)
+            self.log.info("the upstream {name} can be connected again", name=self.name)

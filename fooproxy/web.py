@@ -5,28 +5,43 @@ It reads the statistics and never the relay's sockets.  Answers to errors are JS
 
 from __future__ import annotations
 
+import gzip
 import json
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from klein import Klein
 from twisted.logger import Logger
 from twisted.web.server import Request, Site
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.http import parse_accept_header
 
-from fooproxy import __version__
+from fooproxy import __version__, overview
 from fooproxy.exposition import exposition
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
     from twisted.python.failure import Failure
     from twisted.web.iweb import IRequest
 
+    from fooproxy.bridge import Session
     from fooproxy.stats import Stats
     from fooproxy.upstream import Upstream
 
 UPSTREAM_MEMORY = 10.0
 """Seconds for which a failure to connect to the upstream makes the proxy unready, if no session tries again."""
+
+PROBE_INTERVAL = 5.0
+"""Seconds without news of the upstream, and without sessions, after which ``/ready`` tries to connect to it."""
+
+PROBE_TIMEOUT = 1.0
+"""Seconds that this may take."""
+
+_COMPRESSED = 1000
+"""Bytes from which on an answer is compressed, for those who take that."""
 
 _SECURITY = {
     "Content-Security-Policy": (
@@ -41,29 +56,72 @@ _SECURITY = {
     "Server": "fooproxy",
 }
 
-_STATIC = {
-    "index.html": "text/html; charset=utf-8",
-    "page.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
+"""What the files of the page are, by suffix."""
 
 
 class Health:
-    """Whether the proxy should get traffic, and what to worry about.  The service sets the flags."""
+    """Whether the proxy should get traffic, and what to worry about.  The service sets the flags.
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    `traffic` tells whether there are sessions, which say more of the upstream than a check would.
+    """
+
+    def __init__(self, upstream: Upstream, traffic: Callable[[], bool]) -> None:
+        self.upstream = upstream
+        self._traffic = traffic
+        self.starting = True
         self.draining = False
         self.recovery_failing = False
 
+    async def check(self) -> None:
+        """See whether the upstream can be connected, if there was no occasion for it lately."""
+        if self.upstream.silence > PROBE_INTERVAL and not self._traffic() and not self.draining:
+            await self.upstream.probe(PROBE_TIMEOUT)
+
     def reasons(self) -> list[str]:
-        """Say what makes the proxy unready, in words of a closed set: ``draining``, ``upstream_unreachable``."""
-        unreachable = self._upstream.unreachable(UPSTREAM_MEMORY) is not None
-        return ["draining"] * self.draining + ["upstream_unreachable"] * unreachable
+        """Say what makes the proxy unready: ``starting``, ``draining``, ``upstream_unreachable``."""
+        unreachable = self.upstream.unreachable(UPSTREAM_MEMORY) is not None
+        words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
+        return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:
         """Say what an operator should look at though traffic goes on: ``recovery_failing``."""
         return ["recovery_failing"] * self.recovery_failing
+
+    def report(self) -> dict[str, Any]:
+        """Give all of it."""
+        reasons = self.reasons()
+        return {"ready": not reasons, "reasons": reasons, "warnings": self.warnings()}
+
+
+class BadQuery(Exception):
+    """A parameter of a request is wrong; the message says what would be right, and nothing of what was sent."""
+
+
+class Query:
+    """The parameters of a request."""
+
+    def __init__(self, request: Any) -> None:
+        self._arguments: dict[bytes, list[bytes]] = request.args or {}
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """Give a number from 0 to `most`."""
+        text = self._arguments.get(name.encode(), [b"%d" % default])[-1]
+        if not text.isdigit() or len(text) > 15 or int(text) > most:
+            raise BadQuery(f"{name} must be a number from 0 to {most}")
+        return int(text)
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """Give one of `choices`."""
+        text = self._arguments.get(name.encode(), [default.encode()])[-1].decode("latin-1")
+        if text not in choices:
+            raise BadQuery(f"{name} must be one of {', '.join(choices)}")
+        return text
 
 
 class PlainRequest(Request):
@@ -104,16 +162,29 @@ class QuietSite(Site):
 
 
 class Web:
-    """The resource: routes over `stats` and `health`."""
+    """The resource: routes over `stats`, `health` and the `sessions` that are open.
+
+    `clock` is the wall clock, `recovery` tells about the file that the statistics are saved in.
+    """
 
     app = Klein()
     log = Logger()
 
-    def __init__(self, stats: Stats, health: Health) -> None:
+    def __init__(
+        self,
+        stats: Stats,
+        health: Health,
+        sessions: Collection[Session],
+        recovery: Callable[[], dict[str, Any]],
+        clock: Callable[[], float],
+    ) -> None:
         self._stats = stats
         self._health = health
-        folder = resources.files("fooproxy") / "static"
-        self._static = {name: (folder / name).read_bytes() for name in _STATIC}
+        self._sessions = sessions
+        self._recovery = recovery
+        self._clock = clock
+        files = (resources.files("fooproxy") / "static").iterdir()
+        self._static = {file.name: file.read_bytes() for file in files if Path(file.name).suffix in _TYPES}
 
     def site(self) -> Site:
         """Give the factory that serves all this."""
@@ -128,7 +199,7 @@ class Web:
     def metrics(self, request: IRequest) -> bytes:
         """Give the exposition to those who ask for one by ``Accept``, and the report to everybody else."""
         accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
-        text = exposition(self._stats, accept)
+        text = exposition(self._stats, not self._health.reasons(), accept)
         if text is None:
             return self.stats(request)
         content_type, body = text
@@ -141,12 +212,52 @@ class Web:
         """Say that the process lives; this never looks at the upstream."""
         return _json(request, 200, {"status": "OK!"})
 
+    @app.route("/connections", methods=["GET"])
+    def connections(self, request: IRequest) -> bytes:
+        """List sessions."""
+        return _json(request, 200, self._connections(Query(request)))
+
+    @app.route("/clients", methods=["GET"])
+    def clients(self, request: IRequest) -> bytes:
+        """List client addresses."""
+        limit = Query(request).number("limit", 100, overview.MOST)
+        return _json(request, 200, overview.clients(self._stats, limit))
+
+    @app.route("/history", methods=["GET"])
+    def history(self, request: IRequest) -> bytes:
+        """Give what passed in each of the last seconds."""
+        return _json(request, 200, self._history(Query(request)))
+
+    @app.route("/live", methods=["GET"])
+    def live(self, request: IRequest) -> bytes:
+        """Give all that the page shows."""
+        query, upstream = Query(request), self._health.upstream
+        content = {
+            "report": self._stats.report(),
+            "health": self._health.report(),
+            "upstream": {"address": upstream.name, "state": upstream.state, "error": upstream.error},
+            "recovery": self._recovery(),
+            "history": self._history(query),
+            "latency_buckets": list(self._stats.history.recent().upper_bounds()),
+            "connections": self._connections(query),
+        }
+        return _json(request, 200, content)
+
+    def _history(self, query: Query) -> dict[str, Any]:
+        return self._stats.history.report(query.number("since", 0, 1 << 40), self._clock())
+
+    def _connections(self, query: Query) -> dict[str, Any]:
+        sort = query.choice("sort", "age_seconds", overview.SORTABLE)
+        descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
+        limit = query.number("limit", 100, overview.MOST)
+        return overview.connections(self._stats, self._sessions, sort, descending, limit)
+
     @app.route("/ready", methods=["GET"])
-    def ready(self, request: IRequest) -> bytes:
+    async def ready(self, request: IRequest) -> bytes:
         """Say whether to send traffic here, with the reasons if not."""
-        reasons = self._health.reasons()
-        answer = {"ready": not reasons, "reasons": reasons, "warnings": self._health.warnings()}
-        return _json(request, 503 if reasons else 200, answer)
+        await self._health.check()
+        report = self._health.report()
+        return _json(request, 200 if report["ready"] else 503, report)
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:
@@ -158,18 +269,20 @@ class Web:
         """Give the page."""
         return self._file(request, "index.html")
 
-    @app.route("/page.css", methods=["GET"])
-    def style(self, request: IRequest) -> bytes:
-        """Give the page's style."""
-        return self._file(request, "page.css")
-
-    @app.route("/page.js", methods=["GET"])
-    def script(self, request: IRequest) -> bytes:
-        """Give the page's script."""
-        return self._file(request, "page.js")
+    @app.route("/<name>", methods=["GET"])
+    def file(self, request: IRequest, name: str) -> bytes:
+        """Give one of the files of the page."""
+        return self._file(request, name)
 
     def _file(self, request: IRequest, name: str) -> bytes:
-        return _answer(request, 200, _STATIC[name], self._static[name])
+        if name not in self._static:
+            raise NotFound
+        return _answer(request, 200, _TYPES[Path(name).suffix], self._static[name])
+
+    @app.handle_errors(BadQuery)
+    def misasked(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer a wrong parameter."""
+        return _json(request, 400, {"error": str(failure.value)})
 
     @app.handle_errors(HTTPException)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
@@ -195,5 +308,14 @@ def _answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
     for name, value in _SECURITY.items():
         request.setHeader(name, value)
     request.setHeader("Content-Type", content_type)
+    request.setHeader("Vary", "Accept, Accept-Encoding")
+    if len(body) >= _COMPRESSED and _takes_gzip(request):
+        request.setHeader("Content-Encoding", "gzip")
+        body = gzip.compress(body, 1)
     request.setHeader("Content-Length", str(len(body)))
     return body
+
+
+def _takes_gzip(request: Any) -> bool:
+    accepted = b",".join(request.requestHeaders.getRawHeaders(b"accept-encoding", [])).decode("latin-1")
+    return parse_accept_header(accepted).quality("gzip") > 0

@@ -142,12 +142,12 @@ class Bed:
         return port
 
     async def listen_relay(self) -> IListeningPort:
-        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client)
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.clock.seconds)
         port: IListeningPort = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(factory)
         return port
 
     def connect_upstream(self, factory: Any) -> Deferred[Any]:
-        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream)
+        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, self.clock.seconds)
 
         async def connect() -> Any:
             await self._opened()

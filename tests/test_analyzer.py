@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fooproxy.analyzer import Analysis, Analyzer, Counts, canonical
+from fooproxy.latency import Exchange, Latency
 
 # The grammar once more, by another road: each line on its own, with nothing carried over.
 REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
@@ -28,9 +29,9 @@ def as_dict(counts: Counts) -> dict[str, int]:
 
 
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
-    analyzer = Analyzer(Analysis(requests))
+    analyzer = Analyzer(Analysis(requests), Exchange(Latency()))
     for chunk in chunks:
-        analyzer.feed(chunk)
+        analyzer.feed(chunk, 0.0)
     return analyzer
 
 
@@ -140,7 +141,7 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     analyzer = fed([b"REQ 1 some da"])
     assert analyzer.counts.lines == 0
     assert analyzer.mid_line
-    analyzer.feed(b"ta\n")
+    analyzer.feed(b"ta\n", 0.0)
     assert analyzer.counts.req == 1
     assert not analyzer.mid_line
 
@@ -153,12 +154,12 @@ def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
     pieces: list[tuple[int, bytes, list[int]]], requests: bool
 ) -> None:
     analysis = Analysis(requests)
-    analyzers = [Analyzer(analysis) for _ in range(4)]
+    analyzers = [Analyzer(analysis, Exchange(Latency())) for _ in range(4)]
     streams = [b""] * 4
     for number, stream, places in pieces:
         streams[number] += stream
         for chunk in cut(stream, places):
-            analyzers[number].feed(chunk)
+            analyzers[number].feed(chunk, 0.0)
     analysis.catch_up()
     due = [reference(stream) for stream in streams]
     assert [as_dict(analyzer) for analyzer in analyzers] == due
@@ -167,18 +168,18 @@ def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
 
 def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
     analysis = Analysis(requests=True)
-    analyzer = Analyzer(analysis)
-    analyzer.feed(b"REQ 1\n")
-    analyzer.feed(b"")
+    analyzer = Analyzer(analysis, Exchange(Latency()))
+    analyzer.feed(b"REQ 1\n", 0.0)
+    analyzer.feed(b"", 0.0)
     analysis.digest()
     assert analysis.total.req == 0
     assert analyzer.counts.req == analysis.total.req == 1
     for _ in range(32):
-        analyzer.feed(b"REQ 2\n")
+        analyzer.feed(b"REQ 2\n", 0.0)
     analysis.digest()
     assert analysis.total.req == 33
     for _ in range(10_000):
-        analyzer.feed(b"REQ 3\n")
+        analyzer.feed(b"REQ 3\n", 0.0)
         assert len(analysis.waiting) <= Analyzer.many
     assert analysis.total.req > 9900
     assert analyzer.counts.req == 10_033
@@ -186,9 +187,9 @@ def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
 
 def test_a_large_chunk_is_counted_at_once() -> None:
     analysis = Analysis(requests=True)
-    analyzer = Analyzer(analysis)
+    analyzer = Analyzer(analysis, Exchange(Latency()))
     for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
-        analyzer.feed(chunk)
+        analyzer.feed(chunk, 0.0)
     assert analysis.total.req == 3
     assert not analysis.waiting
 

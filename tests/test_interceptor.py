@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -22,15 +23,15 @@ class Recorder:
 
     def __init__(self) -> None:
         self.analysis = self
-        self.waiting: list[tuple[Recorder, bytes]] = []
-        self.shown: list[bytes] = []
+        self.waiting: list[tuple[Recorder, bytes, float]] = []
+        self.shown: list[tuple[bytes, float]] = []
 
-    def feed(self, chunk: bytes) -> None:
-        self.waiting.append((self, chunk))
+    def feed(self, chunk: bytes, time: float) -> None:
+        self.waiting.append((self, chunk, time))
         self.catch_up()
 
     def catch_up(self) -> None:
-        self.shown += [chunk for _, chunk in self.waiting]
+        self.shown += [(chunk, time) for _, chunk, time in self.waiting]
         self.waiting.clear()
 
 
@@ -43,7 +44,7 @@ class Broken(Recorder):
 
 def build(tap: Recorder) -> tuple[Interceptor, Peer]:
     peers = Peers()
-    interceptor = InterceptorFactory(peers, lambda peer: tap).buildProtocol(None)
+    interceptor = InterceptorFactory(peers, lambda peer: tap, lambda: 7.0).buildProtocol(None)
     return interceptor, peers.built[0]
 
 
@@ -52,14 +53,14 @@ def test_every_chunk_is_shown_and_passed_on_unchanged() -> None:
     interceptor, peer = build(tap)
     for chunk in (b"REQ", b" 1\n", b"\x00\xff"):
         interceptor.dataReceived(chunk)
-    assert tap.shown == [b"REQ", b" 1\n", b"\x00\xff"]
+    assert tap.shown == [(b"REQ", 7.0), (b" 1\n", 7.0), (b"\x00\xff", 7.0)]
     assert peer.received == b"REQ 1\n\x00\xff"
 
 
 def test_the_protocol_writes_to_the_transport_itself() -> None:
     wrapped = Protocol()
     transport = StringTransport()
-    Interceptor(wrapped, Recorder()).makeConnection(transport)
+    Interceptor(wrapped, Recorder(), monotonic).makeConnection(transport)
     assert wrapped.transport is transport
 
 
@@ -76,7 +77,7 @@ def test_every_end_is_passed_on() -> None:
 
 def test_an_analysis_that_fails_does_not_fail_the_traffic() -> None:
     peer = Peer()
-    interceptor = Interceptor(peer, Broken())
+    interceptor = Interceptor(peer, Broken(), monotonic)
     said: Any = []
     globalLogPublisher.addObserver(said.append)
     try:
@@ -99,5 +100,5 @@ def test_the_wrapped_factory_is_started_and_stopped(name: str) -> None:
         def doStop(self) -> None:
             calls.append("doStop")
 
-    getattr(InterceptorFactory(Watched(), lambda protocol: Recorder()), name)()
+    getattr(InterceptorFactory(Watched(), lambda protocol: Recorder(), monotonic), name)()
     assert calls == [name]

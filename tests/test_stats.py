@@ -151,8 +151,8 @@ def test_the_report_begins_with_the_eight_keys_other_foo_proxies_have() -> None:
 def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
     everything = stats()
     session = SessionStats(everything)
-    session.client.feed(b"REQ 1\nREQ 2\nACK 1\nnoise\n")
-    session.upstream.feed(b"ACK 1\nNAK 2\nREQ 9\n\n")
+    session.client.feed(b"REQ 1\nREQ 2\nACK 1\nnoise\n", 0.0)
+    session.upstream.feed(b"ACK 1\nNAK 2\nREQ 9\n\n", 0.0)
     report = everything.report()
     assert report["msg_total"] == 6
     assert (report["msg_req"], report["msg_ack"], report["msg_nak"]) == (3, 2, 1)
@@ -164,11 +164,48 @@ def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
 def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
     everything = stats()
     first, second = SessionStats(everything), SessionStats(everything)
-    first.ended()
-    second.connect_failed()
+    first.ended("upstream_refused")
     report = everything.report()
     assert (report["connections_active"], report["connections_total"]) == (1, 2)
-    assert report["upstream_connect_failures"] == 1
+    assert report["connections_closed"]["upstream_refused"] == report["upstream_connect_failures"] == 1
+    second.ended("client_closed")
+    report = everything.report()
+    assert report["connections_active"] == 0
+    assert sum(report["connections_closed"].values()) == 2
+    assert everything.connect_failures == {"refused": 1, "unresolved": 0, "unreachable": 0, "timeout": 0}
+
+
+def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
+    told: list[tuple[str, str, int, int]] = []
+    everything = Stats(
+        lambda: 0.0, lambda session, reason: told.append((session.host, reason, session.client.req, session.unanswered))
+    )
+    session = SessionStats(everything)
+    session.accepted("[::1]:99")
+    session.client.feed(b"REQ 1\nREQ 2\n", 0.0)
+    session.upstream.feed(b"ACK 1\n", 0.0)
+    session.ended("client_reset")
+    assert told == [("[::1]", "client_reset", 2, 1)]
+    assert everything.report()["requests_in_flight"] == 0
+
+
+def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
+    now = 100.0
+    session = SessionStats(Stats(lambda: now))
+    now = 107.0
+    assert (session.age, session.idle) == (7.0, 7.0)
+    session.client.feed(b"REQ 1\n", 105.0)
+    session.upstream.feed(b"AC", 106.0)
+    assert session.settled is False
+    assert (session.age, session.idle) == (7.0, 1.0)
+
+
+def test_pauses_are_counted_by_leg() -> None:
+    everything = stats()
+    session = SessionStats(everything)
+    for leg in ("client", "upstream", "client"):
+        session.paused(leg)
+    assert everything.report()["reads_paused"] == {"client": 2, "upstream": 1}
 
 
 @pytest.mark.parametrize(
@@ -190,18 +227,22 @@ def test_a_session_is_settled_when_every_line_of_the_client_was_answered(
     sent: bytes, answered: bytes, settled: bool
 ) -> None:
     session = SessionStats(stats())
-    session.client.feed(sent)
-    session.upstream.feed(answered)
+    session.client.feed(sent, 0.0)
+    session.upstream.feed(answered, 0.0)
     assert session.settled is settled
 
 
 def test_counters_come_back_as_they_were() -> None:
     before, after = stats(), stats()
     session = SessionStats(before)
-    session.client.feed(b"REQ 1\n??\n")
-    session.upstream.feed(b"NAK 1\n")
-    session.connect_failed()
+    session.client.feed(b"REQ 1\n??\n", 0.0)
+    session.upstream.feed(b"NAK 1\n", 0.0)
+    session.upstream.feed(b"NAK 2\n", 0.0)
+    session.paused("client")
+    before.saves["ok"] += 3
+    session.ended("send_timeout")
     after.restore(before.counters())
+    assert before.report()["responses_unmatched"] == 0
     kept = [field.name for field in FIELDS if field.kind == "counter"]
     assert {name: after.report()[name] for name in kept} == {name: before.report()[name] for name in kept}
 
@@ -210,6 +251,6 @@ def test_every_statistic_says_what_it_is() -> None:
     names = [field.name for field in FIELDS]
     assert len(set(names)) == len(names)
     for field in FIELDS:
-        assert field.kind in {"counter", "gauge", "info"}
+        assert field.kind in {"counter", "gauge", "histogram", "info"}
         assert field.meaning.endswith(".")
         assert field.unit or field.kind == "info"

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from threading import Thread
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -503,11 +504,11 @@ class Taken:
 
     def __init__(self) -> None:
         self.analysis = self
-        self.waiting: list[tuple[Taken, bytes]] = []
+        self.waiting: list[tuple[Taken, bytes, float]] = []
         self.seen = bytearray()
 
     def analyze(self) -> None:
-        self.seen += b"".join(chunk for _, chunk in self.waiting)
+        self.seen += b"".join(chunk for _, chunk, _ in self.waiting)
         self.waiting.clear()
 
 
@@ -517,7 +518,7 @@ async def pumping(wire: Wire) -> tuple[Taken, End, socket.socket, End, socket.so
     source, source_skt = await wire.connect()
     sink, sink_skt = await wire.connect()
     protocol: Any = source
-    protocol.tap, protocol.analyze = tap, tap.analyze
+    protocol.tap, protocol.analyze, protocol.clock = tap, tap.analyze, monotonic
     source.transport.pump(sink.transport)
     return tap, source, source_skt, sink, sink_skt
 

@@ -19,10 +19,20 @@ from fooproxy.web import Health, Web
 class Reachability:
     """Stands in for the upstream."""
 
+    name = "127.0.0.1:8001"
     error: str | None = None
+    state = "reachable"
+    silence = 0.0
+
+    def __init__(self) -> None:
+        self.probes = 0
 
     def unreachable(self, within: float) -> str | None:
         return self.error
+
+    async def probe(self, timeout: float) -> None:
+        self.probes += 1
+        self.error = "refused"
 
 
 class Answer:
@@ -44,8 +54,10 @@ class Site:
     def __init__(self) -> None:
         self.stats = Stats(lambda: 0.0)
         self.upstream = Reachability()
-        self.health = Health(self.upstream)  # type: ignore[arg-type]
-        self._web = Web(self.stats, self.health)
+        self.health = Health(self.upstream, lambda: False)  # type: ignore[arg-type]
+        self.health.starting = False
+        self.recovery = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
+        self._web = Web(self.stats, self.health, [], lambda: self.recovery, lambda: 1000.0)
         self._treq: Any = StubTreq(self._web.app.resource())
 
     def say(self, head: bytes) -> bytes:
@@ -75,7 +87,7 @@ def site() -> Site:
 
 
 def test_stats_is_the_report(site: Site) -> None:
-    SessionStats(site.stats).client.feed(b"REQ 1\n")
+    SessionStats(site.stats).client.feed(b"REQ 1\n", 0.0)
     answer = site.ask("/stats")
     assert answer.status == 200
     assert list(answer.json) == [field.name for field in FIELDS]
@@ -108,8 +120,8 @@ def test_metrics_is_the_report_unless_a_text_type_is_asked_for(site: Site, accep
 )
 def test_metrics_is_the_exposition_when_a_text_type_is_asked_for(site: Site, accept: str, content_type: str) -> None:
     session = SessionStats(site.stats)
-    session.client.feed(b"REQ 1\nREQ 2\n\n")
-    session.upstream.feed(b"NAK 1\n")
+    session.client.feed(b"REQ 1\nREQ 2\n\n", 0.0)
+    session.upstream.feed(b"NAK 1\n", 0.0)
     answer = site.ask("/metrics", Accept=accept)
     assert answer.header("Content-Type").startswith(content_type)
     lines = answer.body.decode().splitlines()

@@ -1,0 +1,188 @@
+"""Latency: how long requests wait for their replies, from chunk times to percentiles.
+
+Foo servers answer in order, so each reply belongs to the oldest request of its session that has none; seqs are not
+looked at, since servers send replies that carry no request's seq (``NAK 0 …``).  A line that is no message counts as a
+request here: servers answer those too.  All requests of a chunk came at one time, and so did all replies of one, which
+makes the cost a chunk's and not a message's.
+
+The analysis tells an `Exchange` what passed, in order; nothing here reads a clock, a socket or a message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_LONGEST = (1 << 27) - 1
+"""Microseconds from which on all latencies are one: 134 seconds."""
+
+_MOST_OPEN = 256
+"""Chunks of open requests that are told apart in a session; more are taken to be as old as the last of these."""
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+
+def bucket(microseconds: int) -> int:
+    """Give the number of the bucket for a latency: below 32 each has its own, from there on 16 share a power of two."""
+    shift = max(microseconds.bit_length() - 5, 0)
+    return (shift << 4) + (microseconds >> shift)
+
+
+def bounds(number: int) -> tuple[int, int]:
+    """Give the microseconds from which on latencies fall into a bucket, and from which on they do not any more."""
+    shift = max((number >> 4) - 1, 0)
+    lower = (number - (shift << 4)) << shift
+    return lower, lower + (1 << shift)
+
+
+BUCKETS = frozenset(map(str, range(bucket(_LONGEST) + 1)))
+"""The numbers of all buckets, as `Histogram.state` writes them."""
+
+
+class Histogram:
+    """How many latencies were how long.
+
+    `buckets` maps the number of each bucket that is not empty to a count; what is told of them is at most half a
+    bucket off, 3.2 %.  `sum` and `longest` are exact, in microseconds.  All but `longest` adds up.
+    """
+
+    __slots__ = ("buckets", "longest", "sum")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, int] = {}
+        self.sum = self.longest = 0
+
+    @property
+    def count(self) -> int:
+        """All latencies."""
+        return sum(self.buckets.values())
+
+    def add(self, microseconds: int, count: int) -> None:
+        """Add so many latencies of a length."""
+        number = bucket(microseconds)
+        self.buckets[number] = self.buckets.get(number, 0) + count
+        self.sum += microseconds * count
+        if microseconds > self.longest:
+            self.longest = microseconds
+
+    def copy(self) -> Histogram:
+        """Give another one with the same content."""
+        other = Histogram()
+        other.buckets, other.sum, other.longest = self.buckets.copy(), self.sum, self.longest
+        return other
+
+    def since(self, earlier: Histogram) -> Histogram:
+        """Give what was added since this was as `earlier`; its longest latency is known to a bucket only."""
+        later = Histogram()
+        before = earlier.buckets
+        later.buckets = {
+            number: count - before.get(number, 0)
+            for number, count in self.buckets.items()
+            if count != before.get(number, 0)
+        }
+        later.sum = self.sum - earlier.sum
+        if later.buckets:
+            later.longest = min(bounds(max(later.buckets))[1] - 1, self.longest)
+        return later
+
+    def quantile(self, share: float) -> float | None:
+        """Give the seconds that this share of all latencies does not exceed; `None` when there are none."""
+        return next(self._quantiles([share]), None)
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Give the usual percentiles, the longest and the mean, in seconds, and the count of all."""
+        count = self.count
+        if not count:
+            return {**dict.fromkeys((*QUANTILES, "max", "mean")), "count": 0}
+        found = dict(zip(QUANTILES, self._quantiles(list(QUANTILES.values())), strict=True))
+        return {**found, "max": self.longest / 1e6, "mean": self.sum / count / 1e6, "count": count}
+
+    def upper_bounds(self) -> Iterator[tuple[float, int]]:
+        """Give the upper bound, in seconds, and the count of each bucket that is not empty, in order."""
+        for number, count in sorted(self.buckets.items()):
+            yield bounds(number)[1] / 1e6, count
+
+    def _quantiles(self, shares: list[float]) -> Iterator[float]:
+        """Give the quantile of each of `shares`, which grow."""
+        due = [share * self.count for share in shares]
+        passed = 0
+        for number, count in sorted(self.buckets.items()):
+            passed += count
+            lower, upper = bounds(number)
+            while due and passed >= due[0]:
+                del due[0]
+                yield min((lower + upper - 1) / 2, self.longest) / 1e6
+
+    def state(self) -> dict[str, int | dict[str, int]]:
+        """Give all of it as JSON can hold it."""
+        return {"sum": self.sum, "longest": self.longest, "buckets": {str(key): n for key, n in self.buckets.items()}}
+
+    def restore(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
+        """Take back what `state` gave."""
+        self.buckets, self.sum, self.longest = dict(buckets), total, longest
+
+
+class Latency:
+    """All sessions together: the latencies of the `answered` requests, and how many are `in_flight`.
+
+    `unmatched` counts the replies that came while no request was open.
+    """
+
+    __slots__ = ("answered", "in_flight", "unmatched")
+
+    def __init__(self) -> None:
+        self.answered = Histogram()
+        self.in_flight = self.unmatched = 0
+
+
+class Exchange:
+    """The open requests of one session, and the latencies of those that were answered; adds the same to `total`.
+
+    Times are seconds on one clock.
+    """
+
+    __slots__ = ("_open", "_total", "answered", "in_flight")
+
+    def __init__(self, total: Latency) -> None:
+        self.answered = Histogram()
+        self.in_flight = 0
+        self._total = total
+        self._open: list[list[float]] = []
+
+    def request(self, time: float, count: int) -> None:
+        """Take notice of so many requests more."""
+        self.in_flight += count
+        self._total.in_flight += count
+        if len(self._open) < _MOST_OPEN:
+            self._open.append([time, count])
+        else:
+            self._open[-1][1] += count
+
+    def reply(self, time: float, count: int) -> None:
+        """Match so many replies with the oldest open requests."""
+        still_open, total = self._open, self._total
+        while count:
+            if not still_open or still_open[0][0] > time:
+                total.unmatched += count
+                return
+            asked, requests = still_open[0]
+            if requests <= count:
+                matched = int(requests)
+                del still_open[0]
+            else:
+                matched = count
+                still_open[0][1] -= count
+            latency = min(round((time - asked) * 1e6), _LONGEST)
+            self.answered.add(latency, matched)
+            total.answered.add(latency, matched)
+            self.in_flight -= matched
+            total.in_flight -= matched
+            count -= matched
+
+    def end(self) -> None:
+        """Give up the requests that are still open."""
+        self._total.in_flight -= self.in_flight
+        self.in_flight = 0
+        self._open.clear()
