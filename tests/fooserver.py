@@ -187,10 +187,15 @@ class FooServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        self.close()
+        self.forget()
+
+    def close(self) -> None:
+        """Accept no more."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(PATIENCE)
         self._listener.close()
-        self.forget()
 
     @property
     def received(self) -> list[bytes]:
