@@ -6,12 +6,16 @@ It knows no HTTP but the ``Accept`` header.
 
 from __future__ import annotations
 
+import os
+import resource
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.process_collector import ProcessCollector
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
@@ -41,7 +45,7 @@ def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | No
         return None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(stats, ready))
-    ProcessCollector(registry=registry)
+    registry.register(_Process())
     encoder, content_type = choose_encoder(accept)
     return content_type, encoder(registry)
 
@@ -82,6 +86,32 @@ class _Collector:
         yield _counter("recovery_saves", "recovery_saves", report["recovery_saves"], "result")
         yield GaugeMetricFamily("fooproxy_ready", "1 when the proxy should get traffic, else 0.", value=self._ready)
         yield InfoMetricFamily("fooproxy_build", _MEANINGS["version"], value={"version": __version__})
+
+
+class _Process:
+    """Gives the families that all processes have, under their usual names.
+
+    `prometheus_client` has a collector of these, but it lists all open files to count them: 27 ms for 19,000, in which
+    nothing is relayed.
+    """
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily("process_cpu_seconds", "User and system CPU time spent.", value=time.process_time())
+        with suppress(OSError):
+            virtual, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
+            page = os.sysconf("SC_PAGE_SIZE")
+            yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", value=virtual * page)
+            yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", value=resident * page)
+            # The 22nd field, in ticks since the machine's start; the second may hold spaces, but ends the parentheses.
+            ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+            booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+            started = round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
+            yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=started)
+            # Linux tells the number of open files as the directory's size from 6.2 on.
+            files = Path("/proc/self/fd").stat().st_size or len([*Path("/proc/self/fd").iterdir()])
+            yield GaugeMetricFamily("process_open_fds", "Open file descriptors.", value=files)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        yield GaugeMetricFamily("process_max_fds", "Most file descriptors that may be open.", value=limit)
 
 
 def _counter(family: str, name: str, values: Mapping[str, int], label: str | None = None) -> Metric:

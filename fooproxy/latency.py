@@ -41,6 +41,20 @@ BUCKETS = frozenset(map(str, range(bucket(_LONGEST) + 1)))
 """The numbers of all buckets, as `Histogram.state` writes them."""
 
 
+def quantile(buckets: Mapping[int, int], share: float, longest: int) -> float | None:
+    """Give the seconds that this share of the latencies in `buckets` does not exceed; `None` when there are none.
+
+    None of them was longer than `longest`, in microseconds.
+    """
+    due = share * sum(buckets.values())
+    for number in sorted(buckets):
+        due -= buckets[number]
+        if due <= 0:
+            lower, upper = bounds(number)
+            return min((lower + upper - 1) / 2, longest) / 1e6
+    return None
+
+
 class Histogram:
     """How many latencies were how long.
 
@@ -59,13 +73,14 @@ class Histogram:
         """All latencies."""
         return sum(self.buckets.values())
 
-    def add(self, microseconds: int, count: int) -> None:
-        """Add so many latencies of a length."""
+    def add(self, microseconds: int, count: int) -> int:
+        """Add so many latencies of a length; gives the number of their bucket."""
         number = bucket(microseconds)
         self.buckets[number] = self.buckets.get(number, 0) + count
         self.sum += microseconds * count
         if microseconds > self.longest:
             self.longest = microseconds
+        return number
 
     def copy(self) -> Histogram:
         """Give another one with the same content."""
@@ -89,31 +104,20 @@ class Histogram:
 
     def quantile(self, share: float) -> float | None:
         """Give the seconds that this share of all latencies does not exceed; `None` when there are none."""
-        return next(self._quantiles([share]), None)
+        return quantile(self.buckets, share, self.longest)
 
     def summary(self) -> dict[str, float | int | None]:
         """Give the usual percentiles, the longest and the mean, in seconds, and the count of all."""
         count = self.count
         if not count:
             return {**dict.fromkeys((*QUANTILES, "max", "mean")), "count": 0}
-        found = dict(zip(QUANTILES, self._quantiles(list(QUANTILES.values())), strict=True))
+        found = {name: quantile(self.buckets, share, self.longest) for name, share in QUANTILES.items()}
         return {**found, "max": self.longest / 1e6, "mean": self.sum / count / 1e6, "count": count}
 
     def upper_bounds(self) -> Iterator[tuple[float, int]]:
         """Give the upper bound, in seconds, and the count of each bucket that is not empty, in order."""
         for number, count in sorted(self.buckets.items()):
             yield bounds(number)[1] / 1e6, count
-
-    def _quantiles(self, shares: list[float]) -> Iterator[float]:
-        """Give the quantile of each of `shares`, which grow."""
-        due = [share * self.count for share in shares]
-        passed = 0
-        for number, count in sorted(self.buckets.items()):
-            passed += count
-            lower, upper = bounds(number)
-            while due and passed >= due[0]:
-                del due[0]
-                yield min((lower + upper - 1) / 2, self.longest) / 1e6
 
     def state(self) -> dict[str, int | dict[str, int]]:
         """Give all of it as JSON can hold it."""
@@ -140,16 +144,20 @@ class Latency:
 class Exchange:
     """The open requests of one session, and the latencies of those that were answered; adds the same to `total`.
 
-    Times are seconds on one clock.
+    Times are seconds on one clock.  There are many of these: it holds no more than it must.
     """
 
-    __slots__ = ("_open", "_total", "answered", "in_flight")
+    __slots__ = ("_buckets", "_open", "_total", "in_flight")
 
     def __init__(self, total: Latency) -> None:
-        self.answered = Histogram()
+        self._buckets: dict[int, int] | None = None
         self.in_flight = 0
         self._total = total
         self._open: list[list[float]] = []
+
+    def quantile(self, share: float) -> float | None:
+        """Give the seconds that this share of the session's latencies does not exceed; `None` when there are none."""
+        return quantile(self._buckets or {}, share, _LONGEST)
 
     def request(self, time: float, count: int) -> None:
         """Take notice of so many requests more."""
@@ -175,8 +183,10 @@ class Exchange:
                 matched = count
                 still_open[0][1] -= count
             latency = min(round((time - asked) * 1e6), _LONGEST)
-            self.answered.add(latency, matched)
-            total.answered.add(latency, matched)
+            number = total.answered.add(latency, matched)
+            if self._buckets is None:
+                self._buckets = {}
+            self._buckets[number] = self._buckets.get(number, 0) + matched
             self.in_flight -= matched
             total.in_flight -= matched
             count -= matched

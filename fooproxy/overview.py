@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fooproxy.bridge import Session
     from fooproxy.stats import SessionStats, Stats
 
-MOST = 1000
+MOST = 500
 """Sessions or clients that are shown at once at most."""
 
 
@@ -40,8 +40,8 @@ COLUMNS: dict[str, Callable[[Session, SessionStats], Any]] = {
     "bytes_from_client": lambda session, stats: stats.client.bytes,
     "bytes_from_upstream": lambda session, stats: stats.upstream.bytes,
     "requests_in_flight": lambda session, stats: stats.exchange.in_flight,
-    "latency_p50_seconds": lambda session, stats: stats.exchange.answered.quantile(0.5),
-    "latency_p99_seconds": lambda session, stats: stats.exchange.answered.quantile(0.99),
+    "latency_p50_seconds": lambda session, stats: stats.exchange.quantile(0.5),
+    "latency_p99_seconds": lambda session, stats: stats.exchange.quantile(0.99),
 }
 """What is told of a session, by name."""
 
@@ -52,14 +52,11 @@ def connections(stats: Stats, sessions: Collection[Session], sort: str, descendi
     """List the first `limit` of `sessions` when they are sorted by the column `sort`; what has no value comes last."""
     stats.catch_up()
     value = COLUMNS[sort]
-    valued: list[tuple[Any, Session]] = []
-    others: list[Session] = []
-    for session in sessions:
-        found = value(session, _counted(session))
-        if found is None:
-            others.append(session)
-        else:
-            valued.append((found, session))
+    # For all sessions, thousands perhaps: a step less here is milliseconds less.
+    valued = [(value(session, session.observer), session) for session in sessions]  # type: ignore[arg-type]
+    others = [session for found, session in valued if found is None]
+    if others:
+        valued = [pair for pair in valued if pair[0] is not None]
     first = (heapq.nlargest if descending else heapq.nsmallest)(limit, valued, key=itemgetter(0))
     shown = [session for _, session in first] + others[: limit - len(first)]
     return {
