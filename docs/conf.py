@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fooproxy import __version__
 from fooproxy.exposition import exposition
 from fooproxy.options import Options
-from fooproxy.stats import FIELDS, Stats
+from fooproxy.stats import CLOSED, FIELDS, Stats
 
 project = "fooproxy"
 author = "the fooproxy developers"
@@ -67,7 +67,17 @@ def families() -> str:
     return _table("Series", "Type", "Labels", "Meaning", rows=rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"options": options, "statistics": statistics, "families": families}
+def reasons() -> str:
+    """Make the table of the reasons for which sessions end."""
+    return _table("Reason", "Meaning", rows=((f"``{reason}``", f"{meaning}.") for reason, meaning in CLOSED.items()))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "options": options,
+    "statistics": statistics,
+    "families": families,
+    "reasons": reasons,
+}
 
 
 def _table(*headings: str, rows: Iterable[tuple[str, ...]]) -> str:

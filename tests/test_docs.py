@@ -24,6 +24,7 @@ OURS = re.compile(r"(?!\.data/|\.venv/)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:cfg|in|py
 
 # Twisted's annotation is too narrow.
 PARAMETERS: Any = Options.optParameters
+FLAGS: Any = Options.optFlags
 
 
 def parsed(name: str) -> nodes.document:
@@ -45,6 +46,7 @@ def test_the_readme_has_the_reports_fields() -> None:
 
 def test_the_readme_has_the_options() -> None:
     expected = [(f"--{name}", default, meaning) for name, _, default, meaning in PARAMETERS]
+    expected += [(f"--{name}", "off", meaning) for name, _, meaning in FLAGS]
     assert table(parsed("README.rst"), "Options") == expected
 
 

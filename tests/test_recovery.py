@@ -132,6 +132,14 @@ BROKEN: dict[str, bytes] = {
     "no number": json.dumps({**FOREIGN, "time_stamp": float("nan")}).encode(),
     "counters a list": json.dumps({**FOREIGN, "counters": []}).encode(),
     "a huge counter": json.dumps({**FOREIGN, "counters": {"client_req": 10**30}}).encode(),
+    "a latency that is none": json.dumps({**FOREIGN, "latency": 3}).encode(),
+    "a bucket that there is not": json.dumps(
+        {**FOREIGN, "latency": {"sum": 0, "longest": 0, "buckets": {"9999": 1}}}
+    ).encode(),
+    "a bucket below zero": json.dumps({**FOREIGN, "latency": {"sum": 0, "longest": 0, "buckets": {"9": -1}}}).encode(),
+    "a latency without a sum": json.dumps({**FOREIGN, "latency": {"buckets": {}}}).encode(),
+    "a history that is none": json.dumps({**FOREIGN, "history": "1,2;3"}).encode(),
+    "a history that is no text": json.dumps({**FOREIGN, "history": [1]}).encode(),
     "a long number": b'{"index": ' + b"9" * 10_000 + b"}",
 }
 
@@ -182,6 +190,8 @@ def test_a_failed_write_leaves_the_old_state_whole(path: Path) -> None:
     assert saver.read() == {"state": 1}
 
 
+OURS = ("counters", "saved_at", "latency", "history")
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -189,7 +199,7 @@ JSON = st.recursive(
 )
 
 
-@given(JSON | st.fixed_dictionaries(dict.fromkeys(FOREIGN, JSON), optional={"counters": JSON, "saved_at": JSON}))
+@given(JSON | st.fixed_dictionaries(dict.fromkeys(FOREIGN, JSON), optional=dict.fromkeys(OURS, JSON)))
 def test_any_content_is_a_state_or_is_refused(content: object) -> None:
     try:
         state = SavedState(content)

@@ -163,6 +163,55 @@ def test_a_failing_recovery_is_a_warning_and_no_reason_to_send_traffic_elsewhere
     assert answer.json["warnings"] == ["recovery_failing"]
 
 
+def test_being_asked_for_readiness_looks_at_an_upstream_that_was_long_silent(site: Site) -> None:
+    site.ask("/ready")
+    assert site.upstream.probes == 0
+    site.upstream.silence = 6.0
+    answer = site.ask("/ready")
+    assert site.upstream.probes == 1
+    assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable"])
+
+
+def test_a_proxy_that_still_starts_is_not_ready(site: Site) -> None:
+    site.health.starting = True
+    answer = site.ask("/ready")
+    assert (answer.status, answer.json["reasons"]) == (503, ["starting"])
+
+
+def test_live_has_all_that_the_page_shows(site: Site) -> None:
+    session = SessionStats(site.stats)
+    session.client.feed(b"REQ 1\n", 0.0)
+    site.stats.history.record()
+    session.upstream.feed(b"ACK 1\n", 0.002)
+    site.stats.history.record()
+    answer = site.ask("/live").json
+    # What depends on the instant aside, it is what the other resources say.
+    assert answer["report"] == site.ask("/stats").json
+    assert answer["history"] == site.ask("/history").json
+    assert answer["connections"] == site.ask("/connections").json == {"total": 0, "connections": []}
+    assert answer["health"] == site.ask("/ready").json
+    assert answer["recovery"] == site.recovery
+    assert answer["upstream"] == {"address": "127.0.0.1:8001", "state": "reachable", "error": None}
+    assert answer["history"]["responses"] == [1]
+    (bucket,) = answer["latency_buckets"]
+    assert bucket[0] == pytest.approx(0.002, rel=0.07)
+    assert bucket[1] == 1
+
+
+def test_clients_are_listed(site: Site) -> None:
+    session = SessionStats(site.stats)
+    session.accepted("192.0.2.1:5")
+    answer = site.ask("/clients").json
+    assert [client["client"] for client in answer["clients"]] == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("path", ["/history?since=1e5", "/clients?limit=2000", "/connections?sort=paused"])
+def test_a_wrong_parameter_is_a_400_that_says_what_would_be_right(site: Site, path: str) -> None:
+    answer = site.ask(path)
+    assert answer.status == 400
+    assert "must be" in answer.json["error"]
+
+
 def test_version_is_the_packages(site: Site) -> None:
     assert site.ask("/version").json == {"version": __version__}
 
