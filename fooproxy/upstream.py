@@ -89,7 +89,7 @@ class Upstream:
     def _settled(self, result: Any, connecting: Deferred[Any]) -> Any:
         if connecting not in self._deadlines:
             if self.error is None:
-                self._failed(error.TimeoutError(f"no answer within {self._timeout:g} s"))
+                self._failed(error.TimeoutError(), f"no answer within {self._timeout:g} s")
             return Failure(self._last)
         self._deadlines.clear(connecting)
         return result
@@ -111,10 +111,10 @@ class Upstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
             attempt = self._endpoint.connect(factory)
 
-    def _failed(self, reason: Exception) -> None:
+    def _failed(self, reason: Exception, why: str = "") -> None:
         self._failed_at = self._heard_at = self._clock.seconds()
         self._last = reason
-        why = str(reason) or type(reason).__name__
+        why = why or str(reason) or type(reason).__name__
         if self.error is None:
             self.log.warn("the upstream {name} cannot be connected: {error}", name=self.name, error=why)
         self.error = why

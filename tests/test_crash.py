@@ -147,7 +147,7 @@ def test_a_save_that_fails_while_running_is_shown_and_mended(tmp_path: Path) -> 
     with FooServer() as server, fooproxy(tmp_path, *more, upstream=server.port) as proxy:
         shutil.move(folder, tmp_path / "elsewhere")
         folder.write_text("a file where the folder was")
-        eventually(lambda: proxy.stats("recovery_save_failures")["recovery_save_failures"] > 1)
+        eventually(lambda: proxy.stats()["recovery_saves"]["failed"] > 1)
         assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
         assert proxy.get("/ready") == (200, {"ready": True, "reasons": [], "warnings": ["recovery_failing"]})
         assert proxy.log.count("cannot save the statistics") == 1
@@ -201,7 +201,6 @@ def test_ready_tells_whether_the_upstream_could_be_reached(tmp_path: Path) -> No
         silent_port() as held,
         fooproxy(tmp_path, "--connect-timeout", "2", upstream=held.getsockname()[1]) as proxy,
     ):
-        assert proxy.get("/ready") == ready
         with connect(proxy.port):
             settles(lambda: proxy.get("/ready"), unready)
         with FooServer(held):

@@ -200,6 +200,21 @@ def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
     assert (session.age, session.idle) == (7.0, 1.0)
 
 
+def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
+    everything = stats()
+    session = SessionStats(everything)
+    session.client.feed(b"REQ 1\n", 0.0)
+    for _ in range(40):
+        session.upstream.feed(b"ACK 1\n", 0.0)
+    everything.digest()
+    # Requests are counted before the replies that may belong to them.
+    assert (session.client.req, session.upstream.ack) == (1, 40)
+    session.client.feed(b"REQ 2\n", 0.0)
+    everything.digest()
+    assert session.client.req == 1
+    assert everything.requests == session.client.req == 2
+
+
 def test_pauses_are_counted_by_leg() -> None:
     everything = stats()
     session = SessionStats(everything)

@@ -82,7 +82,7 @@ def test_the_attempts_end_at_the_deadline_with_the_last_reason() -> None:
         if not case.endpoint.attempts[-1].called:
             case.refuse()
         case.clock.advance(TIMEOUT / 100)
-    assert case.results[0].check(TimeoutError)
+    assert case.results[0].check(ConnectionRefusedError)
     assert "refused" in str(case.results[0].value)
     attempts = len(case.endpoint.attempts)
     case.clock.advance(60)
