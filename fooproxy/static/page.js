@@ -1,48 +1,190 @@
-// Follows the report: one small request a second, none while the tab is hidden, and a clear word when the proxy
-// does not answer.
-"use strict";
+// Follows the proxy: one small request a second, none while the tab is hidden, never two at once.  What comes is
+// untrusted text.  When no answer comes, the page says so and marks its figures as old.
 
-const state = document.getElementById("state");
-const body = document.getElementById("report");
-const cells = new Map();
+import { Histogram, SECONDS, TimeChart } from "./chart.js";
+import * as format from "./format.js";
+import { Sessions } from "./sessions.js";
 
-function shown(value) {
-  if (typeof value !== "number") return value;
-  return value.toLocaleString("en", { maximumFractionDigits: 1 });
-}
+const PATIENCE = 5000;
+const { age, count, latency, rate, short, text, words } = format;
+const root = document.documentElement;
+const at = (id) => document.getElementById(id);
 
-function cell(name) {
-  if (!cells.has(name)) {
-    const row = body.insertRow();
-    const heading = document.createElement("th");
-    heading.scope = "row";
-    heading.textContent = name;
-    row.append(heading);
-    cells.set(name, row.insertCell());
+// The word for each state, and the shape that goes with it.
+const STATES = {
+  ok: ["OK", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM5.6 12.6l1.8-1.8 3 3 6.2-6.2 1.8 1.8-8 8z"],
+  degraded: ["Degraded", "M12 1.5 23.5 22H.5zM10.8 8.5h2.4v7h-2.4zM10.8 17h2.4v2.4h-2.4z"],
+  draining: ["Draining", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM10.8 5.5h2.4v7.2l2.9-2.9 1.7 1.7-5.8 5.8-5.8-5.8 1.7-1.7 2.9 2.9z"],
+  "not-ready": ["Not ready", "M7.5 1h9L23 7.5v9L16.5 23h-9L1 16.5v-9zM5.5 10.6h13v2.8h-13z"],
+  lost: ["Lost", "M4.5 2 12 9.5 19.5 2 22 4.5 14.5 12 22 19.5 19.5 22 12 14.5 4.5 22 2 19.5 9.5 12 2 4.5z"],
+  paused: ["Paused", "M5 3h5v18H5zM14 3h5v18h-5z"],
+};
+
+// The last 15 minutes, a value for each second; null for seconds of which nothing is known.
+class History {
+  series = { requests: [], responses: [], naks: [], p50: [], p99: [], sessions: [] };
+  last = null;
+
+  // A restarted proxy numbers its seconds anew and may send again what is known: then the clock tells how many passed.
+  add(entries, restarted) {
+    const fresh = entries.requests.length;
+    const passed = restarted ? Math.round(entries.time - this.time) : entries.last - (this.last ?? entries.last - fresh);
+    const missing = new Array(Math.min(SECONDS, Math.max(0, passed - fresh))).fill(null);
+    for (const [name, values] of Object.entries(this.series)) {
+      const kept = values.slice(0, Math.max(0, values.length - Math.max(0, fresh - passed)));
+      this.series[name] = [...kept, ...missing, ...entries[name]].slice(-SECONDS);
+    }
+    this.last = entries.last;
+    this.time = entries.time;
   }
-  return cells.get(name);
+
+  sum(name, seconds) {
+    return this.series[name].slice(-seconds).reduce((sum, value) => sum + value, 0);
+  }
 }
 
-function say(text, lost) {
-  if (state.textContent !== text) state.textContent = text;
-  state.classList.toggle("lost", lost);
+const past = new History();
+const sessions = new Sessions(() => follow(true));
+const charts = {
+  requests: new TimeChart("requests-chart", "Requests per second", ["requests"], rate, short),
+  replies: new TimeChart("replies-chart", "Replies per second", ["replies", "NAK"], rate, short),
+  sessions: new TimeChart("sessions-chart", "Open sessions", ["sessions"], count, short),
+  latency: new TimeChart("latency-chart", "Latency", ["p50", "p99"], latency),
+};
+const spread = new Histogram("spread-chart", "Latency of the last 10 seconds");
+// A pointer on one shows the same second on all.
+for (const chart of Object.values(charts)) chart.onpoint = (place) => Object.values(charts).forEach((other) => other.point(place));
+
+const figures = document.querySelectorAll("[data-show]");
+let answered = null; // When the last answer came, and for how long the proxy was up then.
+let uptime = 0;
+let busy = false;
+let again = false;
+let paused = false;
+let timer;
+
+const clock = () => new Date(answered).toLocaleTimeString("en-GB");
+
+// Writes a text if it changed; a large one has its unit, what follows the no-break space, in an element of its own.
+function write(element, shown) {
+  if (element.shown === shown) return;
+  element.shown = shown;
+  const [number, unit] = element.parentNode.classList.contains("big") ? shown.split("\u00a0") : [shown];
+  element.textContent = number;
+  if (!unit) return;
+  const small = document.createElement("small");
+  small.textContent = `\u00a0${unit}`;
+  element.append(small);
+}
+
+function say(state, why) {
+  write(at("why"), why);
+  if (root.dataset.state === state) return;
+  const [word, shape] = STATES[state];
+  root.dataset.state = state;
+  at("word").textContent = word;
+  at("mark").setAttribute("d", shape);
+  document.title = `${word} · fooproxy · ${location.host}`;
+  const color = getComputedStyle(root).getPropertyValue("--state");
+  const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="${color}" fill-rule="evenodd" d="${shape}"/></svg>`;
+  at("icon").href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
+}
+
+// Whether all is well, and why.
+function judge({ health, upstream, recovery, report }) {
+  const address = text(upstream.address);
+  const error = text(upstream.error ?? "no reason is known");
+  const open = report.connections_active;
+  if (health.reasons.includes("draining")) {
+    return ["draining", `The proxy is stopping. It takes no new clients; ${open === 1 ? "one session is" : `${count(open)} sessions are`} still open.`];
+  }
+  if (health.reasons.includes("upstream_unreachable")) return ["not-ready", `The upstream ${address} cannot be reached: ${error}`];
+  if (!health.ready) return ["not-ready", `Reason: ${health.reasons.map(words).join(", ")}.`];
+  if (recovery.failing || health.warnings.includes("recovery_failing")) {
+    return ["degraded", `Traffic passes, but the counters cannot be saved in ${text(recovery.path)}: a restart would lose them.`];
+  }
+  if (health.warnings.length) return ["degraded", `Traffic passes, with a warning: ${health.warnings.map(words).join(", ")}.`];
+  if (upstream.state === "unreachable") return ["degraded", `The last try to reach the upstream ${address} failed: ${error}`];
+  return ["ok", `Clients are served, the upstream ${address} is ${upstream.state === "reachable" ? "reachable" : "not needed yet"}, and the counters are being saved.`];
+}
+
+function showClosed(reasons) {
+  const list = at("closed");
+  const most = Math.max(1, ...Object.values(reasons));
+  Object.entries(reasons).forEach(([reason, number], index) => {
+    const row = list.children[index] ?? document.createElement("div");
+    if (!row.isConnected) row.append(document.createElement("dt"), document.createElement("dd"));
+    if (!row.isConnected) list.append(row);
+    write(row.firstChild, words(reason));
+    write(row.lastChild, count(number));
+    row.classList.toggle("none", number === 0);
+    row.style.setProperty("--part", `${(100 * number) / most}%`);
+  });
+}
+
+function show(answer, asked) {
+  const { history, report } = answer;
+  past.add(history, past.last !== null && (history.last < past.last || report.uptime_seconds < uptime));
+  uptime = report.uptime_seconds;
+  answered = Date.now();
+  answer.nak_share = past.sum("naks", 10) / past.sum("responses", 10);
+  for (const element of figures) {
+    const value = element.dataset.show.split(".").reduce((part, name) => part[name], answer);
+    write(element, format[element.dataset.as](value));
+  }
+  charts.requests.show(past.series.requests);
+  charts.replies.show(past.series.responses, past.series.naks);
+  charts.sessions.show(past.series.sessions);
+  charts.latency.show(past.series.p50, past.series.p99);
+  spread.show(answer.latency_buckets, report.latency_seconds_10s);
+  showClosed(report.connections_closed);
+  sessions.show(answer.connections, asked);
+  write(at("updated"), clock());
+  say(...judge(answer));
+}
+
+async function ask(query) {
+  let answer;
+  try {
+    answer = await fetch(`live?${new URLSearchParams(query)}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    if (answer.ok) return await answer.json();
+  } catch (error) {
+    throw new Error(error.name === "TimeoutError" ? "The proxy has not answered for 5 seconds" : "The proxy does not answer");
+  }
+  throw new Error(`The proxy answers with an error, status ${answer.status}`);
 }
 
 async function update() {
+  const asked = sessions.query;
   try {
-    const answer = await fetch("stats", { cache: "no-store", signal: AbortSignal.timeout(5000) });
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    for (const [name, value] of Object.entries(await answer.json())) cell(name).textContent = shown(value);
-    say("Live, updated each second.", false);
-  } catch {
-    say("The proxy does not answer. The figures below are the last that were received.", true);
+    show(await ask(past.last === null ? asked : { ...asked, since: past.last }), asked);
+    root.classList.remove("old");
+  } catch (error) {
+    say("lost", `${error.message}.${answered ? ` The figures are those of ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : ""}`);
+    root.classList.add("old");
   }
+  if (paused) say("paused", `The figures are those of ${answered ? clock() : "no time yet"}.`);
 }
 
-async function follow() {
-  if (!document.hidden) await update();
-  setTimeout(follow, 1000);
+// Asks now, and then each second; what changes while an answer is awaited is asked for as soon as that is there.
+async function follow(changed = false) {
+  clearTimeout(timer);
+  again ||= changed && busy;
+  if (busy || document.hidden || (paused && !changed)) return;
+  busy = true;
+  const began = performance.now();
+  await update();
+  busy = false;
+  timer = setTimeout(follow, again ? 0 : Math.max(100, 1000 - (performance.now() - began)), again);
+  again = false;
 }
 
-document.addEventListener("visibilitychange", () => { if (!document.hidden) update(); });
+at("pause").addEventListener("click", () => {
+  paused = !paused;
+  root.classList.toggle("old", paused);
+  write(at("pause"), paused ? "Resume" : "Pause");
+  if (paused) say("paused", `The figures are those of ${clock()}. Press Resume to follow the proxy again.`);
+  follow();
+});
+document.addEventListener("visibilitychange", () => follow());
 follow();
