@@ -14,7 +14,7 @@ const at = (id) => document.getElementById(id);
 const STATES = {
   ok: ["OK", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM5.6 12.6l1.8-1.8 3 3 6.2-6.2 1.8 1.8-8 8z"],
   degraded: ["Degraded", "M12 1.5 23.5 22H.5zM10.8 8.5h2.4v7h-2.4zM10.8 17h2.4v2.4h-2.4z"],
-  draining: ["Draining", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM10.8 5.5h2.4v7.2l2.9-2.9 1.7 1.7-5.8 5.8-5.8-5.8 1.7-1.7 2.9 2.9z"],
+  draining: ["Draining", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM10.8 5v8l-3-3-1.7 1.7L12 17.6l5.9-5.9L16.2 10l-3 3V5z"],
   "not-ready": ["Not ready", "M7.5 1h9L23 7.5v9L16.5 23h-9L1 16.5v-9zM5.5 10.6h13v2.8h-13z"],
   lost: ["Lost", "M4.5 2 12 9.5 19.5 2 22 4.5 14.5 12 22 19.5 19.5 22 12 14.5 4.5 22 2 19.5 9.5 12 2 4.5z"],
   paused: ["Paused", "M5 3h5v18H5zM14 3h5v18h-5z"],
@@ -25,10 +25,11 @@ class History {
   series = { requests: [], responses: [], naks: [], p50: [], p99: [], sessions: [] };
   last = null;
 
-  // A restarted proxy numbers its seconds anew and may send again what is known: then the clock tells how many passed.
+  // A restarted proxy numbers its seconds anew, and may send again what is known: the clock tells how many passed.
   add(entries, restarted) {
     const fresh = entries.requests.length;
-    const passed = restarted ? Math.round(entries.time - this.time) : entries.last - (this.last ?? entries.last - fresh);
+    const numbered = entries.last - (this.last ?? entries.last - fresh);
+    const passed = restarted ? Math.round(entries.time - this.time) : numbered;
     const missing = new Array(Math.min(SECONDS, Math.max(0, passed - fresh))).fill(null);
     for (const [name, values] of Object.entries(this.series)) {
       const kept = values.slice(0, Math.max(0, values.length - Math.max(0, fresh - passed)));
@@ -53,7 +54,8 @@ const charts = {
 };
 const spread = new Histogram("spread-chart", "Latency of the last 10 seconds");
 // A pointer on one shows the same second on all.
-for (const chart of Object.values(charts)) chart.onpoint = (place) => Object.values(charts).forEach((other) => other.point(place));
+const pointAll = (place) => Object.values(charts).forEach((chart) => chart.point(place));
+for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 
 const figures = document.querySelectorAll("[data-show]");
 let answered = null; // When the last answer came, and for how long the proxy was up then.
@@ -86,35 +88,42 @@ function say(state, why) {
   at("mark").setAttribute("d", shape);
   document.title = `${word} · fooproxy · ${location.host}`;
   const color = getComputedStyle(root).getPropertyValue("--state");
-  const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="${color}" fill-rule="evenodd" d="${shape}"/></svg>`;
+  const path = `<path fill="${color}" fill-rule="evenodd" d="${shape}"/>`;
+  const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">${path}</svg>`;
   at("icon").href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
 }
 
 // Whether all is well, and why.
-function judge({ health, upstream, recovery, report }) {
-  const address = text(upstream.address);
+function judge({ health: { ready, reasons, warnings }, upstream, recovery, report: { connections_active: open } }) {
+  const peer = `the upstream ${text(upstream.address)}`;
   const error = text(upstream.error ?? "no reason is known");
-  const open = report.connections_active;
-  if (health.reasons.includes("draining")) {
-    return ["draining", `The proxy is stopping. It takes no new clients; ${open === 1 ? "one session is" : `${count(open)} sessions are`} still open.`];
+  if (reasons.includes("draining")) {
+    const sessions = open === 1 ? "one session is" : `${count(open)} sessions are`;
+    return ["draining", `The proxy is stopping. It takes no new clients; ${sessions} still open.`];
   }
-  if (health.reasons.includes("upstream_unreachable")) return ["not-ready", `The upstream ${address} cannot be reached: ${error}`];
-  if (!health.ready) return ["not-ready", `Reason: ${health.reasons.map(words).join(", ")}.`];
-  if (recovery.failing || health.warnings.includes("recovery_failing")) {
-    return ["degraded", `Traffic passes, but the counters cannot be saved in ${text(recovery.path)}: a restart would lose them.`];
+  if (reasons.includes("upstream_unreachable")) {
+    return ["not-ready", `No client can be served, for ${peer} cannot be reached: ${error}`];
   }
-  if (health.warnings.length) return ["degraded", `Traffic passes, with a warning: ${health.warnings.map(words).join(", ")}.`];
-  if (upstream.state === "unreachable") return ["degraded", `The last try to reach the upstream ${address} failed: ${error}`];
-  return ["ok", `Clients are served, the upstream ${address} is ${upstream.state === "reachable" ? "reachable" : "not needed yet"}, and the counters are being saved.`];
+  if (!ready) return ["not-ready", `The proxy wants no clients now: ${reasons.map(words).join(", ")}.`];
+  if (recovery.failing || warnings.includes("recovery_failing")) {
+    const path = text(recovery.path);
+    return ["degraded", `Traffic passes, but the counters cannot be saved in ${path}: a restart would lose them.`];
+  }
+  if (warnings.length) return ["degraded", `Traffic passes, with a warning: ${warnings.map(words).join(", ")}.`];
+  if (upstream.state === "unreachable") return ["degraded", `At the last try, ${peer} could not be reached: ${error}`];
+  const reached = upstream.state === "reachable" ? "is reachable" : "was not needed yet";
+  return ["ok", `Clients are served, ${peer} ${reached}, and the counters are being saved.`];
 }
 
 function showClosed(reasons) {
   const list = at("closed");
   const most = Math.max(1, ...Object.values(reasons));
   Object.entries(reasons).forEach(([reason, number], index) => {
-    const row = list.children[index] ?? document.createElement("div");
-    if (!row.isConnected) row.append(document.createElement("dt"), document.createElement("dd"));
-    if (!row.isConnected) list.append(row);
+    if (!list.children[index]) {
+      list.append(document.createElement("div"));
+      list.lastChild.append(document.createElement("dt"), document.createElement("dd"));
+    }
+    const row = list.children[index];
     write(row.firstChild, words(reason));
     write(row.lastChild, count(number));
     row.classList.toggle("none", number === 0);
@@ -144,12 +153,14 @@ function show(answer, asked) {
 }
 
 async function ask(query) {
+  const url = `live?${new URLSearchParams(query)}`;
   let answer;
   try {
-    answer = await fetch(`live?${new URLSearchParams(query)}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    answer = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
     if (answer.ok) return await answer.json();
   } catch (error) {
-    throw new Error(error.name === "TimeoutError" ? "The proxy has not answered for 5 seconds" : "The proxy does not answer");
+    const late = error.name === "TimeoutError";
+    throw new Error(late ? "The proxy has not answered for 5 seconds" : "The proxy does not answer");
   }
   throw new Error(`The proxy answers with an error, status ${answer.status}`);
 }
@@ -160,10 +171,16 @@ async function update() {
     show(await ask(past.last === null ? asked : { ...asked, since: past.last }), asked);
     root.classList.remove("old");
   } catch (error) {
-    say("lost", `${error.message}.${answered ? ` The figures are those of ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : ""}`);
+    const seen = answered ? ` The figures are those of ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";
+    say("lost", `${error.message}.${seen}`);
     root.classList.add("old");
   }
-  if (paused) say("paused", `The figures are those of ${answered ? clock() : "no time yet"}.`);
+  if (paused) sayPaused();
+}
+
+function sayPaused() {
+  root.classList.add("old");
+  say("paused", `The figures ${answered ? `are those of ${clock()}` : "have not come yet"}. Resume to follow it.`);
 }
 
 // Asks now, and then each second; what changes while an answer is awaited is asked for as soon as that is there.
@@ -181,9 +198,8 @@ async function follow(changed = false) {
 
 at("pause").addEventListener("click", () => {
   paused = !paused;
-  root.classList.toggle("old", paused);
   write(at("pause"), paused ? "Resume" : "Pause");
-  if (paused) say("paused", `The figures are those of ${clock()}. Press Resume to follow the proxy again.`);
+  if (paused) sayPaused();
   follow();
 });
 document.addEventListener("visibilitychange", () => follow());
