@@ -50,6 +50,9 @@ if TYPE_CHECKING:
         def accepted(self, address: str) -> None:
             """Tell the address of the client."""
 
+        def finished(self) -> None:
+            """Tell that the client sends nothing more."""
+
         def paused(self, leg: str) -> None:
             """Tell that a leg, ``client`` or ``upstream``, is not read for now, since the other cannot write."""
 
@@ -118,6 +121,8 @@ class Session:
     def finished(self, leg: Leg) -> None:
         """Pass the FIN of `leg` on, or end the session when it is the last that was waited for."""
         self._because("client_closed" if leg is self.client else "upstream_closed")
+        if leg is self.client:
+            self.observer.finished()
         other = self._other(leg)
         if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
@@ -129,6 +134,7 @@ class Session:
     def proceed(self, leg: Leg) -> None:
         """See, while the session is ending, whether what `leg` just did ends it."""
         if self.observer.settled and (self.client.finished or self._draining):
+            self._because("drained")
             if self.client.paused:
                 # It may have sent more than was read.
                 self._dismiss_client(LINGER_TIMEOUT)
@@ -169,8 +175,8 @@ class Session:
     def drain(self) -> None:
         """Close as soon as nothing is under way; a session still connecting has nothing under way."""
         self._draining = True
-        self._because("drained")
         if self.upstream is None:
+            self._because("drained")
             self.close()
         elif not self._closing:
             self._end_soon()
@@ -228,7 +234,8 @@ class Session:
             # It is not: its replies wait for a client that reads slowly.
             self._expect(SEND_TIMEOUT, self.close)
         else:
-            self._reason = "half_close_timeout"
+            if self.client.finished:
+                self._reason = "half_close_timeout"
             self.close()
 
     def _give_up(self) -> None:
@@ -241,6 +248,8 @@ class Session:
             return
         self._factory.deadlines.clear(self)
         self._factory.sessions.discard(self)
+        # Behind a load balancer that tells them, addresses are known only when something came.
+        self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
         self._factory.session_ended()
         # Nothing is left to the garbage collector, whose runs would hold everybody up.

@@ -46,7 +46,11 @@ def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | No
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(stats, ready))
     registry.register(_Process())
-    encoder, content_type = choose_encoder(accept)
+    try:
+        encoder, content_type = choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It asks for a version that is no number.
+        encoder, content_type = choose_encoder("text/plain")
     return content_type, encoder(registry)
 
 

@@ -46,7 +46,8 @@ class History:
         self._texts: deque[str] = deque(maxlen=LENGTH)
         self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
         self._counted = (0, 0, 0)
-        self._recorded_at: float | None = None
+        self._began: float | None = None
+        self._recorded = 0
         self.last = 0
 
     def begin(self) -> None:
@@ -54,22 +55,27 @@ class History:
         self._counted = self._counters()
         self._latencies.clear()
         self._latencies.append(self._stats.latency.answered.copy())
-        self._recorded_at = self._stats.clock()
+        self._began, self._recorded = self._stats.clock(), 0
 
     def record(self) -> None:
-        """Add the second that has just passed; those in which nobody called get nothing."""
-        if self._recorded_at is None:
+        """Add the second that has just passed; those in which nobody called get nothing.
+
+        Called too early, it leaves what passed to the next second.
+        """
+        if self._began is None:
             self.begin()
             return
-        now = self._stats.clock()
-        missed = round(now - self._recorded_at) - 1
-        self._recorded_at = now
+        passed = round(self._stats.clock() - self._began) - self._recorded
+        if passed < 1:
+            return
+        self._recorded += passed
+        missed = passed - 1
         self.skip(missed)
         before, self._counted = self._counted, self._counters()
         answered = self._stats.latency.answered
         p50, p99 = _microseconds(answered.since(self._latencies[-1]))
         requests, responses, naks = (now - then for now, then in zip(self._counted, before, strict=True))
-        for _ in range(min(max(missed, 0), _RECENT)):
+        for _ in range(min(missed, _RECENT)):
             self._latencies.append(self._latencies[-1])
         self._latencies.append(answered.copy())
         self._append(Second(requests, responses, naks, p50, p99, len(self._stats.sessions)))

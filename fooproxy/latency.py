@@ -21,6 +21,9 @@ _LONGEST = (1 << 27) - 1
 _MOST_OPEN = 256
 """Chunks of open requests that are told apart in a session; more are taken to be as old as the last of these."""
 
+_ROUNDING = 1e-6
+"""Less than any count, and more than what floats get wrong."""
+
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -46,10 +49,11 @@ def quantile(buckets: Mapping[int, int], share: float, longest: int) -> float | 
 
     None of them was longer than `longest`, in microseconds.
     """
-    due = share * sum(buckets.values())
-    for number in sorted(buckets):
-        due -= buckets[number]
-        if due <= 0:
+    # From above, since what is asked for is mostly near the top.
+    beyond = (1 - share) * sum(buckets.values())
+    for number in sorted(buckets, reverse=True):
+        beyond -= buckets[number]
+        if beyond < -_ROUNDING:
             lower, upper = bounds(number)
             return min((lower + upper - 1) / 2, longest) / 1e6
     return None

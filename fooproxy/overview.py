@@ -27,7 +27,7 @@ def _upstream_peer(session: Session, stats: SessionStats) -> str | None:
 
 COLUMNS: dict[str, Callable[[Session, SessionStats], Any]] = {
     "id": lambda session, stats: stats.number,
-    "client": lambda session, stats: stats.address,
+    "client": lambda session, stats: session.client.peer,
     "upstream": _upstream_peer,
     "state": lambda session, stats: session.state,
     "paused": lambda session, stats: session.paused,

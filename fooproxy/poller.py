@@ -149,7 +149,8 @@ class Poller:
                             why = read()
                         else:
                             self.flush()
-                            why = self._serve(selectable, fd, event)
+                            # Writing may have ended it.
+                            why = self._serve(selectable, fd, event) if polled.get(fd) is selectable else None
                         if why is not None:
                             self._disconnect(selectable, why)
                     except Exception:
@@ -166,21 +167,27 @@ class Poller:
         Reading from all that can be read first, and writing then, leaves each of both in the processor's caches.  But
         it is done before anything else happens to any transport, so that nobody can tell the difference.
         """
-        if self.outbox:
-            outbox = self.outbox[:]
-            self.outbox.clear()
-            for sink, data in outbox:
-                if sink.clear:
-                    # As `write` does it, only without the call.
-                    send = sink.send
-                    try:
-                        sent = send(data)
-                    except OSError:
-                        sent = 0
-                    if sent == len(data):
-                        continue
-                    data = data[sent:]
+        outbox = self.outbox[:]
+        self.outbox.clear()
+        waiting = []
+        for sink, data in outbox:
+            if sink.clear:
+                # As `write` does it, only without the call.
+                send = sink.send
+                try:
+                    sent = send(data)
+                except OSError:
+                    sent = 0
+                if sent == len(data):
+                    continue
+                data = data[sent:]
+            waiting.append((sink, data))
+        # What has to wait, or fails, comes last: a failure may close others that have just been written to.
+        for sink, data in waiting:
+            try:
                 sink.write(data)
+            except Exception:
+                self._failed(sink)
 
     def _do_afterwards(self) -> None:
         for do in self.afterwards:

@@ -102,7 +102,7 @@ class ProxyService(Service):
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
-        self.health = Health(self._upstream, lambda: bool(self.bridge.sessions))
+        self.health = Health(self._upstream, self._has_traffic)
         self._sampling = LoopingCall(self.stats.times.sample)
         self._recording = LoopingCall(self.stats.history.record)
         self._saving = LoopingCall(self._save)
@@ -163,6 +163,9 @@ class ProxyService(Service):
             self._reactor.callWhenRunning(self._answer, number, self._stop)
         # Last, so that whoever waits for these lines may send any signal.
         self._reactor.callWhenRunning(self._announce)
+
+    def _has_traffic(self) -> bool:
+        return any(session.upstream is not None for session in self.bridge.sessions)
 
     def _recovery_report(self) -> dict[str, Any]:
         """Tell how it stands with the file that the statistics are saved in."""

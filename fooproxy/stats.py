@@ -69,16 +69,17 @@ class SessionStats:
     def settled(self) -> bool:
         """Whether nothing is under way: each line of the client was answered, and no line is unfinished.
 
-        Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``), and so does an
-        unfinished line, which a server may answer when the client's FIN ends it.
+        Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``).
         """
         self._stats.catch_up()
-        if self.upstream.head:
-            return False
-        if not self.client.head:
-            return not self.exchange.in_flight
-        # The reply to an unfinished line cannot be matched with it, as it never ends.
-        return self.client.lines + 1 <= self.upstream.replies
+        return not (self.exchange.in_flight or self.client.head or self.upstream.head)
+
+    def finished(self) -> None:
+        """Take notice that the client sends nothing more: servers answer a last line without a newline, too."""
+        self._stats.catch_up()
+        if self.client.head:
+            self.client.head = b""
+            self.exchange.request(self._stats.clock(), 1)
 
     @property
     def between_requests(self) -> bool:

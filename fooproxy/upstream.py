@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -39,7 +40,6 @@ class Upstream:
         self._timeout = timeout
         self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
         self._failed_at = float("-inf")
-        self._last: Exception = error.TimeoutError()
         self._heard_at = float("-inf")
         self.error: str | None = None
         """Why it could not be connected last time; `None` after a success, and before the first attempt."""
@@ -66,8 +66,10 @@ class Upstream:
         trying.addTimeout(timeout, self._clock)
         try:
             protocol: Any = await trying
+        except (DeferredTimeout, error.ConnectingCancelledError):
+            self._failed(f"no answer within {timeout:g} s")
         except Exception as reason:
-            self._failed(reason)
+            self._failed(_words(reason))
         else:
             self._succeeded()
             protocol.transport.loseConnection()
@@ -81,20 +83,22 @@ class Upstream:
         if first.called and not isinstance(first.result, Failure):
             self._succeeded()
             return first
-        connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory, first))
+        met: list[Exception] = []
+        connecting: Deferred[Any] = Deferred.fromCoroutine(self._attempts(factory, first, met))
         self._deadlines.set(connecting, self._timeout, connecting.cancel)
-        connecting.addBoth(self._settled, connecting)
+        connecting.addBoth(self._settled, connecting, met)
         return connecting
 
-    def _settled(self, result: Any, connecting: Deferred[Any]) -> Any:
+    def _settled(self, result: Any, connecting: Deferred[Any], met: list[Exception]) -> Any:
         if connecting not in self._deadlines:
-            if self.error is None:
-                self._failed(error.TimeoutError(), f"no answer within {self._timeout:g} s")
-            return Failure(self._last)
+            if not met:
+                met.append(error.TimeoutError(f"no answer within {self._timeout:g} s"))
+                self._failed(f"no answer within {self._timeout:g} s")
+            return Failure(met[-1])
         self._deadlines.clear(connecting)
         return result
 
-    async def _attempts(self, factory: IProtocolFactory, attempt: Deferred[Any]) -> Any:
+    async def _attempts(self, factory: IProtocolFactory, attempt: Deferred[Any], met: list[Exception]) -> Any:
         pause = _FIRST_PAUSE
         while True:
             try:
@@ -102,7 +106,9 @@ class Upstream:
             except (CancelledError, error.ConnectingCancelledError):
                 raise
             except Exception as reason:
-                self._failed(reason)
+                met.append(reason)
+                del met[:-1]
+                self._failed(_words(reason))
             else:
                 self._succeeded()
                 return protocol
@@ -111,10 +117,8 @@ class Upstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
             attempt = self._endpoint.connect(factory)
 
-    def _failed(self, reason: Exception, why: str = "") -> None:
+    def _failed(self, why: str) -> None:
         self._failed_at = self._heard_at = self._clock.seconds()
-        self._last = reason
-        why = why or str(reason) or type(reason).__name__
         if self.error is None:
             self.log.warn("the upstream {name} cannot be connected: {error}", name=self.name, error=why)
         self.error = why
@@ -124,3 +128,7 @@ class Upstream:
         if self.error is not None:
             self.error = None
             self.log.info("the upstream {name} can be connected again", name=self.name)
+
+
+def _words(reason: Exception) -> str:
+    return str(reason) or type(reason).__name__

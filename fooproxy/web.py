@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from klein import Klein
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.server import Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
@@ -74,14 +75,27 @@ class Health:
     def __init__(self, upstream: Upstream, traffic: Callable[[], bool]) -> None:
         self.upstream = upstream
         self._traffic = traffic
+        self._waiting: list[Deferred[None]] = []
         self.starting = True
         self.draining = False
         self.recovery_failing = False
 
     async def check(self) -> None:
         """See whether the upstream can be connected, if there was no occasion for it lately."""
-        if self.upstream.silence > PROBE_INTERVAL and not self._traffic() and not self.draining:
-            await self.upstream.probe(PROBE_TIMEOUT)
+        if self.upstream.silence <= PROBE_INTERVAL or self._traffic() or self.draining:
+            return
+        # One check for all who ask meanwhile; those who ask may be gone before it ends.
+        mine: Deferred[None] = Deferred()
+        self._waiting.append(mine)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(self.upstream.probe(PROBE_TIMEOUT)).addBoth(self._checked)
+        await mine
+
+    def _checked(self, result: object) -> None:
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            if not deferred.called:
+                deferred.callback(None)
 
     def reasons(self) -> list[str]:
         """Say what makes the proxy unready: ``starting``, ``draining``, ``upstream_unreachable``."""
@@ -135,7 +149,9 @@ class PlainRequest(Request):
         """Drop the body: nothing here takes one, and spooling it could fill the disk."""
 
     def process(self) -> None:
-        """Serve the request."""
+        """Serve the request, the only one of its connection: who sends many at once must not hold up the relay."""
+        self.channel.persistent = False
+        self.setHeader("Connection", "close")
         # Nothing here depends on the host, and odd ones make the routing fail.
         self.requestHeaders.setRawHeaders(b"host", [b"fooproxy"])
         if b"://" in self.path:

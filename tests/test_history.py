@@ -70,6 +70,16 @@ def test_seconds_in_which_the_loop_was_blocked_are_not_left_out() -> None:
     assert world.history.report(0, 0.0)["requests"] == [1, 0, 0, 0, 7]
 
 
+def test_stalls_of_half_seconds_do_not_make_it_run_ahead() -> None:
+    world = World()
+    for _ in range(10):
+        world.now += 1.7
+        world.history.record()
+        world.now += 0.3
+        world.history.record()
+    assert world.history.last == 20
+
+
 def test_recent_latencies_are_those_of_ten_seconds() -> None:
     world = World()
     world.second(4, 0.5)

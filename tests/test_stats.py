@@ -241,10 +241,22 @@ def test_pauses_are_counted_by_leg() -> None:
 def test_a_session_is_settled_when_every_line_of_the_client_was_answered(
     sent: bytes, answered: bytes, settled: bool
 ) -> None:
-    session = SessionStats(stats())
+    session = SessionStats(Stats(lambda: 0.0))
     session.client.feed(sent, 0.0)
+    session.finished()
     session.upstream.feed(answered, 0.0)
     assert session.settled is settled
+
+
+def test_a_reply_that_nobody_asked_for_settles_nothing() -> None:
+    session = SessionStats(Stats(lambda: 1.0))
+    session.upstream.feed(b"ACK 0 hello\n", 0.0)
+    session.client.feed(b"REQ 1 x", 0.5)
+    assert not session.settled
+    session.finished()
+    assert not session.settled
+    session.upstream.feed(b"ACK 1 x\n", 2.0)
+    assert session.settled
 
 
 def test_counters_come_back_as_they_were() -> None:

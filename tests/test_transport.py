@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -578,6 +579,24 @@ async def test_what_is_pumped_is_written_before_another_end_of_the_batch_is_told
     # Both are there before the poller looks.
     await until(lambda: order)
     assert order == [True]
+
+
+@ensure
+async def test_an_end_that_its_own_batch_brings_about_is_no_failure(our_wire: Wire) -> None:
+    _, source, source_skt, sink, sink_skt = await pumping(our_wire)
+    sink.transport.registerProducer(source.transport, True)
+    source.transport.stopProducing = sink.transport.abortConnection
+    logged: Any = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        # The chunk is read first; then it is written to a connection that has just been reset, before that is told.
+        source_skt.sendall(b"nobody gets this")
+        sink_skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sink_skt.close()
+        await until(lambda: sink.lost)
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert not [event for event in logged if event.get("log_failure")]
 
 
 @ensure

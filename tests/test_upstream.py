@@ -89,6 +89,30 @@ def test_the_attempts_end_at_the_deadline_with_the_last_reason() -> None:
     assert len(case.endpoint.attempts) == attempts
 
 
+def test_each_connect_fails_for_its_own_reason_and_renews_the_news() -> None:
+    case = Case()
+    case.refuse()
+    case.clock.advance(TIMEOUT)
+    assert case.results[0].check(ConnectionRefusedError)
+    case.clock.advance(11)
+    assert case.upstream.unreachable(10) is None
+    results: list[Any] = []
+    case.upstream.connect(Factory()).addBoth(results.append)
+    case.clock.advance(TIMEOUT)
+    assert results[0].check(TimeoutError)
+    assert case.upstream.unreachable(10) == "no answer within 5 s"
+
+
+def test_a_probe_tells_whether_the_upstream_can_be_connected() -> None:
+    case = Case()
+    seen = len(case.endpoint.attempts)
+    probing = Deferred.fromCoroutine(case.upstream.probe(1.0))
+    assert len(case.endpoint.attempts) == seen + 1
+    case.clock.advance(1.0)
+    assert probing.called
+    assert (case.upstream.state, case.upstream.error) == ("unreachable", "no answer within 1 s")
+
+
 def test_an_attempt_that_hangs_is_ended_at_the_deadline() -> None:
     case = Case()
     case.clock.advance(TIMEOUT)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from treq.testing import StubTreq
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -52,7 +53,8 @@ class Answer:
 
 class Site:
     def __init__(self) -> None:
-        self.stats = Stats(lambda: 0.0)
+        self.now = 0.0
+        self.stats = Stats(lambda: self.now)
         self.upstream = Reachability()
         self.health = Health(self.upstream, lambda: False)  # type: ignore[arg-type]
         self.health.starting = False
@@ -172,6 +174,37 @@ def test_being_asked_for_readiness_looks_at_an_upstream_that_was_long_silent(sit
     assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable"])
 
 
+def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
+    done: Deferred[None] = Deferred()
+    probes: list[float] = []
+
+    async def probe(timeout: float) -> None:
+        probes.append(timeout)
+        await done
+
+    site.upstream.silence = 6.0
+    site.upstream.probe = probe  # type: ignore[method-assign]
+    asked = [Deferred.fromCoroutine(site.health.check()) for _ in range(3)]
+    left: list[Any] = []
+    asked[0].addErrback(left.append)
+    asked[0].cancel()
+    done.callback(None)
+    assert len(probes) == len(left) == 1
+    assert [deferred.called for deferred in asked] == [True] * 3
+    assert site.upstream.error is None
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;version=x;escaping=zzz"])
+def test_a_version_that_is_none_gets_an_exposition_all_the_same(site: Site, accept: str) -> None:
+    assert site.ask("/metrics", Accept=accept).status == 200
+
+
+def test_each_connection_answers_one_request(site: Site) -> None:
+    answer = site.say(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"Connection: close" in answer
+
+
 def test_a_proxy_that_still_starts_is_not_ready(site: Site) -> None:
     site.health.starting = True
     answer = site.ask("/ready")
@@ -183,6 +216,7 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     session.client.feed(b"REQ 1\n", 0.0)
     site.stats.history.record()
     session.upstream.feed(b"ACK 1\n", 0.002)
+    site.now = 1.0
     site.stats.history.record()
     answer = site.ask("/live").json
     # What depends on the instant aside, it is what the other resources say.
