@@ -180,7 +180,7 @@ async function update() {
 
 function sayPaused() {
   root.classList.add("old");
-  say("paused", `The figures ${answered ? `are those of ${clock()}` : "have not come yet"}. Resume to follow it.`);
+  say("paused", `The figures ${answered ? `are those of ${clock()}` : "have not come yet"}. Resume to see newer ones.`);
 }
 
 // Asks now, and then each second; what changes while an answer is awaited is asked for as soon as that is there.

@@ -1,0 +1,47 @@
+// Turns what the proxy sends into text for people: thousands separators, three digits that count, units.  A no-break
+// space stands before a unit.  What is null or no number becomes a dash.
+
+const SPACE = "\u00a0";
+const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+
+// Zeros at the end stay, so that figures keep their width.
+const digits = (value) => (value >= 99.95 || value === 0 ? WHOLE.format(value) : value.toPrecision(3));
+const known = (format) => (value) => (Number.isFinite(value) ? format(value) : "–");
+
+export const count = known((value) => WHOLE.format(value));
+export const short = known((value) => SHORT.format(value));
+export const rate = known((value) => {
+  const number = value % 1 && value < 99.95 ? value.toFixed(1) : WHOLE.format(value);
+  return `${number}${SPACE}/s`;
+});
+export const share = known((value) => `${digits(100 * value)}${SPACE}%`);
+
+export const size = known((bytes) => {
+  if (bytes < 1024) return `${bytes}${SPACE}B`;
+  const power = Math.min(5, Math.floor(Math.log2(bytes) / 10));
+  return `${digits(bytes / 1024 ** power)}${SPACE}${"KMGTP"[power - 1]}iB`;
+});
+
+// Seconds that something took, down to microseconds.
+export const latency = known((seconds) => {
+  if (seconds < 0.0009995) return `${digits(seconds * 1e6)}${SPACE}µs`;
+  if (seconds < 0.9995) return `${digits(seconds * 1e3)}${SPACE}ms`;
+  return seconds < 60 ? `${digits(seconds)}${SPACE}s` : age(seconds);
+});
+
+// Seconds that something lasts, in its two largest units.
+export const age = known((seconds) => {
+  if (seconds < 9.95) return `${seconds.toFixed(1)}${SPACE}s`;
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole}${SPACE}s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${WHOLE.format(Math.floor(whole / 86400))} d ${Math.floor((whole % 86400) / 3600)} h`;
+});
+
+export const ago = known((seconds) => `${age(seconds)} ago`);
+
+// Texts as they are, and names that stand in the JSON with underscores.
+export const text = (value) => String(value ?? "–");
+export const words = (value) => text(value).replaceAll("_", " ");
