@@ -51,7 +51,7 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
     """Give what pyperf wants to time: that many passes over `chunks`, in seconds."""
 
     def run(passes: int) -> float:
-        analysis = Analysis(requests=True)
+        analysis = Analysis(Latency(), requests=True)
         feed, catch_up = Analyzer(analysis, Exchange(Latency())).feed, analysis.catch_up
         start = perf_counter()
         for _ in range(passes):

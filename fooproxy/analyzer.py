@@ -27,7 +27,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fooproxy.latency import Exchange
+    from fooproxy.latency import Exchange, Latency
 
     _Fed = tuple["Analyzer", bytes, float]
 
@@ -139,13 +139,14 @@ class Analyzer(Counts):
 
 
 class Analysis:
-    """Counts what all analyzers of one kind of leg were fed, and adds it up in `total`.
+    """Counts what all analyzers of one kind of leg were fed, and adds it up in `total`, and requests in `latency`.
 
     It is quick with requests if it expects `requests`, else with replies.  What waits at the analysis `before` is
     counted first: replies are matched with requests that are known already.
     """
 
-    def __init__(self, requests: bool, before: Analysis | None = None) -> None:
+    def __init__(self, latency: Latency, requests: bool, before: Analysis | None = None) -> None:
+        self._latency = latency
         self.total = Counts()
         self.waiting: list[_Fed] = []
         """Chunks that were fed and not looked at, each with its analyzer."""
@@ -201,6 +202,7 @@ class Analysis:
             req += ended
         self.total.bytes += size
         self.total.req += req
+        self._latency.asked += req
 
     def _count_replies(self, whole: list[_Fed]) -> None:
         size = acks = naks = 0
@@ -249,6 +251,7 @@ class Analysis:
         if self._requests:
             if ended:
                 analyzer.exchange.request(time, ended)
+                self._latency.asked += ended
         else:
             analyzer.exchange.reply(time, ack + nak)
         for counts in (analyzer, self.total):
@@ -288,6 +291,7 @@ def _heads(head: bytes, chunk: bytes, end: int) -> bytes | None:
             heads.append(b"\n")
             return b"".join(heads)
         following = find(b"\n", here + 1)
-        heads.append(chunk[here : min(following, here + _HEAD_SIZE)])
+        cut = here + _HEAD_SIZE
+        heads.append(chunk[here : cut if cut < following else following])
         here = following
     return None

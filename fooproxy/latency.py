@@ -79,11 +79,14 @@ class Histogram:
 
     def add(self, microseconds: int, count: int) -> int:
         """Add so many latencies of a length; gives the number of their bucket."""
-        number = bucket(microseconds)
-        self.buckets[number] = self.buckets.get(number, 0) + count
-        self.sum += microseconds * count
         if microseconds > self.longest:
-            self.longest = microseconds
+            microseconds = self.longest = min(microseconds, _LONGEST)
+        # As in `bucket`, without the call: this runs once a chunk.
+        shift = microseconds.bit_length() - 5
+        number = microseconds if shift < 1 else (shift << 4) + (microseconds >> shift)
+        buckets = self.buckets
+        buckets[number] = buckets.get(number, 0) + count
+        self.sum += microseconds * count
         return number
 
     def copy(self) -> Histogram:
@@ -129,74 +132,75 @@ class Histogram:
 
     def restore(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
         """Take back what `state` gave."""
-        self.buckets, self.sum, self.longest = dict(buckets), total, longest
+        self.buckets, self.sum, self.longest = dict(buckets), total, min(longest, _LONGEST)
 
 
 class Latency:
-    """All sessions together: the latencies of the `answered` requests, and how many are `in_flight`.
+    """All sessions together: the latencies of the `answered` requests.
 
-    `unmatched` counts the replies that came while no request was open.
+    `asked` counts all requests, `given_up` those that were open when their session ended, and `unmatched` the replies
+    that came while no request was open.
     """
 
-    __slots__ = ("answered", "in_flight", "unmatched")
+    __slots__ = ("answered", "asked", "given_up", "unmatched")
 
     def __init__(self) -> None:
         self.answered = Histogram()
-        self.in_flight = self.unmatched = 0
+        self.asked = self.given_up = self.unmatched = 0
 
 
 class Exchange:
     """The open requests of one session, and the latencies of those that were answered; adds the same to `total`.
 
-    Times are seconds on one clock.  There are many of these: it holds no more than it must.
+    Times are seconds on one clock.  There are many of these, and `request` and `reply` run once a chunk.
     """
 
-    __slots__ = ("_buckets", "_open", "_total", "in_flight")
+    __slots__ = ("_buckets", "_open", "_total")
 
     def __init__(self, total: Latency) -> None:
         self._buckets: dict[int, int] | None = None
-        self.in_flight = 0
-        self._total = total
         self._open: list[list[float]] = []
+        self._total = total
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are open."""
+        return int(sum(count for _, count in self._open))
 
     def quantile(self, share: float) -> float | None:
         """Give the seconds that this share of the session's latencies does not exceed; `None` when there are none."""
         return quantile(self._buckets or {}, share, _LONGEST)
 
     def request(self, time: float, count: int) -> None:
-        """Take notice of so many requests more."""
-        self.in_flight += count
-        self._total.in_flight += count
-        if len(self._open) < _MOST_OPEN:
-            self._open.append([time, count])
+        """Take notice of so many requests more; who calls this adds them to the total's `asked`."""
+        still_open = self._open
+        if len(still_open) < _MOST_OPEN:
+            still_open.append([time, count])
         else:
-            self._open[-1][1] += count
+            still_open[-1][1] += count
 
     def reply(self, time: float, count: int) -> None:
         """Match so many replies with the oldest open requests."""
-        still_open, total = self._open, self._total
+        still_open = self._open
         while count:
             if not still_open or still_open[0][0] > time:
-                total.unmatched += count
+                self._total.unmatched += count
                 return
             asked, requests = still_open[0]
-            if requests <= count:
+            matched = count
+            if requests > count:
+                still_open[0][1] -= count
+            else:
                 matched = int(requests)
                 del still_open[0]
-            else:
-                matched = count
-                still_open[0][1] -= count
-            latency = min(round((time - asked) * 1e6), _LONGEST)
-            number = total.answered.add(latency, matched)
-            if self._buckets is None:
-                self._buckets = {}
-            self._buckets[number] = self._buckets.get(number, 0) + matched
-            self.in_flight -= matched
-            total.in_flight -= matched
             count -= matched
+            number = self._total.answered.add(round((time - asked) * 1e6), matched)
+            buckets = self._buckets
+            if buckets is None:
+                buckets = self._buckets = {}
+            buckets[number] = buckets.get(number, 0) + matched
 
     def end(self) -> None:
         """Give up the requests that are still open."""
-        self._total.in_flight -= self.in_flight
-        self.in_flight = 0
+        self._total.given_up += self.in_flight
         self._open.clear()

@@ -143,7 +143,7 @@ class Recovery:
         # A clock that was set back a little must not cost the statistics.
         if -self._max_age <= age <= self._max_age:
             self._stats.restore(state.counters)
-            self._stats.latency.answered.restore(*state.latency)
+            self._stats.restore_latency(*state.latency)
             self._stats.times.restore(state.requests, state.responses, max(age, 0.0))
             self._stats.history.restore(state.history, max(age, 0.0))
             self.log.info("statistics of {age:.1f} s ago restored from {path}", age=age, path=str(self._saver.path))

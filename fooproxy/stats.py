@@ -80,6 +80,7 @@ class SessionStats:
         if self.client.head:
             self.client.head = b""
             self.exchange.request(self._stats.clock(), 1)
+            self._stats.latency.asked += 1
 
     @property
     def between_requests(self) -> bool:
@@ -119,9 +120,11 @@ class Stats:
     """
 
     def __init__(self, clock: Callable[[], float], on_end: Callable[[SessionStats, str], None] = _ignore) -> None:
-        self._client = Analysis(requests=True)
-        self._upstream = Analysis(requests=False, before=self._client)
         self._latency = Latency()
+        self._client = Analysis(self._latency, requests=True)
+        self._upstream = Analysis(self._latency, requests=False, before=self._client)
+        # Of an earlier process's requests none is open.
+        self._answered_before = 0
         self.clock = clock
         self.on_end = on_end
         self.connections_total = 0
@@ -164,6 +167,17 @@ class Stats:
         """How long replies took."""
         self.catch_up()
         return self._latency
+
+    @property
+    def in_flight(self) -> int:
+        """Requests, in sessions that are open, that were not answered yet."""
+        latency = self.latency
+        return latency.asked - latency.given_up - (latency.answered.count - self._answered_before)
+
+    def restore_latency(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
+        """Take back the latencies of an earlier process, as `Histogram.restore` does."""
+        self.latency.answered.restore(buckets, total, longest)
+        self._answered_before = self.latency.answered.count
 
     @property
     def requests(self) -> int:
@@ -309,7 +323,7 @@ FIELDS = (
         "gauge",
         "messages",
         "Lines of clients, in sessions that are open, that were not answered yet.",
-        lambda s: s.latency.in_flight,
+        lambda s: s.in_flight,
     ),
     Field(
         "responses_unmatched",

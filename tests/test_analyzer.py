@@ -29,7 +29,7 @@ def as_dict(counts: Counts) -> dict[str, int]:
 
 
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
-    analyzer = Analyzer(Analysis(requests), Exchange(Latency()))
+    analyzer = Analyzer(Analysis(Latency(), requests), Exchange(Latency()))
     for chunk in chunks:
         analyzer.feed(chunk, 0.0)
     return analyzer
@@ -153,7 +153,7 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
 def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
     pieces: list[tuple[int, bytes, list[int]]], requests: bool
 ) -> None:
-    analysis = Analysis(requests)
+    analysis = Analysis(Latency(), requests)
     analyzers = [Analyzer(analysis, Exchange(Latency())) for _ in range(4)]
     streams = [b""] * 4
     for number, stream, places in pieces:
@@ -167,7 +167,7 @@ def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
 
 
 def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
-    analysis = Analysis(requests=True)
+    analysis = Analysis(Latency(), requests=True)
     analyzer = Analyzer(analysis, Exchange(Latency()))
     analyzer.feed(b"REQ 1\n", 0.0)
     analyzer.feed(b"", 0.0)
@@ -186,7 +186,7 @@ def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
 
 
 def test_a_large_chunk_is_counted_at_once() -> None:
-    analysis = Analysis(requests=True)
+    analysis = Analysis(Latency(), requests=True)
     analyzer = Analyzer(analysis, Exchange(Latency()))
     for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
         analyzer.feed(chunk, 0.0)
