@@ -248,8 +248,8 @@ class Session:
             return
         self._factory.deadlines.clear(self)
         self._factory.sessions.discard(self)
-        # Behind a load balancer that tells them, addresses are known only when something came.
-        self.observer.accepted(self.client.peer)
+        if not self.client.is_introduced:
+            self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
         self._factory.session_ended()
         # Nothing is left to the garbage collector, whose runs would hold everybody up.

@@ -124,6 +124,11 @@ class Leg(Protocol):
         return shown(self.transport.getPeer())
 
     @property
+    def is_introduced(self) -> bool:
+        """Whether the peer's address was known from the start; PROXY's header tells it with the first bytes."""
+        return isinstance(self.transport, Transport)
+
+    @property
     def can_half_close(self) -> bool:
         """Whether the transport has a FIN of its own; TLS has not."""
         return not ISSLTransport.providedBy(self.transport)

@@ -90,6 +90,7 @@ class ProxyService(Service):
         self._options = options
         self._reactor = reactor
         self._stopping = False
+        self._is_quiet = False
         self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic, self._log_end)
         self._saver = Saver(Path(options["recovery-path"]))
@@ -122,6 +123,7 @@ class ProxyService(Service):
             observer = textFileLogObserver(sys.stderr)
             quiet = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.info)])
             parent.setComponent(ILogObserver, quiet)
+            self._is_quiet = True
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
@@ -253,6 +255,9 @@ class ProxyService(Service):
     def _log_end(self, session: SessionStats, reason: str) -> None:
         """Write one line on a session that has ended; that of one that ended as it should is for the curious."""
         level = LogLevel.info if reason not in CLEAN or self._options["log-sessions"] else LogLevel.debug
+        if level is LogLevel.debug and self._is_quiet:
+            # Nobody would see it, and making it costs more than a message.
+            return
         client, upstream = session.client, session.upstream
         self.log.emit(
             level,
