@@ -186,14 +186,16 @@ class Exchange:
             if not still_open or still_open[0][0] > time:
                 self._total.unmatched += count
                 return
-            asked, requests = still_open[0]
+            asked, requests = first = still_open[0]
             matched = count
             if requests > count:
-                still_open[0][1] -= count
+                first[1] = requests - count
+                count = 0
             else:
-                matched = int(requests)
                 del still_open[0]
-            count -= matched
+                if requests < count:
+                    matched = int(requests)
+                count -= matched
             number = self._total.answered.add(round((time - asked) * 1e6), matched)
             buckets = self._buckets
             if buckets is None:
