@@ -46,7 +46,6 @@ _IN_GAP = re.compile(rb"(REQ|ACK|NAK)[ \t]+([+-]?)")
 _IN_TYPE = frozenset(word[:length] for word in (b"REQ", b"ACK", b"NAK") for length in range(4))
 _HOPELESS = b"!"
 _NEWLINE, _A = b"\nA"
-_DECIDED = frozenset({b"REQ 0 ", b"ACK 0 ", b"NAK 0 ", _HOPELESS})
 
 _ENOUGH = 32
 """Chunks from which on it pays to count them."""

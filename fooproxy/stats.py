@@ -279,7 +279,7 @@ FIELDS = (
     ),
     Field("msg_req", "counter", "messages", "REQ messages, from either leg.", lambda s: s.requests),
     Field("msg_ack", "counter", "messages", "ACK messages, from either leg.", lambda s: s.client.ack + s.upstream.ack),
-    Field("msg_nak", "counter", "messages", "NAK messages, from either leg.", lambda s: s.client.nak + s.upstream.nak),
+    Field("msg_nak", "counter", "messages", "NAK messages, from either leg.", lambda s: s.naks),
     Field("request_rate_1s", "gauge", "messages/s", "REQ counted in the last second.", lambda s: s.times.rates(1)[0]),
     Field(
         "request_rate_10s",
