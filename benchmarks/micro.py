@@ -57,7 +57,7 @@ def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
         for _ in range(passes):
             # As between two samples of the time table, and then at the second of them.
             for chunk in chunks:
-                feed(chunk, 0.0)
+                feed(chunk, 0)
             catch_up()
         took = perf_counter() - start
         total = analysis.total

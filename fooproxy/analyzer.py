@@ -26,10 +26,12 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from fooproxy.latency import LONGEST, bucket
+
 if TYPE_CHECKING:
     from fooproxy.latency import Exchange, Latency
 
-    _Fed = tuple["Analyzer", bytes, float]
+    _Fed = tuple["Analyzer", bytes, int]
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
 _TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
@@ -97,7 +99,7 @@ class Analyzer(Counts):
     held does not depend on the input.  Its figures as a `Counts` are those of what its `analysis` has looked at so far.
     """
 
-    __slots__ = ("analysis", "apart", "exchange", "head", "last")
+    __slots__ = ("analysis", "apart", "exchange", "head", "outlet", "waiting")
 
     many = 64
     """Chunks that may wait for being counted."""
@@ -108,17 +110,18 @@ class Analyzer(Counts):
     def __init__(self, analysis: Analysis, exchange: Exchange) -> None:
         super().__init__()
         self.analysis = analysis
+        self.waiting = analysis.waiting
         self.exchange = exchange
-        self.last = 0.0
-        """When the last chunk came."""
+        self.outlet = -1
+        """Whoever feeds it may keep a number here, and so has one object less to look at."""
         self.head = b""
         """The shortest line that counts as the one that has begun."""
         self.apart = False
         """Whether its next chunk is to be counted alone."""
 
-    def feed(self, chunk: bytes, time: float) -> None:
-        """Take `chunk`, the next bytes of the leg, and when it came."""
-        waiting = self.analysis.waiting
+    def feed(self, chunk: bytes, time: int) -> None:
+        """Take `chunk`, the next bytes of the leg, and when it came, in microseconds."""
+        waiting = self.waiting
         if chunk:
             waiting.append((self, chunk, time))
         if len(waiting) > self.many or len(chunk) > self.large:
@@ -155,7 +158,8 @@ class Analysis:
 
     def digest(self) -> None:
         """Catch up if it is worth it."""
-        if len(self.waiting) >= _ENOUGH:
+        waiting = self.waiting
+        if len(waiting) >= _ENOUGH or (waiting and len(waiting[-1][1]) > Analyzer.large):
             self.catch_up()
 
     def catch_up(self) -> None:
@@ -171,13 +175,13 @@ class Analysis:
         if len(chunks) < len(whole) or len(chunks[-1]) > Analyzer.large:
             whole, rest = _divide(whole)
             chunks = [chunk for _, chunk, _ in whole]
-        if not self._are_usual(b"\n" + b"".join(chunks)):
+        lines = b"\n" + b"".join(chunks)
+        if not self._are_usual(lines):
             # Whose fault it is shows when each is looked at alone.
             whole, rest = [], whole + rest
-        if self._requests:
-            self._count_requests(whole)
-        else:
-            self._count_replies(whole)
+        if whole:
+            count = self._count_requests if self._requests else self._count_replies
+            count(whole, lines)
         for analyzer, chunk, time in rest:
             self._count(analyzer, chunk, time)
 
@@ -187,45 +191,81 @@ class Analysis:
         # The last newline has nothing after it, and so is the one that must be found.
         return slip is not None and slip.start() == len(lines) - 1
 
-    def _count_requests(self, whole: list[_Fed]) -> None:
-        size = req = 0
+    def _count_requests(self, whole: list[_Fed], lines: bytes) -> None:
+        ended, req = 1, len(whole)
+        alone = _are_alone(whole) and lines.count(b"\nREQ ") == req
+        if not alone:
+            req = 0
         for analyzer, chunk, time in whole:
-            length = len(chunk)
-            # This pattern is found faster than a newline alone.
-            ended = chunk.count(b"\nREQ ") + 1
-            analyzer.last = time
-            analyzer.bytes += length
+            if not alone:
+                # This pattern is found faster than a newline alone.
+                ended = chunk.count(b"\nREQ ") + 1
+                req += ended
+            analyzer.bytes += len(chunk)
             analyzer.req += ended
-            analyzer.exchange.request(time, ended)
-            size += length
-            req += ended
-        self.total.bytes += size
+            exchange = analyzer.exchange
+            if exchange.open:
+                exchange.request(time, ended)
+            else:
+                # As `request` does it, only without the call.
+                exchange.asked = time
+                exchange.open = ended
+        self.total.bytes += len(lines) - 1
         self.total.req += req
         self._latency.asked += req
 
-    def _count_replies(self, whole: list[_Fed]) -> None:
-        size = acks = naks = 0
+    def _count_replies(self, whole: list[_Fed], lines: bytes) -> None:
+        ended, acks, naks = 1, 0, 0
+        alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == len(whole)
+        # In a batch many chunks have one time, and so had their requests.
+        spans: dict[int, list[int]] = {}
         for analyzer, chunk, time in whole:
-            length = len(chunk)
-            ack = chunk.count(b"\nACK ")
-            nak = chunk.count(b"\nNAK ")
-            if chunk[0] == _A:
-                ack += 1
+            if not alone:
+                ack = chunk.count(b"\nACK ")
+                nak = chunk.count(b"\nNAK ")
+                if chunk[0] == _A:
+                    ack += 1
+                else:
+                    nak += 1
+                analyzer.ack += ack
+                analyzer.nak += nak
+                acks += ack
+                naks += nak
+                ended = ack + nak
+            elif chunk[0] == _A:
+                analyzer.ack += 1
+                acks += 1
             else:
-                nak += 1
-            analyzer.last = time
-            analyzer.bytes += length
-            analyzer.ack += ack
-            analyzer.nak += nak
-            analyzer.exchange.reply(time, ack + nak)
-            size += length
-            acks += ack
-            naks += nak
-        self.total.bytes += size
+                analyzer.nak += 1
+                naks += 1
+            analyzer.bytes += len(chunk)
+            exchange = analyzer.exchange
+            if exchange.open != ended or exchange.asked >= time:
+                exchange.reply(time, ended)
+                continue
+            # As `reply` does it, only without the calls.
+            span = time - exchange.asked
+            latency = spans.get(span)
+            if latency is None:
+                latency = spans[span] = [bucket(min(span, LONGEST)), 0]
+            latency[1] += ended
+            number = latency[0]
+            buckets = exchange.buckets
+            if buckets is None:
+                exchange.buckets = {number: ended}
+            else:
+                buckets[number] = buckets.get(number, 0) + ended
+            exchange.last = time
+            exchange.open = 0
+            if exchange.later:
+                exchange.done(0)
+        for span, (_, count) in spans.items():
+            self._latency.answered.add(span, count)
+        self.total.bytes += len(lines) - 1
         self.total.ack += acks
         self.total.nak += naks
 
-    def _count(self, analyzer: Analyzer, chunk: bytes, time: float) -> None:
+    def _count(self, analyzer: Analyzer, chunk: bytes, time: int) -> None:
         """Count `chunk`, whatever it is."""
         head = analyzer.head
         end = chunk.rfind(b"\n") + 1
@@ -246,7 +286,7 @@ class Analysis:
             nak = lines.count(b"\nNAK ")
             ack = ended - nak
         analyzer.apart = analyzer.head != b"" or not usual
-        analyzer.last = time
+        analyzer.exchange.last = time
         if self._requests:
             if ended:
                 analyzer.exchange.request(time, ended)
@@ -259,6 +299,12 @@ class Analysis:
             counts.ack += ack
             counts.nak += nak
             counts.invalid += ended - req - ack - nak
+
+
+def _are_alone(whole: list[_Fed]) -> bool:
+    """Guess, by the first, whether each chunk is a line of its own."""
+    first = whole[0][1]
+    return first.find(b"\n") == len(first) - 1
 
 
 def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:

@@ -23,25 +23,28 @@ if TYPE_CHECKING:
     class Tap(typing.Protocol):
         """What is shown the chunks of one leg, an `Analyzer`.
 
-        Who is in haste does what `feed` does: appends the tap, the chunk and the time to `analysis.waiting`, and calls
-        `analysis.catch_up` if there are more than `many` then, or if the chunk has more than `large` bytes.
+        A pump does what `feed` does in a shorter way: it appends the tap, the chunk and the time to `waiting`, and has
+        all taps look at what waits for them after each batch of events.  `outlet` is the pump's: the file descriptor
+        that the chunks are written to.
         """
 
-        analysis: Any
-        many: int
-        large: int
+        waiting: list[Any]
+        outlet: int
 
-        def feed(self, chunk: bytes, time: float) -> None:
-            """Take the next chunk, and when it came."""
+        def feed(self, chunk: bytes, time: int) -> None:
+            """Take the next chunk, and when it came, in microseconds."""
 
 
 @implementer(IHalfCloseableProtocol)
 class Interceptor(Protocol):
-    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first, with the time on `clock`."""
+    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first, with the time on `clock`.
+
+    `clock` gives microseconds, as the pump does.
+    """
 
     log = Logger()
 
-    def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], float]) -> None:
+    def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], int]) -> None:
         self.wrapped = wrapped
         self.tap = tap
         self.clock = clock
@@ -55,18 +58,8 @@ class Interceptor(Protocol):
         try:
             self.tap.feed(data, self.clock())
         except Exception:
-            self._failed()
+            self.log.failure("the analysis failed; the traffic goes on, but the counts may be wrong from here on")
         self.wrapped.dataReceived(data)
-
-    def analyze(self) -> None:
-        """Have the tap look at what waits for it."""
-        try:
-            self.tap.analysis.catch_up()
-        except Exception:
-            self._failed()
-
-    def _failed(self) -> None:
-        self.log.failure("the analysis failed; the traffic goes on, but the counts may be wrong from here on")
 
     def readConnectionLost(self) -> None:
         """Let the FIN through."""
@@ -86,7 +79,7 @@ class InterceptorFactory(Factory):
 
     noisy = False
 
-    def __init__(self, wrapped: Any, tap: Callable[[Any], Tap], clock: Callable[[], float]) -> None:
+    def __init__(self, wrapped: Any, tap: Callable[[Any], Tap], clock: Callable[[], int]) -> None:
         self.wrapped = wrapped
         self._tap = tap
         self._clock = clock

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_LONGEST = (1 << 27) - 1
+LONGEST = (1 << 27) - 1
 """Microseconds from which on all latencies are one: 134 seconds."""
 
 _MOST_OPEN = 256
@@ -40,7 +40,7 @@ def bounds(number: int) -> tuple[int, int]:
     return lower, lower + (1 << shift)
 
 
-BUCKETS = frozenset(map(str, range(bucket(_LONGEST) + 1)))
+BUCKETS = frozenset(map(str, range(bucket(LONGEST) + 1)))
 """The numbers of all buckets, as `Histogram.state` writes them."""
 
 
@@ -80,12 +80,9 @@ class Histogram:
     def add(self, microseconds: int, count: int) -> int:
         """Add so many latencies of a length; gives the number of their bucket."""
         if microseconds > self.longest:
-            microseconds = self.longest = min(microseconds, _LONGEST)
-        # As in `bucket`, without the call: this runs once a chunk.
-        shift = microseconds.bit_length() - 5
-        number = microseconds if shift < 1 else (shift << 4) + (microseconds >> shift)
-        buckets = self.buckets
-        buckets[number] = buckets.get(number, 0) + count
+            microseconds = self.longest = min(microseconds, LONGEST)
+        number = bucket(microseconds)
+        self.buckets[number] = self.buckets.get(number, 0) + count
         self.sum += microseconds * count
         return number
 
@@ -132,7 +129,7 @@ class Histogram:
 
     def restore(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
         """Take back what `state` gave."""
-        self.buckets, self.sum, self.longest = dict(buckets), total, min(longest, _LONGEST)
+        self.buckets, self.sum, self.longest = dict(buckets), total, min(longest, LONGEST)
 
 
 class Latency:
@@ -152,57 +149,78 @@ class Latency:
 class Exchange:
     """The open requests of one session, and the latencies of those that were answered; adds the same to `total`.
 
-    Times are seconds on one clock.  There are many of these, and `request` and `reply` run once a chunk.
+    Times are whole microseconds on one clock.  A request is sent on only after all that came at its time was read, so
+    no reply of that time is its own.  There are many of these; `Analysis` does the commonest steps of `request` and
+    `reply` itself, since they run once a chunk.
     """
 
-    __slots__ = ("_buckets", "_open", "_total")
+    __slots__ = ("_total", "asked", "buckets", "last", "later", "open")
 
     def __init__(self, total: Latency) -> None:
-        self._buckets: dict[int, int] | None = None
-        self._open: list[list[float]] = []
+        self.open = 0
+        """Requests of the oldest chunk that are open."""
+        self.asked = 0
+        """When they came; the time of an earlier chunk when none is open."""
+        self.later: list[list[int]] | None = None
+        """The chunks after that one: when each came, and its requests."""
+        self.buckets: dict[int, int] | None = None
+        """How many latencies fell into each bucket; `None` before the first."""
+        self.last = 0
+        """When anything came last, whole requests apart."""
         self._total = total
 
     @property
     def in_flight(self) -> int:
         """Requests that are open."""
-        return int(sum(count for _, count in self._open))
+        return self.open + sum(count for _, count in self.later or ())
+
+    @property
+    def last_request(self) -> int:
+        """When the last request came."""
+        return self.later[-1][0] if self.later else self.asked
 
     def quantile(self, share: float) -> float | None:
         """Give the seconds that this share of the session's latencies does not exceed; `None` when there are none."""
-        return quantile(self._buckets or {}, share, _LONGEST)
+        return quantile(self.buckets or {}, share, LONGEST)
 
-    def request(self, time: float, count: int) -> None:
+    def request(self, time: int, count: int) -> None:
         """Take notice of so many requests more; who calls this adds them to the total's `asked`."""
-        still_open = self._open
-        if len(still_open) < _MOST_OPEN:
-            still_open.append([time, count])
+        if not self.open:
+            self.asked, self.open = time, count
+            return
+        if self.later is None:
+            self.later = []
+        if len(self.later) < _MOST_OPEN:
+            self.later.append([time, count])
         else:
-            still_open[-1][1] += count
+            self.later[-1][1] += count
 
-    def reply(self, time: float, count: int) -> None:
+    def reply(self, time: int, count: int) -> None:
         """Match so many replies with the oldest open requests."""
-        still_open = self._open
+        self.last = time
         while count:
-            if not still_open or still_open[0][0] > time:
+            if not self.open or self.asked >= time:
                 self._total.unmatched += count
                 return
-            asked, requests = first = still_open[0]
-            matched = count
-            if requests > count:
-                first[1] = requests - count
-                count = 0
-            else:
-                del still_open[0]
-                if requests < count:
-                    matched = int(requests)
-                count -= matched
-            number = self._total.answered.add(round((time - asked) * 1e6), matched)
-            buckets = self._buckets
-            if buckets is None:
-                buckets = self._buckets = {}
-            buckets[number] = buckets.get(number, 0) + matched
+            matched = min(count, self.open)
+            count -= matched
+            self.answered(self._total.answered.add(time - self.asked, matched), matched)
+            self.done(matched)
+
+    def answered(self, number: int, count: int) -> None:
+        """Add so many latencies to the session's own, in the bucket of this number."""
+        if self.buckets is None:
+            self.buckets = {}
+        self.buckets[number] = self.buckets.get(number, 0) + count
+
+    def done(self, count: int) -> None:
+        """Take so many requests of the oldest chunk as answered."""
+        self.open -= count
+        if not self.open and self.later:
+            self.asked, self.open = self.later.pop(0)
 
     def end(self) -> None:
         """Give up the requests that are still open."""
         self._total.given_up += self.in_flight
-        self._open.clear()
+        self.open = 0
+        self.later = None

@@ -7,7 +7,7 @@ for a whole batch of events, or for several.  To transports it stands for the re
 from __future__ import annotations
 
 import select
-from time import monotonic
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.error import ConnectionDone, ConnectionLost
@@ -16,21 +16,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fooproxy.pump import IN, Pump
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_IN, _OUT = 1, 4
-"""EPOLLIN and EPOLLOUT, by number so that this module loads where there is no epoll."""
+_OUT = 4
+"""EPOLLOUT, by number so that this module loads where there is no epoll."""
 
 _BATCH = 64
 """Events taken from the kernel at once."""
 
-_LARGEST_READ = 1 << 16
-"""Bytes that are read at once at most."""
-
 _ROUNDS = 8
-_BUDGET = 0.01
-"""Batches served, and seconds taken, before the reactor gets its turn: for timers, signals and the web side."""
+_BUDGET = 10_000
+"""Batches served, and microseconds taken, before the reactor gets its turn: for timers, signals and the web side."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
@@ -39,6 +38,11 @@ _LOST = Failure(ConnectionLost())
 def is_available() -> bool:
     """Tell whether this machine has what it takes."""
     return hasattr(select, "epoll")
+
+
+def microseconds() -> int:
+    """Give the time by which latencies are measured, on the monotonic clock."""
+    return monotonic_ns() // 1000
 
 
 @implementer(IReadDescriptor)
@@ -55,10 +59,8 @@ class Poller:
         self.callLater = reactor.callLater
         self.patience = patience
         self._reactor = reactor
-        self.buffer = memoryview(bytearray(_LARGEST_READ))
-        """What transports read into, to take it from there at once."""
-        self.outbox: list[tuple[Any, bytes]] = []
-        """What is to be written, and to which transport; see `flush`."""
+        self.pump = Pump(self._do_afterwards)
+        """What relays between transports, without anybody in between."""
         self.afterwards: list[Callable[[], None]] = []
         """What to call after each batch of events, when all is written."""
         self._soon: list[Callable[[], None]] = []
@@ -68,11 +70,11 @@ class Poller:
 
     def addReader(self, reader: Any) -> None:
         """Have `reader.doRead` called when it can read."""
-        self._change(reader, _IN, 0)
+        self._change(reader, IN, 0)
 
     def removeReader(self, reader: Any) -> None:
         """Call `reader.doRead` no more."""
-        self._change(reader, 0, _IN)
+        self._change(reader, 0, IN)
 
     def addWriter(self, writer: Any) -> None:
         """Have `writer.doWrite` called when it can write."""
@@ -131,63 +133,27 @@ class Poller:
 
     def doRead(self) -> None:
         """Serve what is ready, and what gets ready meanwhile, but not for ever."""
-        poll, polled = self._epoll.poll, self._polled
-        patience, end = 0.0, monotonic() + _BUDGET
+        poll, relay = self._epoll.poll, self.pump.relay
+        patience, end = 0.0, 0
         for _ in range(_ROUNDS):
             events = poll(patience, _BATCH)
             if not events:
                 return
-            for fd, event in events:
-                # An event earlier in the batch may have closed this one.  If its number is in use again already, the
-                # newcomer finds nothing to read, which is no harm: no event is believed before a call confirms it.
-                selectable = polled.get(fd)
-                if selectable is not None:
-                    try:
-                        if event == _IN:
-                            # Taken first: CPython is quicker so when it is no method of the class.
-                            read = selectable.doRead
-                            why = read()
-                        else:
-                            self.flush()
-                            # Writing may have ended it.
-                            why = self._serve(selectable, fd, event) if polled.get(fd) is selectable else None
-                        if why is not None:
-                            self._disconnect(selectable, why)
-                    except Exception:
-                        self._failed(selectable)
-            self.flush()
+            now = microseconds()
+            others, stuck = relay(events, now)
+            # All that was read is written before anything else happens to any transport.
+            for sink, data in stuck:
+                try:
+                    sink.write(data)
+                except Exception:
+                    self._failed(sink)
+            for fd, event, why in others:
+                self._serve(fd, event, why)
             self._do_afterwards()
-            if monotonic() > end:
+            end = end or now + _BUDGET
+            if now > end:
                 return
             patience = self.patience
-
-    def flush(self) -> None:
-        """Write what transports put into `outbox`.
-
-        Reading from all that can be read first, and writing then, leaves each of both in the processor's caches.  But
-        it is done before anything else happens to any transport, so that nobody can tell the difference.
-        """
-        outbox = self.outbox[:]
-        self.outbox.clear()
-        waiting = []
-        for sink, data in outbox:
-            if sink.clear:
-                # As `write` does it, only without the call.
-                send = sink.send
-                try:
-                    sent = send(data)
-                except OSError:
-                    sent = 0
-                if sent == len(data):
-                    continue
-                data = data[sent:]
-            waiting.append((sink, data))
-        # What has to wait, or fails, comes last: a failure may close others that have just been written to.
-        for sink, data in waiting:
-            try:
-                sink.write(data)
-            except Exception:
-                self._failed(sink)
 
     def _do_afterwards(self) -> None:
         for do in self.afterwards:
@@ -196,26 +162,39 @@ class Poller:
             except Exception:
                 self.log.failure("what follows a batch of events failed; the traffic goes on")
 
+    def _serve(self, fd: int, event: int, why: Any) -> None:
+        """Serve an event that is not the pump's, or for which that has found out `why` the connection ends."""
+        # An event earlier in the batch may have closed this one.  If its number is in use again already, the newcomer
+        # finds nothing to read, which is no harm: no event is believed before a call confirms it.
+        selectable = self._polled.get(fd)
+        if selectable is None:
+            return
+        try:
+            if why is None:
+                why = self._confirm(selectable, fd, event)
+            if why is not None:
+                self._disconnect(selectable, why)
+        except Exception:
+            self._failed(selectable)
+
+    def _confirm(self, selectable: Any, fd: int, event: int) -> Any:
+        """Read and write as `event` says; errors and hang-ups are told by the calls that meet them."""
+        events = self._events[fd]
+        why = selectable.doRead() if events & IN and event & ~_OUT else None
+        still_there = self._polled.get(fd) is selectable
+        if why is None and events & _OUT and event & ~IN and still_there:
+            return selectable.doWrite()
+        return why
+
     def _failed(self, selectable: Any) -> None:
         """Close a connection whose protocol raised; nothing that one does may hurt the others."""
         self.log.failure("closing a connection whose protocol failed")
-        self.flush()
         try:
             selectable.connectionLost(Failure())
         except Exception:
             self.log.failure("its protocol failed once more as it was told of the end")
 
-    def _serve(self, served: Any, fd: int, event: int) -> Any:
-        """Serve an event other than plain input; errors and hang-ups are told by the calls that meet them."""
-        events = self._events[fd]
-        why = served.doRead() if events & _IN and event & ~_OUT else None
-        still_there = self._polled.get(fd) is served
-        if why is None and events & _OUT and event & ~_IN and still_there:
-            return served.doWrite()
-        return why
-
     def _disconnect(self, selectable: Any, why: Exception) -> None:
-        self.flush()
         if isinstance(why, ConnectionDone) and not selectable.disconnecting:
             selectable.readConnectionLost(_DONE)
             self.removeReader(selectable)

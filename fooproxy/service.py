@@ -39,7 +39,7 @@ from fooproxy.addresses import client_endpoint, host_port, server_endpoint, show
 from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
-from fooproxy.poller import Poller, is_available
+from fooproxy.poller import Poller, is_available, microseconds
 from fooproxy.process import keep_time, print_line, spare_the_collector
 from fooproxy.recovery import Recovery, Saver
 from fooproxy.stats import CLEAN, SessionStats, Stats
@@ -129,7 +129,7 @@ class ProxyService(Service):
     def privilegedStartService(self) -> None:
         """Open the listeners, before privileges are dropped."""
         super().privilegedStartService()
-        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, time.monotonic)
+        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
@@ -225,7 +225,7 @@ class ProxyService(Service):
             self._reactor.stop()
 
     def _connect(self, factory: ClientFactory) -> Deferred[Any]:
-        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream, time.monotonic))
+        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds))
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         port: IListeningPort | Failure = _result_now(endpoint, factory)

@@ -79,7 +79,7 @@ class SessionStats:
         self._stats.catch_up()
         if self.client.head:
             self.client.head = b""
-            self.exchange.request(self._stats.clock(), 1)
+            self.exchange.request(round(self._stats.clock() * 1e6), 1)
             self._stats.latency.asked += 1
 
     @property
@@ -110,7 +110,8 @@ class SessionStats:
     @property
     def idle(self) -> float:
         """Seconds since something came, from either leg."""
-        return self._stats.clock() - max(self.opened, self.client.last, self.upstream.last)
+        last = max(self.exchange.last, self.exchange.last_request) / 1e6
+        return max(self._stats.clock() - max(self.opened, last), 0.0)
 
 
 class Stats:

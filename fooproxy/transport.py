@@ -26,12 +26,18 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from fooproxy.pump import CLOSED
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
 
+    from fooproxy.interceptor import Tap
     from fooproxy.poller import Poller
+
+_LARGEST_READ = 1 << 16
+"""Bytes that are read at once at most."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
@@ -44,11 +50,6 @@ class Transport(tcp.Connection):
     one class a place.
     """
 
-    # A slot, since CPython finds what hides a method of the class only slowly.
-    __slots__ = ("doRead",)
-
-    doRead: Callable[[], Any]
-
     # Closing is enough: nobody else has the socket.
     _shouldShutdown = False
 
@@ -56,22 +57,44 @@ class Transport(tcp.Connection):
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
         self._peer = peer
         self._poller = poller
-        self._buffer = poller.buffer
-        self.send = skt.send
-        self.stop_pumping()
+        self._number = skt.fileno()
+        self._pumping = False
+        self._inflow: Tap | None = None
         self.clear = True
-        """Whether `write` may send at once: nothing waits before it, and the socket takes data."""
         self._broken = False
         """Whether a write has failed, so that there is only reading left."""
         self._read_all = False
         self.connected = 1
         self.startReading()
 
+    @property
+    def clear(self) -> bool:
+        """Whether `write` may send at once: nothing waits before it, and the socket takes data."""
+        return self._clear
+
+    @clear.setter
+    def clear(self, clear: bool) -> None:
+        self._clear = clear
+        if self._inflow is not None:
+            self._inflow.outlet = self._number if clear else CLOSED
+
+    @property
+    def inflow(self) -> Tap | None:
+        """The tap of what the pump writes here; its `outlet` is this transport as long as that is clear."""
+        return self._inflow
+
+    @inflow.setter
+    def inflow(self, tap: Tap | None) -> None:
+        if self._inflow is not None:
+            self._inflow.outlet = CLOSED
+        self._inflow = tap
+        self.clear = self._clear
+
     def write(self, data: bytes) -> None:
         """Send `data`, at once if possible."""
-        if self.clear:
+        if self._clear:
             try:
-                sent = self.send(data)
+                sent = self.socket.send(data)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     self._break()
@@ -97,24 +120,27 @@ class Transport(tcp.Connection):
 
         That is what an `Interceptor` around a leg that hands all on would do.
         """
-        self.doRead = _pump(self, sink)
+        protocol: Any = self.protocol
+        self._pumping = True
+        self._poller.pump.start(self._number, sink, protocol.tap)
 
     def stop_pumping(self) -> None:
         """Let the protocol have what is read again."""
-        self.doRead = self._deliver
+        if self._pumping:
+            # Only then the number is this transport's for sure.
+            self._pumping = False
+            self._poller.pump.stop(self._number)
 
-    def _deliver(self) -> Any:
+    def doRead(self) -> Any:
         """Read once, and let the protocol have it."""
         try:
-            length = self.socket.recv_into(self._buffer)
+            data = self.socket.recv(_LARGEST_READ)
         except BlockingIOError:
             return None
         except OSError:
             return main.CONNECTION_LOST
-        if not length:
+        if not data:
             return main.CONNECTION_DONE
-        data = self._buffer[:length].tobytes()
-        self._poller.flush()
         self.protocol.dataReceived(data)
         return None
 
@@ -165,6 +191,7 @@ class Transport(tcp.Connection):
         """Close when all is written; if it is, without waiting for the socket to say that it can be written to."""
         if self.clear and self.producer is None and self.connected and not self.disconnecting:
             self.connected, self.disconnecting = 0, 1
+            self.stop_pumping()
             self._poller.forget(self)
             self._poller.soon(self._closed)
         else:
@@ -183,9 +210,8 @@ class Transport(tcp.Connection):
     def connectionLost(self, reason: Failure) -> None:
         """Clean up."""
         self.clear = False
+        self.stop_pumping()
         super().connectionLost(reason)
-        # What is there to read with refers to this transport: a cycle for the garbage collector.
-        self.doRead = _read_nothing
 
     def startTLS(self, *arguments: Any, **keywords: Any) -> None:
         """Refuse: bytes are sent past any layer above the socket."""
@@ -198,52 +224,6 @@ class Transport(tcp.Connection):
     def getPeer(self) -> IPv4Address | IPv6Address:
         """Give the other end's address, also after it is gone."""
         return _address(self._peer)
-
-
-def _pump(source: Transport, sink: Transport) -> Callable[[], Any]:
-    """Make the function that reads one chunk from `source`, and puts it by for `sink` and for the tap.
-
-    This is where the proxy spends its time.  After a system call nothing of ours is in the processor's caches, and each
-    bytecode costs several times what it costs in a loop; so here is only what cannot be done later, for many chunks.
-    Default values hold what it needs: they are found quicker than a closure's cells, and take a third of the memory.
-    """
-    interceptor: Any = source.protocol
-    analysis = interceptor.tap.analysis
-
-    def read(
-        receive: Callable[[memoryview], int] = source.socket.recv_into,
-        buffer: memoryview = source._buffer,
-        outbox: list[Any] = source._poller.outbox,
-        sink: Transport = sink,
-        waiting: list[Any] = analysis.waiting,
-        tap: Any = interceptor.tap,
-        now: Callable[[], float] = interceptor.clock,
-        interceptor: Any = interceptor,
-        poller: Poller = source._poller,
-    ) -> Any:
-        try:
-            length = receive(buffer)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return main.CONNECTION_LOST
-        if not length:
-            return main.CONNECTION_DONE
-        data = buffer[:length].tobytes()
-        outbox.append((sink, data))
-        waiting.append((tap, data, now()))
-        if length > tap.large:
-            poller.flush()
-            interceptor.analyze()
-        elif len(waiting) > tap.many:
-            interceptor.analyze()
-        return None
-
-    return read
-
-
-def _read_nothing() -> None:
-    """Stand in for the reading of a transport that is closed."""
 
 
 class Port(tcp.Port):

@@ -20,7 +20,7 @@ from zope.interface import implementer
 from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.bridge import SEND_TIMEOUT, BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
-from fooproxy.poller import Poller
+from fooproxy.poller import Poller, microseconds
 from fooproxy.stats import SessionStats, Stats
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ class Bed:
         return port
 
     async def listen_relay(self) -> IListeningPort:
-        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.clock.seconds)
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, microseconds)
         port: IListeningPort = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(factory)
         return port
 
     def connect_upstream(self, factory: Any) -> Deferred[Any]:
-        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, self.clock.seconds)
+        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, microseconds)
 
         async def connect() -> Any:
             await self._opened()

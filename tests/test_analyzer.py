@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import deque
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fooproxy.analyzer import Analysis, Analyzer, Counts, canonical
-from fooproxy.latency import Exchange, Latency
+from fooproxy.latency import Exchange, Histogram, Latency
 
 # The grammar once more, by another road: each line on its own, with nothing carried over.
 REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
@@ -31,7 +32,7 @@ def as_dict(counts: Counts) -> dict[str, int]:
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
     analyzer = Analyzer(Analysis(Latency(), requests), Exchange(Latency()))
     for chunk in chunks:
-        analyzer.feed(chunk, 0.0)
+        analyzer.feed(chunk, 0)
     return analyzer
 
 
@@ -141,7 +142,7 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     analyzer = fed([b"REQ 1 some da"])
     assert analyzer.counts.lines == 0
     assert analyzer.mid_line
-    analyzer.feed(b"ta\n", 0.0)
+    analyzer.feed(b"ta\n", 0)
     assert analyzer.counts.req == 1
     assert not analyzer.mid_line
 
@@ -159,7 +160,7 @@ def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
     for number, stream, places in pieces:
         streams[number] += stream
         for chunk in cut(stream, places):
-            analyzers[number].feed(chunk, 0.0)
+            analyzers[number].feed(chunk, 0)
     analysis.catch_up()
     due = [reference(stream) for stream in streams]
     assert [as_dict(analyzer) for analyzer in analyzers] == due
@@ -169,17 +170,17 @@ def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
 def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
     analysis = Analysis(Latency(), requests=True)
     analyzer = Analyzer(analysis, Exchange(Latency()))
-    analyzer.feed(b"REQ 1\n", 0.0)
-    analyzer.feed(b"", 0.0)
+    analyzer.feed(b"REQ 1\n", 0)
+    analyzer.feed(b"", 0)
     analysis.digest()
     assert analysis.total.req == 0
     assert analyzer.counts.req == analysis.total.req == 1
     for _ in range(32):
-        analyzer.feed(b"REQ 2\n", 0.0)
+        analyzer.feed(b"REQ 2\n", 0)
     analysis.digest()
     assert analysis.total.req == 33
     for _ in range(10_000):
-        analyzer.feed(b"REQ 3\n", 0.0)
+        analyzer.feed(b"REQ 3\n", 0)
         assert len(analysis.waiting) <= Analyzer.many
     assert analysis.total.req > 9900
     assert analyzer.counts.req == 10_033
@@ -189,7 +190,7 @@ def test_a_large_chunk_is_counted_at_once() -> None:
     analysis = Analysis(Latency(), requests=True)
     analyzer = Analyzer(analysis, Exchange(Latency()))
     for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
-        analyzer.feed(chunk, 0.0)
+        analyzer.feed(chunk, 0)
     assert analysis.total.req == 3
     assert not analysis.waiting
 
@@ -200,3 +201,68 @@ def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> No
     analyzer = fed([start, *[byte * 65536] * 20])
     assert not analyzer.analysis.waiting
     assert len(analyzer.head) <= 7
+
+
+class Model:
+    """One session, request by request: when each open one came, and the latencies of those that were answered."""
+
+    def __init__(self) -> None:
+        self.open: deque[int] = deque()
+        self.latencies: list[int] = []
+        self.unmatched = 0
+
+    def reply(self, time: int) -> None:
+        if self.open and self.open[0] < time:
+            self.latencies.append(time - self.open.popleft())
+        else:
+            self.unmatched += 1
+
+
+# Who, which type, how many lines, how they are cut, and how much later than what came before.
+PASSING = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.sampled_from([b"REQ", b"REQ", b"ACK", b"NAK"]),
+        st.integers(1, 3) | st.just(1),
+        st.lists(st.integers(0, 99), max_size=1),
+        st.sampled_from([0, 0, 1, 500, 10**6, 10**9]),
+    ),
+    max_size=60,
+)
+
+
+@given(PASSING)
+@example([(0, b"REQ", 1, [], 1), (0, b"NAK", 1, [], 10**9)])
+def test_requests_and_replies_are_matched_as_one_by_one(passing: list[tuple[int, bytes, int, list[int], int]]) -> None:
+    latency = Latency()
+    clients = Analysis(latency, requests=True)
+    upstreams = Analysis(latency, requests=False, before=clients)
+    exchanges = [Exchange(latency) for _ in range(3)]
+    legs = [(Analyzer(clients, exchange), Analyzer(upstreams, exchange)) for exchange in exchanges]
+    models = [Model() for _ in range(3)]
+    now = 0
+    for who, word, lines, places, later in passing:
+        now += later
+        asks = word == b"REQ"
+        for chunk in cut((word + b" 1 a\n") * lines, places):
+            legs[who][not asks].feed(chunk, now)
+            for _ in range(chunk.count(b"\n")):
+                if asks:
+                    models[who].open.append(now)
+                else:
+                    models[who].reply(now)
+    upstreams.catch_up()
+    assert [exchange.in_flight for exchange in exchanges] == [len(model.open) for model in models]
+    assert latency.unmatched == sum(model.unmatched for model in models)
+    assert latency.asked == sum(len(model.open) + len(model.latencies) for model in models)
+    due = [histogram_of(model.latencies) for model in models]
+    assert [exchange.buckets or {} for exchange in exchanges] == [histogram.buckets for histogram in due]
+    together = histogram_of([span for model in models for span in model.latencies])
+    assert latency.answered.state() == together.state()
+
+
+def histogram_of(latencies: list[int]) -> Histogram:
+    histogram = Histogram()
+    for span in latencies:
+        histogram.add(span, 1)
+    return histogram

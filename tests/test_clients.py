@@ -10,8 +10,8 @@ from fooproxy.stats import SessionStats, Stats
 def session(stats: Stats, address: str, requests: int) -> SessionStats:
     opened = SessionStats(stats)
     opened.accepted(address)
-    opened.client.feed(b"REQ 1\n" * requests + b"?\n", 0.0)
-    opened.upstream.feed(b"ACK 1\n" * requests, 0.0)
+    opened.client.feed(b"REQ 1\n" * requests + b"?\n", 0)
+    opened.upstream.feed(b"ACK 1\n" * requests, 1)
     return opened
 
 

@@ -18,11 +18,13 @@ class World:
         self.history = self.stats.history
         self.history.begin()
 
-    def second(self, requests: int = 0, delay: float = 0.0, naks: int = 0) -> None:
+    def second(self, requests: int = 0, delay: float = 0.001, naks: int = 0) -> None:
         """Let a second pass in which so many requests are answered after `delay`."""
         if requests:
-            self.session.client.feed(b"REQ 1\n" * requests, self.now)
-            self.session.upstream.feed(b"NAK 1\n" * naks + b"ACK 1\n" * (requests - naks), self.now + delay)
+            self.session.client.feed(b"REQ 1\n" * requests, round(self.now * 1e6))
+            self.session.upstream.feed(
+                b"NAK 1\n" * naks + b"ACK 1\n" * (requests - naks), round((self.now + delay) * 1e6)
+            )
         self.now += 1
         self.history.record()
 

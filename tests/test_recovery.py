@@ -54,7 +54,7 @@ def write(path: Path, content: bytes) -> None:
 
 def test_what_was_saved_is_restored_with_the_windows_moved(path: Path) -> None:
     first = Process(path, wall=1e9)
-    SessionStats(first.stats).client.feed(b"REQ 1\n" * 50, 0.0)
+    SessionStats(first.stats).client.feed(b"REQ 1\n" * 50, 0)
     first.pass_seconds(3)
     first.save()
     second = Process(path, wall=first.wall + 4)
@@ -89,7 +89,7 @@ def test_a_file_written_by_another_foo_proxy_is_accepted(path: Path) -> None:
 
 def test_an_old_state_is_kept_aside_and_everything_starts_from_zero(path: Path) -> None:
     first = Process(path, wall=1e9)
-    SessionStats(first.stats).client.feed(b"REQ 1\n", 0.0)
+    SessionStats(first.stats).client.feed(b"REQ 1\n", 0)
     first.save()
     second = Process(path, wall=1e9 + 10.1)
     second.recovery.load()
@@ -101,7 +101,7 @@ def test_an_old_state_is_kept_aside_and_everything_starts_from_zero(path: Path) 
 @pytest.mark.parametrize(("age", "restored"), [(10.0, 1), (-3.0, 1), (-3600.0, 0)])
 def test_the_age_that_counts_is_the_distance_of_the_clocks(path: Path, age: float, restored: int) -> None:
     first = Process(path, wall=1e9)
-    SessionStats(first.stats).client.feed(b"REQ 1\n", 0.0)
+    SessionStats(first.stats).client.feed(b"REQ 1\n", 0)
     first.save()
     second = Process(path, wall=1e9 + age)
     second.recovery.load()

@@ -142,6 +142,7 @@ async def test_a_last_request_without_newline_is_waited_for(bed: Bed) -> None:
 async def test_a_client_that_waits_for_nothing_ends_the_session_by_its_fin(bed: Bed) -> None:
     client, upstream = await bed.pair()
     client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received)
     upstream.transport.write(b"ACK 1\n")
     await until(lambda: client.received)
     client.transport.loseWriteConnection()

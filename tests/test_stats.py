@@ -151,8 +151,8 @@ def test_the_report_begins_with_the_eight_keys_other_foo_proxies_have() -> None:
 def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
     everything = stats()
     session = SessionStats(everything)
-    session.client.feed(b"REQ 1\nREQ 2\nACK 1\nnoise\n", 0.0)
-    session.upstream.feed(b"ACK 1\nNAK 2\nREQ 9\n\n", 0.0)
+    session.client.feed(b"REQ 1\nREQ 2\nACK 1\nnoise\n", 0)
+    session.upstream.feed(b"ACK 1\nNAK 2\nREQ 9\n\n", 1)
     report = everything.report()
     assert report["msg_total"] == 6
     assert (report["msg_req"], report["msg_ack"], report["msg_nak"]) == (3, 2, 1)
@@ -182,8 +182,8 @@ def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
     )
     session = SessionStats(everything)
     session.accepted("[::1]:99")
-    session.client.feed(b"REQ 1\nREQ 2\n", 0.0)
-    session.upstream.feed(b"ACK 1\n", 0.0)
+    session.client.feed(b"REQ 1\nREQ 2\n", 0)
+    session.upstream.feed(b"ACK 1\n", 1)
     session.ended("client_reset")
     assert told == [("[::1]", "client_reset", 2, 1)]
     assert everything.report()["requests_in_flight"] == 0
@@ -194,8 +194,8 @@ def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
     session = SessionStats(Stats(lambda: now))
     now = 107.0
     assert (session.age, session.idle) == (7.0, 7.0)
-    session.client.feed(b"REQ 1\n", 105.0)
-    session.upstream.feed(b"AC", 106.0)
+    session.client.feed(b"REQ 1\n", 105_000_000)
+    session.upstream.feed(b"AC", 106_000_000)
     assert session.settled is False
     assert (session.age, session.idle) == (7.0, 1.0)
 
@@ -203,13 +203,13 @@ def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
 def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
     everything = stats()
     session = SessionStats(everything)
-    session.client.feed(b"REQ 1\n", 0.0)
+    session.client.feed(b"REQ 1\n", 0)
     for _ in range(40):
-        session.upstream.feed(b"ACK 1\n", 0.0)
+        session.upstream.feed(b"ACK 1\n", 1)
     everything.digest()
     # Requests are counted before the replies that may belong to them.
     assert (session.client.req, session.upstream.ack) == (1, 40)
-    session.client.feed(b"REQ 2\n", 0.0)
+    session.client.feed(b"REQ 2\n", 0)
     everything.digest()
     assert session.client.req == 1
     assert everything.requests == session.client.req == 2
@@ -242,29 +242,29 @@ def test_a_session_is_settled_when_every_line_of_the_client_was_answered(
     sent: bytes, answered: bytes, settled: bool
 ) -> None:
     session = SessionStats(Stats(lambda: 0.0))
-    session.client.feed(sent, 0.0)
+    session.client.feed(sent, 0)
     session.finished()
-    session.upstream.feed(answered, 0.0)
+    session.upstream.feed(answered, 1)
     assert session.settled is settled
 
 
 def test_a_reply_that_nobody_asked_for_settles_nothing() -> None:
     session = SessionStats(Stats(lambda: 1.0))
-    session.upstream.feed(b"ACK 0 hello\n", 0.0)
-    session.client.feed(b"REQ 1 x", 0.5)
+    session.upstream.feed(b"ACK 0 hello\n", 1)
+    session.client.feed(b"REQ 1 x", 500_000)
     assert not session.settled
     session.finished()
     assert not session.settled
-    session.upstream.feed(b"ACK 1 x\n", 2.0)
+    session.upstream.feed(b"ACK 1 x\n", 2_000_000)
     assert session.settled
 
 
 def test_counters_come_back_as_they_were() -> None:
     before, after = stats(), stats()
     session = SessionStats(before)
-    session.client.feed(b"REQ 1\n??\n", 0.0)
-    session.upstream.feed(b"NAK 1\n", 0.0)
-    session.upstream.feed(b"NAK 2\n", 0.0)
+    session.client.feed(b"REQ 1\n??\n", 0)
+    session.upstream.feed(b"NAK 1\n", 1)
+    session.upstream.feed(b"NAK 2\n", 1)
     session.paused("client")
     before.saves["ok"] += 3
     session.ended("send_timeout")

@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from threading import Thread
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -501,14 +500,13 @@ async def test_a_port_in_use_is_told(our_wire: Wire) -> None:
 class Taken:
     """A tap, and its own analysis, that keeps what it is shown."""
 
-    many, large = 2, 1000
+    outlet = -1
 
     def __init__(self) -> None:
-        self.analysis = self
-        self.waiting: list[tuple[Taken, bytes, float]] = []
+        self.waiting: list[tuple[Taken, bytes, int]] = []
         self.seen = bytearray()
 
-    def analyze(self) -> None:
+    def look(self) -> None:
         self.seen += b"".join(chunk for _, chunk, _ in self.waiting)
         self.waiting.clear()
 
@@ -519,7 +517,9 @@ async def pumping(wire: Wire) -> tuple[Taken, End, socket.socket, End, socket.so
     source, source_skt = await wire.connect()
     sink, sink_skt = await wire.connect()
     protocol: Any = source
-    protocol.tap, protocol.analyze, protocol.clock = tap, tap.analyze, monotonic
+    protocol.tap = tap
+    assert wire.poller is not None
+    wire.poller.afterwards.append(tap.look)
     source.transport.pump(sink.transport)
     return tap, source, source_skt, sink, sink_skt
 
@@ -531,7 +531,7 @@ async def test_what_is_pumped_goes_to_the_sink_and_the_tap_but_not_to_the_protoc
         source_skt.sendall(word)
         await until(partial(readable, sink_skt))
         assert sink_skt.recv(100) == word
-    assert tap.seen == b"one two three "
+    assert tap.seen == b"one two three four "
     assert not source.received
     source.transport.stop_pumping()
     source_skt.sendall(b"five")
@@ -564,7 +564,7 @@ async def test_large_chunks_are_shown_at_once_and_all_that_is_pumped_arrives_in_
     await until(all_here)
     sending.join()
     assert received == BIG
-    tap.analyze()
+    tap.look()
     assert tap.seen == BIG
 
 

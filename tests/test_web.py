@@ -89,7 +89,7 @@ def site() -> Site:
 
 
 def test_stats_is_the_report(site: Site) -> None:
-    SessionStats(site.stats).client.feed(b"REQ 1\n", 0.0)
+    SessionStats(site.stats).client.feed(b"REQ 1\n", 0)
     answer = site.ask("/stats")
     assert answer.status == 200
     assert list(answer.json) == [field.name for field in FIELDS]
@@ -122,8 +122,8 @@ def test_metrics_is_the_report_unless_a_text_type_is_asked_for(site: Site, accep
 )
 def test_metrics_is_the_exposition_when_a_text_type_is_asked_for(site: Site, accept: str, content_type: str) -> None:
     session = SessionStats(site.stats)
-    session.client.feed(b"REQ 1\nREQ 2\n\n", 0.0)
-    session.upstream.feed(b"NAK 1\n", 0.0)
+    session.client.feed(b"REQ 1\nREQ 2\n\n", 0)
+    session.upstream.feed(b"NAK 1\n", 1)
     answer = site.ask("/metrics", Accept=accept)
     assert answer.header("Content-Type").startswith(content_type)
     lines = answer.body.decode().splitlines()
@@ -213,9 +213,9 @@ def test_a_proxy_that_still_starts_is_not_ready(site: Site) -> None:
 
 def test_live_has_all_that_the_page_shows(site: Site) -> None:
     session = SessionStats(site.stats)
-    session.client.feed(b"REQ 1\n", 0.0)
+    session.client.feed(b"REQ 1\n", 0)
     site.stats.history.record()
-    session.upstream.feed(b"ACK 1\n", 0.002)
+    session.upstream.feed(b"ACK 1\n", 2_000)
     site.now = 1.0
     site.stats.history.record()
     answer = site.ask("/live").json

@@ -1,0 +1,111 @@
+"""The innermost loop: relays what a batch of events brought, in phases: read all, write all, have all looked at.
+
+After a system call nothing of Python's is in the processor's caches, and each bytecode costs several times what it
+costs in a loop; so between two of them there is only what cannot be done later, for many chunks at once.  That is also
+why no function is called here for a chunk but the kernel's, and why one time, that of the batch, stands for all of it.
+
+It knows file descriptors and taps, and calls nothing of a transport or a protocol: what it cannot do itself it gives
+back to the poller, which owns it.  A faster one, in a compiled language, would have to do just what `relay` does.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import main
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from fooproxy.interceptor import Tap
+    from fooproxy.transport import Transport
+
+    Event = tuple[int, int, Any]
+    """A file descriptor, its events, and what a read of it said: `None`, `CONNECTION_DONE` or `CONNECTION_LOST`."""
+
+IN = 1
+"""EPOLLIN, by number so that this module loads where there is no epoll."""
+
+CLOSED = -1
+"""An `outlet` that takes nothing: the chunk goes to the transport's own `write`, which knows why."""
+
+_LARGEST_READ = 1 << 16
+"""Bytes that are read at once at most."""
+
+_LARGE = 4096
+"""Bytes of a chunk from which on it is written and looked at before the next is read: it would leave the caches."""
+
+
+class Pump:
+    """Relays from each source to its sink, and shows what it relays to the source's tap.
+
+    `look` is called to have the taps look at what they were shown.
+    """
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look = look
+        self._taps: dict[int, Tap] = {}
+        self._sinks: dict[Tap, Transport] = {}
+        self._boxes: list[list[Any]] = []
+        self._stuck: list[tuple[Transport, bytes]] = []
+
+    def start(self, source: int, sink: Transport, tap: Tap) -> None:
+        """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on."""
+        sink.inflow = tap
+        self._taps[source] = tap
+        self._sinks[tap] = sink
+        if not any(tap.waiting is box for box in self._boxes):
+            self._boxes.append(tap.waiting)
+
+    def stop(self, source: int) -> None:
+        """Relay from `source` no more, if it was."""
+        tap = self._taps.pop(source, None)
+        if tap is not None:
+            self._sinks.pop(tap).inflow = None
+
+    def relay(self, events: Iterable[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Transport, bytes]]]:
+        """Relay what `events`, a file descriptor and its events each, bring at the time `now`.
+
+        Gives the events that are somebody else's to serve, and the chunks that could not be written at once, each with
+        the sink whose `write` is to have it.
+        """
+        taps, read = self._taps, os.read
+        others: list[Event] = []
+        starts = [len(box) for box in self._boxes]
+        for fd, event in events:
+            tap = taps.get(fd) if event == IN else None
+            if tap is None:
+                others.append((fd, event, None))
+                continue
+            try:
+                chunk = read(fd, _LARGEST_READ)
+            except BlockingIOError:
+                continue
+            except OSError:
+                others.append((fd, event, main.CONNECTION_LOST))
+                continue
+            if not chunk:
+                others.append((fd, event, main.CONNECTION_DONE))
+                continue
+            tap.waiting.append((tap, chunk, now))
+            if len(chunk) > _LARGE:
+                self._write(starts)
+                self._look()
+                starts = [len(box) for box in self._boxes]
+        self._write(starts)
+        stuck, self._stuck = self._stuck, []
+        return others, stuck
+
+    def _write(self, starts: list[int]) -> None:
+        """Write what was put into each box since it was as long as `starts` says."""
+        write = os.write
+        for box, start in zip(self._boxes, starts, strict=True):
+            for tap, chunk, _ in islice(box, start, None):
+                try:
+                    sent = write(tap.outlet, chunk)
+                except OSError:
+                    sent = 0
+                if sent != len(chunk):
+                    self._stuck.append((self._sinks[tap], chunk[sent:]))
