@@ -217,8 +217,8 @@ class Analysis:
     def _count_replies(self, whole: list[_Fed], lines: bytes) -> None:
         ended, acks, naks = 1, 0, 0
         alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == len(whole)
-        # In a batch many chunks have one time, and so had their requests.
-        spans: dict[int, list[int]] = {}
+        # The chunks of a batch have one time, and mostly so had their requests.
+        answered, span, number, same = self._latency.answered, 0, 0, 0
         for analyzer, chunk, time in whole:
             if not alone:
                 ack = chunk.count(b"\nACK ")
@@ -244,23 +244,20 @@ class Analysis:
                 exchange.reply(time, ended)
                 continue
             # As `reply` does it, only without the calls.
-            span = time - exchange.asked
-            latency = spans.get(span)
-            if latency is None:
-                latency = spans[span] = [bucket(min(span, LONGEST)), 0]
-            latency[1] += ended
-            number = latency[0]
-            buckets = exchange.buckets
-            if buckets is None:
-                exchange.buckets = {number: ended}
-            else:
-                buckets[number] = buckets.get(number, 0) + ended
+            if time - exchange.asked != span:
+                answered.add(span, same)
+                span, same = time - exchange.asked, 0
+                number = bucket(min(span, LONGEST))
+            same += ended
+            try:
+                exchange.buckets[number] += ended
+            except KeyError:
+                exchange.answered(number, ended)
             exchange.last = time
             exchange.open = 0
             if exchange.later:
                 exchange.done(0)
-        for span, (_, count) in spans.items():
-            self._latency.answered.add(span, count)
+        answered.add(span, same)
         self.total.bytes += len(lines) - 1
         self.total.ack += acks
         self.total.nak += naks

@@ -24,6 +24,9 @@ _MOST_OPEN = 256
 _ROUNDING = 1e-6
 """Less than any count, and more than what floats get wrong."""
 
+_NONE: dict[int, int] = {}
+"""The buckets of a session that has no latencies; one for all, so never written."""
+
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -82,7 +85,8 @@ class Histogram:
         if microseconds > self.longest:
             microseconds = self.longest = min(microseconds, LONGEST)
         number = bucket(microseconds)
-        self.buckets[number] = self.buckets.get(number, 0) + count
+        if count:
+            self.buckets[number] = self.buckets.get(number, 0) + count
         self.sum += microseconds * count
         return number
 
@@ -163,8 +167,8 @@ class Exchange:
         """When they came; the time of an earlier chunk when none is open."""
         self.later: list[list[int]] | None = None
         """The chunks after that one: when each came, and its requests."""
-        self.buckets: dict[int, int] | None = None
-        """How many latencies fell into each bucket; `None` before the first."""
+        self.buckets = _NONE
+        """How many latencies fell into each bucket."""
         self.last = 0
         """When anything came last, whole requests apart."""
         self._total = total
@@ -181,7 +185,7 @@ class Exchange:
 
     def quantile(self, share: float) -> float | None:
         """Give the seconds that this share of the session's latencies does not exceed; `None` when there are none."""
-        return quantile(self.buckets or {}, share, LONGEST)
+        return quantile(self.buckets, share, LONGEST)
 
     def request(self, time: int, count: int) -> None:
         """Take notice of so many requests more; who calls this adds them to the total's `asked`."""
@@ -209,7 +213,7 @@ class Exchange:
 
     def answered(self, number: int, count: int) -> None:
         """Add so many latencies to the session's own, in the bucket of this number."""
-        if self.buckets is None:
+        if self.buckets is _NONE:
             self.buckets = {}
         self.buckets[number] = self.buckets.get(number, 0) + count
 

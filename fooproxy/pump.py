@@ -75,12 +75,15 @@ class Pump:
         others: list[Event] = []
         starts = [len(box) for box in self._boxes]
         for fd, event in events:
-            tap = taps.get(fd) if event == IN else None
-            if tap is None:
+            if event != IN:
                 others.append((fd, event, None))
                 continue
             try:
+                tap = taps[fd]
                 chunk = read(fd, _LARGEST_READ)
+            except KeyError:
+                others.append((fd, event, None))
+                continue
             except BlockingIOError:
                 continue
             except OSError:
