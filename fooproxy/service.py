@@ -98,13 +98,14 @@ class ProxyService(Service):
         forward = options["forward"]
         has_all_traffic = None not in (host_port(forward), host_port(options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
+        self._may_rest = has_all_traffic and self._poller is not None
         if self._poller is not None:
-            self._poller.afterwards.append(self.stats.digest)
+            self._poller.afterwards.append(self._look)
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
         self.health = Health(self._upstream, self._has_traffic)
-        self._sampling = LoopingCall(self.stats.times.sample)
+        self._sampling = LoopingCall(self._sample)
         self._recording = LoopingCall(self.stats.history.record)
         self._saving = LoopingCall(self._save)
         self._saved_at: float | None = None
@@ -166,6 +167,19 @@ class ProxyService(Service):
         # Last, so that whoever waits for these lines may send any signal.
         self._reactor.callWhenRunning(self._announce)
 
+    def _sample(self) -> None:
+        """Take a sample of the counters, and rest while nothing passes: to wake up costs more than the sample."""
+        self.stats.times.sample()
+        if self._may_rest and self.stats.times.is_quiet:
+            self._sampling.stop()
+
+    def _look(self) -> None:
+        """Have what came counted, if it is much; the poller calls this after each batch of events."""
+        if not self._sampling.running and self.running:
+            self.stats.times.resume()
+            self._sampling.start(INTERVAL, now=False)
+        self.stats.digest()
+
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
 
@@ -193,7 +207,8 @@ class ProxyService(Service):
         await self.bridge.drain()
         if deadline.active():
             deadline.cancel()
-        self._sampling.stop()
+        if self._sampling.running:
+            self._sampling.stop()
         self._recording.stop()
         await self._save_for_good()
         await _closed(self._http_port)

@@ -55,6 +55,16 @@ class TimeTable:
         if not self._passed_over:
             self._append(now)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing was counted in the whole frame, so that samples say nothing until `resume` is called."""
+        first, now = self._samples[0], self._now()
+        return now.time - first.time >= FRAME and first[1:] == now[1:]
+
+    def resume(self) -> None:
+        """Go on after a pause in which nothing was counted: what is counted from now on came from now on."""
+        self._append(self._samples[-1]._replace(time=self._clock()))
+
     def rates(self, window: float) -> tuple[float, float]:
         """Give requests and responses per second over the last `window` seconds (at most `FRAME`)."""
         now = self._now()

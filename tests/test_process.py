@@ -322,6 +322,24 @@ def test_rates_are_true_also_after_the_process_was_stopped_and_fall_to_zero(rela
     assert over_ten_seconds == pytest.approx([pacer.sent / 10] * 2, rel=0.05)
     settles(rates, [0.0] * 4)
 
+    # Nobody samples the counters any more; what comes then is all the same told to have come then.
+    eventually(lambda: wakes_in_half_a_second(relay.proxy) < 5)
+    exchange(relay.port, b"".join(requests(100)))
+    assert rates() == [100.0, 100.0, 10.0, 10.0]
+    settles(lambda: rates()[:2], [0.0, 0.0])
+
+
+def wakes_in_half_a_second(proxy: Proxy) -> int:
+    before = wakes(proxy)
+    time.sleep(0.5)
+    return wakes(proxy) - before
+
+
+def wakes(proxy: Proxy) -> int:
+    """Tell how often the proxy has gone to sleep."""
+    status = Path(f"/proc/{proxy.pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
 
 def stalled(proxy: Proxy, name: str) -> None:
     """Wait until a count has not moved over twenty looks, which is when everything between is full."""
