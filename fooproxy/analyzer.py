@@ -92,14 +92,16 @@ class Counts:
         return self.ack + self.nak
 
 
-class Analyzer(Counts):
+class Analyzer:
     """Counts one leg of one session, and tells the session's `exchange` of its requests or replies.
 
     Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and the memory
-    held does not depend on the input.  Its figures as a `Counts` are those of what its `analysis` has looked at so far.
+    held does not depend on the input.  Its figures, those of a `Counts`, are of what its `analysis` has looked at so
+    far.  What the exchange knows already is not counted twice here: a client's lines are its requests, and the
+    upstream's ACKs are its replies but for the NAKs.
     """
 
-    __slots__ = ("analysis", "apart", "exchange", "head", "outlet", "waiting")
+    __slots__ = ("_stray", "analysis", "apart", "bytes", "exchange", "head", "invalid", "nak", "outlet", "waiting")
 
     many = 64
     """Chunks that may wait for being counted."""
@@ -108,10 +110,12 @@ class Analyzer(Counts):
     """Bytes of a chunk from which on it is counted alone, and at once."""
 
     def __init__(self, analysis: Analysis, exchange: Exchange) -> None:
-        super().__init__()
         self.analysis = analysis
         self.waiting = analysis.waiting
         self.exchange = exchange
+        self.bytes = self.nak = self.invalid = 0
+        self._stray = 0
+        """ACKs from a client, or REQs from the upstream."""
         self.outlet = -1
         """Whoever feeds it may keep a number here, and so has one object less to look at."""
         self.head = b""
@@ -127,11 +131,37 @@ class Analyzer(Counts):
         if len(waiting) > self.many or len(chunk) > self.large:
             self.analysis.catch_up()
 
+    def tally(self, ended: int, req: int, ack: int, nak: int) -> None:
+        """Count so many lines that have ended, of which so many are messages of each type; the exchange has them."""
+        self._stray += ack if self.analysis.requests else req
+        self.nak += nak
+        self.invalid += ended - req - ack - nak
+
+    @property
+    def req(self) -> int:
+        """REQ that came here."""
+        if self.analysis.requests:
+            return self.exchange.requests - self._stray - self.nak - self.invalid
+        return self._stray
+
+    @property
+    def ack(self) -> int:
+        """ACK that came here."""
+        return self._stray if self.analysis.requests else self.exchange.replies - self.nak
+
+    @property
+    def replies(self) -> int:
+        """ACK and NAK together."""
+        return self.ack + self.nak
+
     @property
     def counts(self) -> Counts:
         """What was counted of all that was fed."""
         self.analysis.catch_up()
-        return self
+        counts = Counts()
+        for name in Counts.__slots__:
+            setattr(counts, name, getattr(self, name))
+        return counts
 
     @property
     def mid_line(self) -> bool:
@@ -152,7 +182,7 @@ class Analysis:
         self.total = Counts()
         self.waiting: list[_Fed] = []
         """Chunks that were fed and not looked at, each with its analyzer."""
-        self._requests = requests
+        self.requests = requests
         self._before = before
         self._slip = (_NO_REQUEST if requests else _NO_REPLY).search
 
@@ -180,7 +210,7 @@ class Analysis:
             # Whose fault it is shows when each is looked at alone.
             whole, rest = [], whole + rest
         if whole:
-            count = self._count_requests if self._requests else self._count_replies
+            count = self._count_requests if self.requests else self._count_replies
             count(whole, lines)
         for analyzer, chunk, time in rest:
             self._count(analyzer, chunk, time)
@@ -202,7 +232,6 @@ class Analysis:
                 ended = chunk.count(b"\nREQ ") + 1
                 req += ended
             analyzer.bytes += len(chunk)
-            analyzer.req += ended
             exchange = analyzer.exchange
             if exchange.open:
                 exchange.request(time, ended)
@@ -215,8 +244,10 @@ class Analysis:
         self._latency.asked += req
 
     def _count_replies(self, whole: list[_Fed], lines: bytes) -> None:
-        ended, acks, naks = 1, 0, 0
-        alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == len(whole)
+        ended, replies, naks = 1, len(whole), 0
+        alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == replies
+        if not alone:
+            replies = 0
         # The chunks of a batch have one time, and mostly so had their requests.
         answered, span, number, same = self._latency.answered, 0, 0, 0
         for analyzer, chunk, time in whole:
@@ -227,15 +258,11 @@ class Analysis:
                     ack += 1
                 else:
                     nak += 1
-                analyzer.ack += ack
                 analyzer.nak += nak
-                acks += ack
                 naks += nak
                 ended = ack + nak
-            elif chunk[0] == _A:
-                analyzer.ack += 1
-                acks += 1
-            else:
+                replies += ended
+            elif chunk[0] != _A:
                 analyzer.nak += 1
                 naks += 1
             analyzer.bytes += len(chunk)
@@ -259,7 +286,7 @@ class Analysis:
                 exchange.done(0)
         answered.add(span, same)
         self.total.bytes += len(lines) - 1
-        self.total.ack += acks
+        self.total.ack += replies - naks
         self.total.nak += naks
 
     def _count(self, analyzer: Analyzer, chunk: bytes, time: int) -> None:
@@ -277,25 +304,27 @@ class Analysis:
         if not usual:
             types = _TYPES.findall(head + chunk[:end])
             req, ack, nak = map(types.count, (b"REQ", b"ACK", b"NAK"))
-        elif self._requests:
+        elif self.requests:
             req = ended
         else:
             nak = lines.count(b"\nNAK ")
             ack = ended - nak
         analyzer.apart = analyzer.head != b"" or not usual
         analyzer.exchange.last = time
-        if self._requests:
+        if self.requests:
             if ended:
                 analyzer.exchange.request(time, ended)
                 self._latency.asked += ended
         else:
             analyzer.exchange.reply(time, ack + nak)
-        for counts in (analyzer, self.total):
-            counts.bytes += len(chunk)
-            counts.req += req
-            counts.ack += ack
-            counts.nak += nak
-            counts.invalid += ended - req - ack - nak
+        analyzer.bytes += len(chunk)
+        analyzer.tally(ended, req, ack, nak)
+        total = self.total
+        total.bytes += len(chunk)
+        total.req += req
+        total.ack += ack
+        total.nak += nak
+        total.invalid += ended - req - ack - nak
 
 
 def _are_alone(whole: list[_Fed]) -> bool:

@@ -158,7 +158,7 @@ class Exchange:
     `reply` itself, since they run once a chunk.
     """
 
-    __slots__ = ("_total", "asked", "buckets", "last", "later", "open")
+    __slots__ = ("_cut_short", "_total", "_unmatched", "asked", "buckets", "last", "later", "open")
 
     def __init__(self, total: Latency) -> None:
         self.open = 0
@@ -171,12 +171,24 @@ class Exchange:
         """How many latencies fell into each bucket."""
         self.last = 0
         """When anything came last, whole requests apart."""
+        self._unmatched = 0
+        self._cut_short = 0
         self._total = total
 
     @property
     def in_flight(self) -> int:
         """Requests that are open."""
         return self.open + sum(count for _, count in self.later or ())
+
+    @property
+    def requests(self) -> int:
+        """All lines of the client that ended."""
+        return sum(self.buckets.values()) + self.in_flight - self._cut_short
+
+    @property
+    def replies(self) -> int:
+        """All replies of the upstream."""
+        return sum(self.buckets.values()) + self._unmatched
 
     @property
     def last_request(self) -> int:
@@ -199,11 +211,18 @@ class Exchange:
         else:
             self.later[-1][1] += count
 
+    def cut_short(self, time: int) -> None:
+        """Take notice of a last request that has no newline."""
+        self._cut_short = 1
+        self._total.asked += 1
+        self.request(time, 1)
+
     def reply(self, time: int, count: int) -> None:
         """Match so many replies with the oldest open requests."""
         self.last = time
         while count:
             if not self.open or self.asked >= time:
+                self._unmatched += count
                 self._total.unmatched += count
                 return
             matched = min(count, self.open)
@@ -224,7 +243,5 @@ class Exchange:
             self.asked, self.open = self.later.pop(0)
 
     def end(self) -> None:
-        """Give up the requests that are still open."""
+        """Give up the requests that are still open: none of them is in flight in any session any more."""
         self._total.given_up += self.in_flight
-        self.open = 0
-        self.later = None

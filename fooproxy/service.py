@@ -287,7 +287,7 @@ class ProxyService(Service):
             ack=client.ack + upstream.ack,
             nak=client.nak + upstream.nak,
             invalid=client.invalid + upstream.invalid,
-            unanswered=session.unanswered,
+            unanswered=session.exchange.in_flight,
             bytes_from_client=client.bytes,
             bytes_from_upstream=upstream.bytes,
         )

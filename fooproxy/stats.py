@@ -42,7 +42,7 @@ class SessionStats:
     `address` is the client's; `opened` is a time on the statistics' clock.
     """
 
-    __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "unanswered", "upstream")
+    __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "upstream")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
@@ -50,8 +50,6 @@ class SessionStats:
         self.client, self.upstream = stats.analyzers(self.exchange)
         self.address = ""
         self.opened = stats.clock()
-        self.unanswered = 0
-        """Requests that were still open at the end."""
         stats.connections_total += 1
         self.number = stats.connections_total
         stats.sessions.add(self)
@@ -79,8 +77,7 @@ class SessionStats:
         self._stats.catch_up()
         if self.client.head:
             self.client.head = b""
-            self.exchange.request(round(self._stats.clock() * 1e6), 1)
-            self._stats.latency.asked += 1
+            self.exchange.cut_short(round(self._stats.clock() * 1e6))
 
     @property
     def between_requests(self) -> bool:
@@ -98,7 +95,6 @@ class SessionStats:
         stats.sessions.discard(self)
         stats.closed[reason] += 1
         stats.clients.ended(self)
-        self.unanswered = self.exchange.in_flight
         self.exchange.end()
         stats.on_end(self, reason)
 

@@ -6,8 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest_twisted
+from hypothesis import settings
 
 from .bed import Bed
+
+# Examples are judged by what comes out, not by how long a busy machine takes for them.
+settings.register_profile("fooproxy", deadline=None)
+settings.load_profile("fooproxy")
 
 
 @pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])

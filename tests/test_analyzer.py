@@ -25,7 +25,7 @@ def reference(stream: bytes) -> dict[str, int]:
     return counts
 
 
-def as_dict(counts: Counts) -> dict[str, int]:
+def as_dict(counts: Counts | Analyzer) -> dict[str, int]:
     return {name: getattr(counts, name) for name in ("bytes", "req", "ack", "nak", "invalid")}
 
 
@@ -233,6 +233,7 @@ PASSING = st.lists(
 
 @given(PASSING)
 @example([(0, b"REQ", 1, [], 1), (0, b"NAK", 1, [], 10**9)])
+@example([(0, b"REQ", 1, [], 1), (1, b"REQ", 1, [], 0), (0, b"ACK", 1, [], 1), (1, b"ACK", 1, [], 0)])
 def test_requests_and_replies_are_matched_as_one_by_one(passing: list[tuple[int, bytes, int, list[int], int]]) -> None:
     latency = Latency()
     clients = Analysis(latency, requests=True)

@@ -206,7 +206,8 @@ def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
 def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
     told: list[tuple[str, str, int, int]] = []
     everything = Stats(
-        lambda: 0.0, lambda session, reason: told.append((session.host, reason, session.client.req, session.unanswered))
+        lambda: 0.0,
+        lambda session, reason: told.append((session.host, reason, session.client.req, session.exchange.in_flight)),
     )
     session = SessionStats(everything)
     session.accepted("[::1]:99")
