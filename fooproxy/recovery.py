@@ -1,94 +1,27 @@
-"""Recovery: the statistics survive a crash.
+"""Recovery: what of the statistics is saved, and how it comes back after a crash.
 
-`Saver` owns the file: it writes durably and atomically, so that at any instant the path holds either the last state or
-the one before, whole.  `Recovery` knows what is saved and how it comes back.  The file is JSON and has the keys that
-other Foo proxies write (``index``, ``time_stamp``, ``requests_10s``, ``responses_10s``), so that their files are
-accepted too, and our own beside them.
+What is saved has the keys that other Foo proxies write (``index``, ``time_stamp``, ``requests_10s``,
+``responses_10s``), so that their files are accepted too, and our own beside them.  Of what comes back everything is
+checked before anything is restored: it comes back as a whole or not at all.
 
-Who saves when is the service's business.  `Saver.write` blocks on the disk and is called in a thread; everything else
-is called in the reactor's.
+The file is the `saver`'s, and who saves when is `saving`'s business.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
 from fooproxy import history
-from fooproxy.latency import BUCKETS
+from fooproxy.latency import BUCKETS, bounds, bucket
+from fooproxy.saver import Saver, Unusable
 from fooproxy.timetable import FRAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fooproxy.stats import Stats
-
-_LARGEST = 1 << 20
-"""Bytes beyond which a file cannot be ours."""
-
-
-class Unusable(Exception):
-    """The file is there, but holds no state; the message says what is wrong with it."""
-
-
-class Saver:
-    """A file of JSON that is replaced as a whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> object:
-        """Give what the file holds.
-
-        :raises FileNotFoundError: there is none.
-        :raises Unusable: it cannot be read, is too large, or is no JSON.
-        :raises OSError: what is there is not a file at all, and so is not ours to move.
-        """
-        if not self.path.exists():
-            raise FileNotFoundError(errno.ENOENT, "there is none")
-        if not self.path.is_file():
-            raise OSError(errno.EINVAL, "it is there, but is not a file")
-        try:
-            with self.path.open("rb") as file:
-                text = file.read(_LARGEST + 1)
-        except OSError as error:
-            raise Unusable(f"it cannot be read ({error.strerror})") from error
-        if len(text) > _LARGEST:
-            raise Unusable(f"it is larger than {_LARGEST} bytes")
-        try:
-            content: object = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Unusable(f"it is not JSON ({error})") from error
-        return content
-
-    def write(self, content: object) -> None:
-        """Replace the file by `content`; when this returns, it is on the disk.
-
-        :raises OSError: it could not be written; the old file is as it was.
-        """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".new")
-        # Whatever stands there is left over, or a trap: a link, or a pipe that nobody reads.
-        temporary.unlink(missing_ok=True)
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path)
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def put_aside(self, suffix: str) -> Path:
-        """Move the file out of the way, over an earlier one that was, and give its new path."""
-        return self.path.replace(self.path.with_name(f"{self.path.name}.{suffix}"))
 
 
 class Recovery:
@@ -140,23 +73,32 @@ class Recovery:
             )
             return
         age = self._clock() - state.saved_at
-        # A clock that was set back a little must not cost the statistics.
+        # A clock that was set back a little must not cost the statistics; by much, and nobody knows how old they are.
         if -self._max_age <= age <= self._max_age:
-            self._stats.restore(state.counters)
-            self._stats.restore_latency(*state.latency)
-            self._stats.times.restore(state.requests, state.responses, max(age, 0.0))
-            self._stats.history.restore(state.history, max(age, 0.0))
-            self.log.info("statistics of {age:.1f} s ago restored from {path}", age=age, path=str(self._saver.path))
+            self._restore(state, max(age, 0.0))
+            self.log.info("statistics of {when} restored from {path}", when=_when(age), path=str(self._saver.path))
         else:
             aside = self._saver.put_aside("old")
-            self.log.info(
-                "the recovery file {path} is {age:.1f} s old, more than the {max_age:g} s allowed; "
+            self.log.warn(
+                "the recovery file {path} was saved {when}, and only {max_age:g} s are allowed; "
                 "it is kept as {aside}, and all statistics start from zero",
                 path=str(self._saver.path),
-                age=age,
+                when=_when(age),
                 max_age=self._max_age,
                 aside=str(aside),
             )
+
+    def _restore(self, state: SavedState, age: float) -> None:
+        self._stats.restore(state.counters)
+        self._stats.restore_latency(*state.latency)
+        self._stats.times.restore(state.requests, state.responses, age)
+        self._stats.history.restore(state.history, age)
+
+
+def _when(age: float) -> str:
+    if age >= 0:
+        return f"{age:.1f} s ago"
+    return f"{-age:.1f} s in the future (the clock was set back)"
 
 
 class SavedState:
@@ -168,7 +110,10 @@ class SavedState:
     def __init__(self, content: object) -> None:
         if not isinstance(content, dict):
             raise Unusable("it is not a JSON object")
-        self.saved_at = _time(content, "saved_at" if "saved_at" in content else "time_stamp")
+        # The first is the second's whole seconds; whoever changes one of them alone means the file to be older.
+        self.saved_at = _time(content, "time_stamp")
+        if "saved_at" in content:
+            self.saved_at = min(_time(content, "saved_at"), self.saved_at + 1)
         index = _count(content, "index")
         if index >= FRAME:
             raise Unusable(f"its index is {index}; there are {FRAME} seconds, counted from 0")
@@ -182,33 +127,54 @@ class SavedState:
             raise Unusable("its counters are not a JSON object")
         self.counters = {name: _count(counters, name) for name in counters}
         self.latency = _latency(content.get("latency", {"sum": 0, "longest": 0, "buckets": {}}))
-        try:
-            self.history = history.parse(content.get("history", ""))
-        except (ValueError, AttributeError) as error:
-            raise Unusable(f"its history is not one ({error})") from error
+        self.history = _history(content.get("history", ""))
 
 
 def _latency(content: Any) -> tuple[dict[int, int], int, int]:
     """Check the state of a `fooproxy.latency.Histogram`; gives its buckets, its sum and its longest latency."""
     if not isinstance(content, dict) or not isinstance(content.get("buckets"), dict):
         raise Unusable("its latency is not a histogram")
-    buckets = content["buckets"]
-    if not buckets.keys() <= BUCKETS:
+    counts = content["buckets"]
+    if not counts.keys() <= BUCKETS:
         raise Unusable("its latency has buckets that there are not")
-    return {int(name): _count(buckets, name) for name in buckets}, _count(content, "sum"), _count(content, "longest")
+    buckets = {int(name): _count(counts, name) for name in counts}
+    total, longest = _count(content, "sum"), _count(content, "longest")
+    if not _adds_up(buckets, total, longest):
+        raise Unusable("its latency does not add up")
+    return buckets, total, longest
+
+
+def _adds_up(buckets: Mapping[int, int], total: int, longest: int) -> bool:
+    """Say whether latencies that are so many in each bucket can have this sum and this longest one."""
+    if not buckets:
+        return total == longest == 0
+    ranges = [(count, *bounds(number)) for number, count in buckets.items()]
+    least = sum(count * lower for count, lower, _ in ranges)
+    most = sum(count * (upper - 1) for count, _, upper in ranges)
+    return 0 not in buckets.values() and least <= total <= most and bucket(longest) == max(buckets)
+
+
+def _history(content: Any) -> list[history.Second]:
+    if not isinstance(content, str):
+        raise Unusable("its history is not a text")
+    try:
+        return history.parse(content)
+    except ValueError as error:
+        raise Unusable(f"its history is not one ({error})") from error
 
 
 def _count(holder: Any, name: Any) -> int:
     value = holder.get(name)
     # bool is an int to Python, and no count to us.
     if type(value) is not int or not 0 <= value < 1 << 64:
-        raise Unusable(f"its {name!r} is not a count")
+        # Names may be as long as the file.
+        raise Unusable(f"its {name[:40]!r} is not a count")
     return value
 
 
 def _time(holder: dict[str, Any], name: str) -> float:
     value = holder.get(name)
-    if not isinstance(value, (int, float)) or not 0 <= value < 1e11:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e11:
         raise Unusable(f"its {name!r} is not a time in seconds")
     return float(value)
 

@@ -1,7 +1,7 @@
 """Puts the parts together and runs them: the only module that knows everything.
 
-twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, restores and
-saves the statistics, answers signals, and drains the sessions when it is stopped.
+twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, has the
+statistics restored and saved, answers signals, and drains the sessions when it is stopped.
 
 Signals are taken here and not left to the reactor: a SIGTERM handled by Twisted would end the process by that signal
 instead of with status 0, and a second one would go unheard.
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import signal
 import sys
 import time
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import (
     FilteringLogObserver,
     ILogObserver,
@@ -33,7 +32,7 @@ from twisted.logger import (
 )
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
+from twisted.python.util import runAsEffectiveUser
 
 from fooproxy.addresses import client_endpoint, host_port, server_endpoint, shown
 from fooproxy.bridge import BridgeFactory
@@ -41,7 +40,9 @@ from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available, microseconds
 from fooproxy.process import keep_time, print_line, spare_the_collector
-from fooproxy.recovery import Recovery, Saver
+from fooproxy.recovery import Recovery
+from fooproxy.saver import InUse, Saver
+from fooproxy.saving import Saving
 from fooproxy.stats import CLEAN, SessionStats, Stats
 from fooproxy.timetable import INTERVAL
 from fooproxy.upstream import Upstream
@@ -56,15 +57,6 @@ if TYPE_CHECKING:
     from fooproxy.leg import Leg
 
 __all__ = ["Options", "ProxyService", "makeService"]
-
-SAVE_INTERVAL = 1.0
-"""Seconds between two saves of the statistics, and so what a crash may cost."""
-
-SLOW_SAVE = 3.0
-"""Seconds after which a save that has not returned is told as failing."""
-
-LAST_SAVE_TIMEOUT = 5.0
-"""Seconds that a stop waits for a save."""
 
 _PATIENCE = 0.001
 """Seconds that the poller waits for more traffic, if it has all of it, before timers and the web side get a turn."""
@@ -93,8 +85,6 @@ class ProxyService(Service):
         self._is_quiet = False
         self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic, self._log_end)
-        self._saver = Saver(Path(options["recovery-path"]))
-        self._recovery = Recovery(self.stats, self._saver, time.time, options["recovery-max-age"])
         forward = options["forward"]
         has_all_traffic = None not in (host_port(forward), host_port(options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
@@ -107,13 +97,10 @@ class ProxyService(Service):
         self.health = Health(self._upstream, self._has_traffic)
         self._sampling = LoopingCall(self._sample)
         self._recording = LoopingCall(self.stats.history.record)
-        self._saving = LoopingCall(self._save)
-        self._saved_at: float | None = None
-        # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
-        self._saving_thread = ThreadPool(0, 1, "saving")
-        # Nor must a disk that hangs keep the process from ending.
-        self._saving_thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
-        self._sampling.clock = self._recording.clock = self._saving.clock = reactor
+        saver = Saver(Path(options["recovery-path"]))
+        recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
+        self._saving = Saving(recovery, saver, self.stats, self.health, reactor)
+        self._sampling.clock = self._recording.clock = reactor
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
@@ -128,13 +115,15 @@ class ProxyService(Service):
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Open the listeners, before privileges are dropped."""
+        """Take the recovery file, as whom it will be written, and open the listeners before privileges are dropped."""
         super().privilegedStartService()
+        # First, so that a proxy whose file another one has does not get a client.
+        self._or_refuse(lambda: self._unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        site = Web(self.stats, self.health, self.bridge.sessions, self._recovery_report, time.time).site()
+        site = Web(self.stats, self.health, self.bridge.sessions, self._saving.report, time.time).site()
         self._http_port = self._listen("http", http, site)
 
     def startService(self) -> None:
@@ -143,19 +132,10 @@ class ProxyService(Service):
             # twist, unlike twistd, knows no privileged start.
             self.privilegedStartService()
         super().startService()
-        try:
-            self._recovery.load()
-            self._saver.write(self._recovery.state())
-        except OSError as error:
-            self._refuse(
-                f"cannot keep statistics in {self._saver.path}: {error.strerror}; "
-                "name a file that can be written with --recovery-path"
-            )
+        self._or_refuse(self._saving.start)
         spare_the_collector()
         self._sampling.start(INTERVAL, now=False)
         self._recording.start(1.0)
-        self._saving_thread.start()
-        self._saving.start(SAVE_INTERVAL, now=False)
         self._answer(signal.SIGUSR2, self._report)
         # With a log file, twistd has given SIGUSR1 to the log's rotation.
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
@@ -183,11 +163,6 @@ class ProxyService(Service):
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
 
-    def _recovery_report(self) -> dict[str, Any]:
-        """Tell how it stands with the file that the statistics are saved in."""
-        age = None if self._saved_at is None else time.monotonic() - self._saved_at
-        return {"path": str(self._saver.path), "failing": self.health.recovery_failing, "saved_seconds_ago": age}
-
     def _announce(self) -> None:
         self.health.starting = False
         self.log.info("listening for clients on {address}", address=_listening(self._relay_port))
@@ -210,20 +185,8 @@ class ProxyService(Service):
         if self._sampling.running:
             self._sampling.stop()
         self._recording.stop()
-        await self._save_for_good()
+        await self._saving.stop()
         await _closed(self._http_port)
-
-    async def _save_for_good(self) -> None:
-        """Save once more after the save that is under way; a disk that hangs is not waited for."""
-        under_way: Any = self._saving.deferred
-        self._saving.stop()
-        try:
-            await under_way.addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
-            await self._save().addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
-        except TimeoutError:
-            self.log.error("the statistics could not be saved to {path} in time", path=str(self._saver.path))
-        else:
-            self._saving_thread.stop()
 
     def _cut_short(self) -> None:
         if self.bridge.sessions:
@@ -252,6 +215,28 @@ class ProxyService(Service):
             )
         return port
 
+    def _unprivileged(self, action: Callable[[], None]) -> None:
+        """Do something as the user that twistd is about to become, whom the files must belong to."""
+        uid, gid = self._twistd.get("uid"), self._twistd.get("gid")
+        if os.geteuid() or (uid is None and gid is None):
+            action()
+            return
+        uid = 0 if uid is None else uid
+        runAsEffectiveUser(uid, pwd.getpwuid(uid).pw_gid if gid is None else gid, action)
+
+    def _or_refuse(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except InUse as error:
+            self._refuse(f"{error}; each proxy needs one of its own, see --recovery-path")
+        except OSError as error:
+            path = self._options["recovery-path"]
+            where = "" if error.filename in (None, path) else f"{error.filename}: "
+            self._refuse(
+                f"cannot keep statistics in {path}: {where}{error.strerror}; "
+                "name a file that can be written with --recovery-path"
+            )
+
     def _refuse(self, why: str) -> NoReturn:
         """End the start with one line.
 
@@ -261,7 +246,9 @@ class ProxyService(Service):
         self.log.critical("{why}", why=why)
         pidfile, waiting = self._twistd.get("pidfile"), self._twistd.get("statusPipe")
         if pidfile:
-            Path(pidfile).unlink(missing_ok=True)
+            # Privileges that were dropped may not suffice.
+            with suppress(OSError):
+                Path(pidfile).unlink(missing_ok=True)
         if waiting is not None:
             os.write(waiting, f"1 {why}".encode("ascii", "backslashreplace")[:100])
             os.close(waiting)
@@ -291,38 +278,6 @@ class ProxyService(Service):
             bytes_from_client=client.bytes,
             bytes_from_upstream=upstream.bytes,
         )
-
-    def _save(self) -> Deferred[None]:
-        state = self._recovery.state()
-        saving: Deferred[None] = deferToThreadPool(self._reactor, self._saving_thread, self._saver.write, state)
-        slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"it has taken {SLOW_SAVE:g} s already")
-
-        def returned(result: Any) -> Any:
-            if slow.active():
-                slow.cancel()
-            return result
-
-        return saving.addBoth(returned).addCallbacks(self._saved, self._not_saved)
-
-    def _saved(self, result: None) -> None:
-        self.stats.saves["ok"] += 1
-        self._saved_at = time.monotonic()
-        if self.health.recovery_failing:
-            self.health.recovery_failing = False
-            self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
-
-    def _not_saved(self, failure: Failure) -> None:
-        self.stats.saves["failed"] += 1
-        self._failing(failure.getErrorMessage())
-
-    def _failing(self, why: str) -> None:
-        if not self.health.recovery_failing:
-            self.health.recovery_failing = True
-            self.log.error(
-                "cannot save the statistics to {path}: {why}; a crash now loses what was counted since",
-                path=str(self._saver.path),
-                why=why,
-            )
 
     def _report(self) -> None:
         """Print the report as one line."""

@@ -60,7 +60,7 @@ def settled_files(proxy: Proxy) -> set[str]:
     def unchanged() -> bool:
         nonlocal names
         before, names = names, proxy.files()
-        return before == names and not any("recovery" in name for name in names)
+        return before == names and not any("recovery.json.new" in name for name in names)
 
     for _ in range(5):
         eventually(unchanged)

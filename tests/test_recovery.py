@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fooproxy.recovery import Recovery, SavedState, Saver, Unusable
+from fooproxy.recovery import Recovery, SavedState
+from fooproxy.saver import Saver, Unusable
 from fooproxy.stats import SessionStats, Stats
 
 FOREIGN: dict[str, Any] = {
