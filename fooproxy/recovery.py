@@ -138,8 +138,8 @@ def _latency(content: Any) -> tuple[dict[int, int], int, int]:
     if not counts.keys() <= BUCKETS:
         raise Unusable("its latency has buckets that there are not")
     buckets = {int(name): _count(counts, name) for name in counts}
-    total, longest = _count(content, "sum"), _count(content, "longest")
-    if not _adds_up(buckets, total, longest):
+    total, longest = content.get("sum"), _count(content, "longest")
+    if type(total) is not int or not _adds_up(buckets, total, longest):
         raise Unusable("its latency does not add up")
     return buckets, total, longest
 

@@ -67,6 +67,12 @@ class Saver:
         self._write_new(b"")
         self._beside("new").unlink()
 
+    def release(self) -> None:
+        """Let another process have the file; nothing is written any more."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def read(self) -> object:
         """Give what the file holds.
 
@@ -136,8 +142,7 @@ class Saver:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._lock), path.lstat()):
                     return
-            os.close(self._lock)
-            self._lock = None
+            self.release()
         _make_directory(path.parent)
         # NFS gives its locks to those only who may write; elsewhere a file that is open for writing would keep the
         # disk from being made read-only.

@@ -100,6 +100,7 @@ class Saving:
             self.log.error("the statistics could not be saved to {path} in time", path=str(self._saver.path))
         else:
             self._thread.stop()
+            self._saver.release()
 
     def report(self) -> dict[str, Any]:
         """Tell how it stands with the file."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.logger import formatEvent
 
+from fooproxy.history import LENGTH, Second
+from fooproxy.latency import BUCKETS, bounds
 from fooproxy.recovery import Recovery, SavedState
 from fooproxy.saver import Saver, Unusable
 from fooproxy.stats import SessionStats, Stats
+
+from .bed import publisher
 
 FOREIGN: dict[str, Any] = {
     "index": 7,
@@ -99,14 +105,72 @@ def test_an_old_state_is_kept_aside_and_everything_starts_from_zero(path: Path) 
     assert json.loads(path.with_name("recovery.json.old").read_text())["counters"]["client_req"] == 1
 
 
-@pytest.mark.parametrize(("age", "restored"), [(10.0, 1), (-3.0, 1), (-3600.0, 0)])
-def test_the_age_that_counts_is_the_distance_of_the_clocks(path: Path, age: float, restored: int) -> None:
+@pytest.fixture
+def log() -> Iterator[list[str]]:
+    """All log lines."""
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        lines.append(formatEvent(event))
+
+    publisher.addObserver(observe)
+    yield lines
+    publisher.removeObserver(observe)
+
+
+@pytest.mark.parametrize(
+    ("age", "restored", "said"),
+    [
+        (10.0, 1, "statistics of 10.0 s ago restored from"),
+        (10.1, 0, "was saved 10.1 s ago, and only 10 s are allowed; it is kept as"),
+        (-3.0, 1, "statistics of 3.0 s in the future (the clock was set back) restored from"),
+        (-10.0, 1, "statistics of 10.0 s in the future (the clock was set back) restored from"),
+        (
+            -3600.0,
+            0,
+            "was saved 3600.0 s in the future (the clock was set back), and only 10 s are allowed; it is kept",
+        ),
+    ],
+)
+def test_a_state_is_restored_when_the_clocks_are_not_too_far_apart(
+    path: Path, log: list[str], age: float, restored: int, said: str
+) -> None:
     first = Process(path, wall=1e9)
     SessionStats(first.stats).client.feed(b"REQ 1\n", 0)
+    first.pass_seconds(1)
     first.save()
-    second = Process(path, wall=1e9 + age)
+    second = Process(path, wall=first.wall + age)
     second.recovery.load()
-    assert second.stats.report()["msg_req"] == restored
+    report = second.stats.report()
+    assert report["msg_req"] == restored
+    # That is as if it had been saved just now.
+    assert report["request_rate_1s"] == (restored if age < 0 else 0)
+    assert path.with_name("recovery.json.old").exists() == (not restored)
+    (line,) = log
+    assert said in line
+
+
+def test_steps_of_the_clock_while_running_change_no_rate_and_no_window(path: Path) -> None:
+    process = Process(path, wall=1e9)
+    session = SessionStats(process.stats)
+    for step in (7200, -86400, 0):
+        session.client.feed(b"REQ 1\n" * 30, 0.0)
+        process.wall += step
+        process.pass_seconds(1)
+    assert process.stats.report()["request_rate_1s"] == pytest.approx(30)
+    assert process.stats.report()["request_rate_10s"] == 9.0
+    process.save()
+    second = Process(path, wall=process.wall)
+    second.recovery.load()
+    assert second.stats.times.seconds()[0] == process.stats.times.seconds()[0] == [0] * 7 + [30] * 3
+
+
+@pytest.mark.parametrize("name", ["time_stamp", "saved_at"])
+def test_of_two_times_that_do_not_agree_the_older_counts(path: Path, name: str) -> None:
+    write(path, json.dumps({**FOREIGN, "saved_at": FOREIGN["time_stamp"] + 0.5, name: 1505950000}).encode())
+    process = Process(path, wall=1505951092)
+    process.recovery.load()
+    assert path.with_name("recovery.json.old").exists()
 
 
 def test_no_file_is_no_trouble(path: Path) -> None:
@@ -129,6 +193,10 @@ BROKEN: dict[str, bytes] = {
     "index true": json.dumps({**FOREIGN, "index": True}).encode(),
     "nine seconds": json.dumps({**FOREIGN, "requests_10s": [0] * 9}).encode(),
     "negative": json.dumps({**FOREIGN, "responses_10s": [0] * 9 + [-1]}).encode(),
+    "a true time": json.dumps({**FOREIGN, "time_stamp": True}).encode(),
+    "a time long gone": json.dumps({**FOREIGN, "saved_at": -1}).encode(),
+    "a float for a count": json.dumps({**FOREIGN, "requests_10s": [0] * 9 + [1.0]}).encode(),
+    "infinity": json.dumps({**FOREIGN, "saved_at": float("inf")}).encode(),
     "a text for a time": json.dumps({**FOREIGN, "time_stamp": "now"}).encode(),
     "no number": json.dumps({**FOREIGN, "time_stamp": float("nan")}).encode(),
     "counters a list": json.dumps({**FOREIGN, "counters": []}).encode(),
@@ -139,6 +207,21 @@ BROKEN: dict[str, bytes] = {
     ).encode(),
     "a bucket below zero": json.dumps({**FOREIGN, "latency": {"sum": 0, "longest": 0, "buckets": {"9": -1}}}).encode(),
     "a latency without a sum": json.dumps({**FOREIGN, "latency": {"buckets": {}}}).encode(),
+    "a sum of nothing": json.dumps({**FOREIGN, "latency": {"sum": 1, "longest": 0, "buckets": {}}}).encode(),
+    "a sum that is too small": json.dumps(
+        {**FOREIGN, "latency": {"sum": 8, "longest": 9, "buckets": {"9": 1}}}
+    ).encode(),
+    "a sum that is too large": json.dumps(
+        {**FOREIGN, "latency": {"sum": 10, "longest": 9, "buckets": {"9": 1}}}
+    ).encode(),
+    "a longest that is not the longest": json.dumps(
+        {**FOREIGN, "latency": {"sum": 9, "longest": 8, "buckets": {"9": 1}}}
+    ).encode(),
+    "an empty bucket": json.dumps(
+        {**FOREIGN, "latency": {"sum": 9, "longest": 9, "buckets": {"9": 1, "3": 0}}}
+    ).encode(),
+    "a history that lacks a count": json.dumps({**FOREIGN, "history": "1,2,,,,5"}).encode(),
+    "a history that is null": json.dumps({**FOREIGN, "history": None}).encode(),
     "a history that is none": json.dumps({**FOREIGN, "history": "1,2;3"}).encode(),
     "a history that is no text": json.dumps({**FOREIGN, "history": [1]}).encode(),
     "a long number": b'{"index": ' + b"9" * 10_000 + b"}",
@@ -162,50 +245,183 @@ def test_a_directory_in_its_place_is_refused_and_left_alone(path: Path) -> None:
     assert path.is_dir()
 
 
-def test_a_file_that_cannot_be_read_is_unusable() -> None:
-    # A regular file that even root cannot read from its beginning.
-    with pytest.raises(Unusable, match="cannot be read"):
-        Saver(Path("/proc/self/mem")).read()
+def test_a_strange_name_is_told_as_plain_text_and_cut_short(path: Path, log: list[str]) -> None:
+    write(path, json.dumps({**FOREIGN, "counters": {"\x1b\ud800" + "x" * 100_000: None}}).encode())
+    Process(path, wall=1505951090).recovery.load()
+    (line,) = log
+    assert line.isprintable() and len(line) < 1000
 
 
-@pytest.mark.parametrize("trap", ["a link", "a pipe"])
-def test_what_stands_where_the_new_state_is_written_is_not_followed(path: Path, trap: str) -> None:
-    path.parent.mkdir()
-    victim, new = path.with_name("victim"), path.with_name("recovery.json.new")
-    victim.write_text("precious")
-    if trap == "a link":
-        new.symlink_to(victim)
-    else:
-        os.mkfifo(new)
-    Saver(path).write({"state": 1})
-    assert victim.read_text() == "precious"
-    assert Saver(path).read() == {"state": 1}
-
-
-def test_a_failed_write_leaves_the_old_state_whole(path: Path) -> None:
-    saver = Saver(path)
-    saver.write({"state": 1})
-    path.with_name("recovery.json.new").mkdir()
-    with pytest.raises(IsADirectoryError):
-        saver.write({"state": 2})
-    assert saver.read() == {"state": 1}
+def busy() -> Process:
+    """A process that has something of everything to save."""
+    process = Process(Path("unused"), wall=1e9)
+    stats = process.stats
+    for reason in ("client_closed", "send_timeout"):
+        session = SessionStats(stats)
+        stats.history.record()
+        session.client.feed(b"REQ 1\n" * 3 + b"nonsense\nACK 1\n", process.monotonic)
+        process.pass_seconds(1)
+        session.upstream.feed(b"ACK 1\nNAK 2\nNAK 0 ERRDECODE\n" * 2, process.monotonic)
+        process.pass_seconds(1)
+        stats.history.record()
+        session.paused("client")
+        session.ended(reason)
+    SessionStats(stats).client.feed(b"REQ 1\n", process.monotonic)
+    stats.saves["failed"] += 1
+    return process
 
 
 OURS = ("counters", "saved_at", "latency", "history")
+STATE = busy().recovery.state()
+
+
+def seen(stats: Stats) -> dict[str, Any]:
+    """Give all that others see of what may come back."""
+    report = stats.report()
+    instants = ("uptime_seconds", "connections_active", "requests_in_flight", "latency_seconds_10s")
+    return {
+        # Rounded, since rates are differences of floats.
+        "report": {
+            name: round(value, 9) if isinstance(value, float) else value
+            for name, value in report.items()
+            if name not in instants
+        },
+        "seconds": stats.times.seconds(),
+        "history": stats.history.state(),
+        "latency": stats.latency.answered.state(),
+    }
+
+
+def restored(content: object, wall: float = STATE["saved_at"]) -> Stats:
+    """Load a file that holds `content`, as soon as it was saved; gives what then is there."""
+    stats = Stats(lambda: 5.0)
+    Recovery(stats, Held(content), lambda: wall, 1e12).load()  # type: ignore[arg-type]
+    return stats
+
+
+class Held:
+    """A saver without a file."""
+
+    path = Path("held")
+
+    def __init__(self, content: object) -> None:
+        self.content = content
+
+    def read(self) -> object:
+        return self.content
+
+    def put_aside(self, suffix: str) -> Path:
+        return self.path.with_name(f"held.{suffix}")
+
+
+NOTHING = seen(Stats(lambda: 5.0))
+
+
+def test_what_comes_back_is_all_that_was_saved() -> None:
+    assert seen(restored(json.loads(json.dumps(STATE)))) == seen(busy().stats) != NOTHING
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200_000_000), st.integers(1, 100))))
+def test_any_latencies_come_back(passed: list[tuple[bool, int, int]]) -> None:
+    stats = Stats(lambda: 5.0)
+    exchange = SessionStats(stats).exchange
+    now = 0.0
+    for is_request, microseconds, count in passed:
+        now += microseconds / 1e6
+        (exchange.request if is_request else exchange.reply)(now, count)
+    state = Recovery(stats, Held(None), lambda: 1e9, 10).state()  # type: ignore[arg-type]
+    assert seen(restored(json.loads(json.dumps(state)), 1e9)) == seen(stats)
+
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**30, 1 << 64, (1 << 64) - 1, 10**400])
+    | st.floats()
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
     max_leaves=10,
 )
 
 
-@given(JSON | st.fixed_dictionaries(dict.fromkeys(FOREIGN, JSON), optional=dict.fromkeys(OURS, JSON)))
-def test_any_content_is_a_state_or_is_refused(content: object) -> None:
+@st.composite
+def mutations(draw: st.DrawFn) -> object:
+    """Draw a state with one to three of its values, at any depth, replaced, removed, added to or cut short."""
+    state: Any = json.loads(json.dumps(STATE))
+    for _ in range(draw(st.integers(1, 3))):
+        holder: Any = state
+        key = draw(st.sampled_from(sorted(holder))) if holder else "index"
+        while isinstance(holder.get(key) if isinstance(holder, dict) else holder[key], (dict, list)) and draw(
+            st.booleans()
+        ):
+            inner = holder[key]
+            keys = sorted(inner) if isinstance(inner, dict) else list(range(len(inner)))
+            if not keys:
+                break
+            holder, key = inner, draw(st.sampled_from(keys))
+        how = draw(st.sampled_from(["replace", "remove", "shift", "add", "cut"]))
+        value = holder.get(key) if isinstance(holder, dict) else holder[key]
+        if how == "remove":
+            del holder[key]
+        elif how == "shift" and isinstance(value, (int, float)):
+            holder[key] = value + draw(st.integers(-5, 5))
+        elif how == "cut" and isinstance(value, (str, list)):
+            holder[key] = value[: draw(st.integers(0, len(value)))]
+        elif how == "add" and isinstance(holder, dict):
+            holder[draw(st.text(max_size=5))] = draw(JSON)
+        else:
+            holder[key] = draw(JSON)
+        if not isinstance(state, dict) or not state:
+            break
+    return state
+
+
+def numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from numbers(inner)
+    elif isinstance(value, (int, float)):
+        yield value
+
+
+@given(JSON | st.fixed_dictionaries(dict.fromkeys(FOREIGN, JSON), optional=dict.fromkeys(OURS, JSON)) | mutations())
+def test_any_content_comes_back_as_a_whole_or_not_at_all(content: object) -> None:
+    stats = restored(content)
+    shown = stats.report()
     try:
         state = SavedState(content)
-    except Unusable:
+    except Unusable as error:
+        assert str(error).encode()
+        assert seen(stats) == NOTHING
         return
-    stats = Stats(lambda: 0.0)
-    stats.restore(state.counters)
-    stats.times.restore(state.requests, state.responses, 0)
+    # What came back is what is saved again, whatever was not known apart.
+    again = Recovery(stats, Held(None), lambda: 1e9, 10).state()  # type: ignore[arg-type]
+    assert {name: again["counters"][name] for name in state.counters.keys() & again["counters"]} == {
+        name: count for name, count in state.counters.items() if name in again["counters"]
+    }
+    assert again["latency"] == json.loads(json.dumps(stats.latency.answered.state()))
+    assert all(value >= 0 and math.isfinite(value) for value in numbers(shown))
+    assert shown["msg_total"] == shown["msg_req"] + shown["msg_ack"] + shown["msg_nak"]
+    quantiles = [shown["latency_seconds"][name] for name in ("p50", "p90", "p99", "p999", "max")]
+    assert None in quantiles or quantiles == sorted(quantiles)
+    json.dumps(shown, allow_nan=False)
+
+
+def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
+    most = (1 << 64) - 1
+    process = Process(path, wall=1e9)
+    process.stats.restore(dict.fromkeys(process.stats.counters(), most))
+    buckets = {int(name): most for name in BUCKETS}
+    total = sum(bounds(number)[0] * most for number in buckets)
+    process.stats.restore_latency(buckets, total, (1 << 27) - 1)
+    process.stats.times.restore([most // 11] * 10, [most // 11] * 10, 0)
+    process.stats.history.restore([Second(*[most] * 6)] * LENGTH, 0)
+    process.save()
+    assert path.stat().st_size < (1 << 20) / 5
+    second = Process(path, wall=1e9)
+    second.recovery.load()
+    assert second.stats.history.state() == process.stats.history.state()
+    assert second.stats.counters() == process.stats.counters()
