@@ -14,7 +14,7 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -23,8 +23,6 @@ from twisted.python.threadpool import ThreadPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from twisted.internet.defer import Deferred
 
     from fooproxy.recovery import Recovery
     from fooproxy.saver import Saver
@@ -57,6 +55,7 @@ class Saving:
         self._reactor = reactor
         self._loop = LoopingCall(self._save)
         self._loop.clock = reactor
+        self._stopped: Deferred[LoopingCall] = Deferred()
         self._saved_at: float | None = None
         # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
         self._thread = ThreadPool(0, 1, "saving")
@@ -87,14 +86,13 @@ class Saving:
         with self._unless_full():
             self._saver.write(self._recovery.state())
         self._thread.start()
-        self._loop.start(SAVE_INTERVAL, now=False)
+        self._stopped = self._loop.start(SAVE_INTERVAL, now=False)
 
     async def stop(self) -> None:
         """Save once more after the save that is under way; a disk that hangs is not waited for."""
-        under_way: Any = self._loop.deferred
         self._loop.stop()
         try:
-            await under_way.addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
+            await self._stopped.addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
             await self._save().addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
         except TimeoutError:
             self.log.error("the statistics could not be saved to {path} in time", path=str(self._saver.path))
@@ -117,9 +115,9 @@ class Saving:
                 raise
             self._not_saved(Failure())
 
-    def _save(self) -> Deferred[None]:
+    def _save(self) -> Deferred[Any]:
         state = self._recovery.state()
-        saving: Deferred[None] = deferToThreadPool(self._reactor, self._thread, self._saver.write, state)
+        saving: Deferred[Any] = deferToThreadPool(self._reactor, self._thread, self._saver.write, state)
         slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"it has taken {SLOW_SAVE:g} s already")
 
         def returned(result: Any) -> Any:
@@ -137,9 +135,13 @@ class Saving:
 
         return saving.addBoth(returned).addCallbacks(saved, self._not_saved)
 
-    def _not_saved(self, failure: Failure) -> None:
+    def _not_saved(self, failure: Failure) -> Failure | None:
+        if failure.check(CancelledError):
+            # Nobody waits for it any more.
+            return failure
         self._stats.saves["failed"] += 1
         self._failing(failure.getErrorMessage())
+        return None
 
     def _failing(self, why: str) -> None:
         if not self._health.recovery_failing:
