@@ -405,8 +405,10 @@ def test_any_content_comes_back_as_a_whole_or_not_at_all(content: object) -> Non
     assert again["latency"] == json.loads(json.dumps(stats.latency.answered.state()))
     assert all(value >= 0 and math.isfinite(value) for value in numbers(shown))
     assert shown["msg_total"] == shown["msg_req"] + shown["msg_ack"] + shown["msg_nak"]
-    quantiles = [shown["latency_seconds"][name] for name in ("p50", "p90", "p99", "p999", "max")]
+    latency = shown["latency_seconds"]
+    quantiles = [latency[name] for name in ("p50", "p90", "p99", "p999", "max")]
     assert None in quantiles or quantiles == sorted(quantiles)
+    assert not latency["count"] or latency["mean"] <= latency["max"]
     json.dumps(shown, allow_nan=False)
 
 
