@@ -146,12 +146,13 @@ def _latency(content: Any) -> tuple[dict[int, int], int, int]:
 
 def _adds_up(buckets: Mapping[int, int], total: int, longest: int) -> bool:
     """Say whether latencies that are so many in each bucket can have this sum and this longest one."""
-    if not buckets:
-        return total == longest == 0
+    if not buckets or 0 in buckets.values() or bucket(longest) != max(buckets):
+        return not buckets and total == longest == 0
     ranges = [(count, *bounds(number)) for number, count in buckets.items()]
-    least = sum(count * lower for count, lower, _ in ranges)
-    most = sum(count * (upper - 1) for count, _, upper in ranges)
-    return 0 not in buckets.values() and least <= total <= most and bucket(longest) == max(buckets)
+    # One of them is the longest, and none of the others is longer.
+    least = sum(count * lower for count, lower, _ in ranges) + longest - bounds(max(buckets))[0]
+    most = sum(count * min(upper - 1, longest) for count, _, upper in ranges)
+    return least <= total <= most
 
 
 def _history(content: Any) -> list[history.Second]:

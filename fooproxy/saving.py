@@ -14,7 +14,7 @@ from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -116,8 +116,8 @@ class Saving:
             self._not_saved(Failure())
 
     def _save(self) -> Deferred[Any]:
-        state = self._recovery.state()
-        saving: Deferred[Any] = deferToThreadPool(self._reactor, self._thread, self._saver.write, state)
+        # Whatever is wrong, the loop must go on.
+        saving = maybeDeferred(self._write)
         slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"it has taken {SLOW_SAVE:g} s already")
 
         def returned(result: Any) -> Any:
@@ -134,6 +134,11 @@ class Saving:
                 self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
 
         return saving.addBoth(returned).addCallbacks(saved, self._not_saved)
+
+    def _write(self) -> Deferred[Any]:
+        state = self._recovery.state()
+        written: Deferred[Any] = deferToThreadPool(self._reactor, self._thread, self._saver.write, state)
+        return written
 
     def _not_saved(self, failure: Failure) -> Failure | None:
         if failure.check(CancelledError):

@@ -108,6 +108,24 @@ def test_a_file_older_than_the_maximum_age_is_kept_aside_and_all_starts_from_zer
         assert (tmp_path / "recovery.json.old").read_bytes() == old
 
 
+@pytest.mark.parametrize(("ahead", "restored"), [(5, True), (3600, False)])
+def test_a_file_from_the_future_is_restored_when_the_clock_may_have_been_set_back_so_far(
+    tmp_path: Path, ahead: int, restored: bool
+) -> None:
+    path = tmp_path / "recovery.json"
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        exchange(proxy.port, STREAM)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait()
+    state = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**state, **{key: time.time() + ahead for key in ("saved_at", "time_stamp")}}))
+    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+        assert proxy.stats(*COUNTS) == (COUNTS if restored else dict.fromkeys(COUNTS, 0))
+        assert proxy.stats("request_rate_10s")["request_rate_10s"] == (0.3 if restored else 0.0)
+        assert (tmp_path / "recovery.json.old").exists() == (not restored)
+        assert "in the future (the clock was set back)" in proxy.log and " -" not in proxy.log.split("future")[0][-60:]
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b'{"index": 9, "requests_10s": [1, 2', b"\xff\xfe\x00", b'{"index": 7}'],

@@ -214,6 +214,12 @@ BROKEN: dict[str, bytes] = {
     "a sum that is too large": json.dumps(
         {**FOREIGN, "latency": {"sum": 10, "longest": 9, "buckets": {"9": 1}}}
     ).encode(),
+    "a sum beyond the longest": json.dumps(
+        {**FOREIGN, "latency": {"sum": 98, "longest": 32, "buckets": {"32": 3}}}
+    ).encode(),
+    "a sum without the longest": json.dumps(
+        {**FOREIGN, "latency": {"sum": 100, "longest": 35, "buckets": {"33": 2, "32": 1}}}
+    ).encode(),
     "a longest that is not the longest": json.dumps(
         {**FOREIGN, "latency": {"sum": 9, "longest": 8, "buckets": {"9": 1}}}
     ).encode(),
@@ -417,7 +423,7 @@ def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
     process = Process(path, wall=1e9)
     process.stats.restore(dict.fromkeys(process.stats.counters(), most))
     buckets = {int(name): most for name in BUCKETS}
-    total = sum(bounds(number)[0] * most for number in buckets)
+    total = sum((bounds(number)[1] - 1) * most for number in buckets)
     process.stats.restore_latency(buckets, total, (1 << 27) - 1)
     process.stats.times.restore([most // 11] * 10, [most // 11] * 10, 0)
     process.stats.history.restore([Second(*[most] * 6)] * LENGTH, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,11 +77,13 @@ class Bench:
 
     def __init__(self) -> None:
         self.reactor = Reactor()
+        self.clock = 1e9
+        """What the wall clock showed at the start."""
         self.disk = Disk()
         self.stats = Stats(self.reactor.seconds)
         self.health = Health(None, lambda: False)  # type: ignore[arg-type]
         disk: Any = self.disk
-        recovery = Recovery(self.stats, disk, lambda: 1e9 + self.reactor.seconds(), 10)
+        recovery = Recovery(self.stats, disk, lambda: self.clock + self.reactor.seconds(), 10)
         self.saving = Saving(recovery, disk, self.stats, self.health, self.reactor)
         self.lines: list[str] = []
 
@@ -179,6 +182,17 @@ def test_a_disk_that_is_slow_each_time_is_told_once_and_until_it_is_quick(bench:
     (failing, again) = bench.lines
     assert "it has taken 3 s already" in failing
     assert "saved again" in again
+
+
+def test_a_state_that_cannot_be_told_is_a_save_that_fails(bench: Bench) -> None:
+    bench.start()
+    bench.clock = math.inf
+    bench.reactor.advance(SAVE_INTERVAL)
+    assert bench.shown() == (True, None)
+    assert bench.stats.saves == {"ok": 0, "failed": 1}
+    bench.clock = 1e9
+    bench.save()
+    assert bench.shown() == (False, 0)
 
 
 def test_a_stop_saves_once_more(bench: Bench) -> None:
