@@ -15,6 +15,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 
 from fooproxy.options import Options
+from fooproxy.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,4 +100,4 @@ def test_the_units_command_line_is_one_that_the_proxy_takes() -> None:
     options.parseOptions(words[4:])
     assert options["recovery-path"] == "/var/lib/fooproxy/recovery.json"
     assert options["forward"] == ":8001"
-    assert int(setting("TimeoutStopSec")) > options["drain-timeout"]
+    assert int(setting("TimeoutStopSec")) > options["drain-timeout"] + 2 * LAST_SAVE_TIMEOUT
