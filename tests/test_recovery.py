@@ -155,7 +155,7 @@ def test_steps_of_the_clock_while_running_change_no_rate_and_no_window(path: Pat
     process = Process(path, wall=1e9)
     session = SessionStats(process.stats)
     for step in (7200, -86400, 0):
-        session.client.feed(b"REQ 1\n" * 30, 0.0)
+        session.client.feed(b"REQ 1\n" * 30, 0)
         process.wall += step
         process.pass_seconds(1)
     assert process.stats.report()["request_rate_1s"] == pytest.approx(30)
@@ -266,14 +266,14 @@ def busy() -> Process:
     for reason in ("client_closed", "send_timeout"):
         session = SessionStats(stats)
         stats.history.record()
-        session.client.feed(b"REQ 1\n" * 3 + b"nonsense\nACK 1\n", process.monotonic)
+        session.client.feed(b"REQ 1\n" * 3 + b"nonsense\nACK 1\n", round(process.monotonic * 1e6))
         process.pass_seconds(1)
-        session.upstream.feed(b"ACK 1\nNAK 2\nNAK 0 ERRDECODE\n" * 2, process.monotonic)
+        session.upstream.feed(b"ACK 1\nNAK 2\nNAK 0 ERRDECODE\n" * 2, round(process.monotonic * 1e6))
         process.pass_seconds(1)
         stats.history.record()
         session.paused("client")
         session.ended(reason)
-    SessionStats(stats).client.feed(b"REQ 1\n", process.monotonic)
+    SessionStats(stats).client.feed(b"REQ 1\n", round(process.monotonic * 1e6))
     stats.saves["failed"] += 1
     return process
 
@@ -332,9 +332,9 @@ def test_what_comes_back_is_all_that_was_saved() -> None:
 def test_any_latencies_come_back(passed: list[tuple[bool, int, int]]) -> None:
     stats = Stats(lambda: 5.0)
     exchange = SessionStats(stats).exchange
-    now = 0.0
+    now = 0
     for is_request, microseconds, count in passed:
-        now += microseconds / 1e6
+        now += microseconds
         (exchange.request if is_request else exchange.reply)(now, count)
     state = Recovery(stats, Held(None), lambda: 1e9, 10).state()  # type: ignore[arg-type]
     assert seen(restored(json.loads(json.dumps(state)), 1e9)) == seen(stats)
