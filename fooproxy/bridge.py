@@ -2,7 +2,8 @@
 
 The rules::
 
-    connecting   The client is not read until its upstream leg is connected, so nothing is held for it here.
+    connecting   The client is not read until its upstream leg is connected, so nothing is held for it here.  Whether
+                 it is still there is looked up once in a while.
     open         Each chunk is written to the other leg in the turn it was read in.  Each leg is the other's producer:
                  one that cannot write pauses the reading of the other, so at most a buffer a direction is held.
     half-closed  A FIN is passed on after what came before it.  After the client's, the session ends when its
@@ -66,6 +67,9 @@ _CONNECT_FAILURES = (
     (TimeoutError, "connect_timeout"),
 )
 
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks at whether a client that waits for its upstream leg is still there."""
+
 FIN_TIMEOUT = 10.0
 """Seconds that a half-closed session waits for the upstream to say something."""
 
@@ -100,22 +104,35 @@ class Session:
             if self.upstream is None:
                 leg.transport.pauseProducing()
                 self._connecting = connecting
+                self._expect(LOOK_INTERVAL, self._look_after_client)
                 connecting.addErrback(self._connect_failed)
         elif self.client.lost or self._closing:
             leg.transport.abortConnection()
         else:
             self.upstream = leg
-            self._connecting = None
+            if self._connecting is not None:
+                self._connecting = None
+                self._factory.deadlines.clear(self)
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
             leg.relay(self.client)
             self.client.transport.resumeProducing()
 
+    def _look_after_client(self) -> None:
+        how = self.client.departed
+        if how is None:
+            self._expect(LOOK_INTERVAL, self._look_after_client)
+        else:
+            self._because(f"client_{how}")
+            self.close()
+
     def _connect_failed(self, failure: Failure) -> None:
         if not self._closing:
+            how = self.client.departed
             kinds = (kind for error, kind in _CONNECT_FAILURES if failure.check(error))
-            self._because(next(kinds, "upstream_unreachable"))
+            # Nobody was let down if nobody is there any more.
+            self._because(f"client_{how}" if how else next(kinds, "upstream_unreachable"))
             self.close()
 
     def finished(self, leg: Leg) -> None:

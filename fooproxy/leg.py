@@ -6,8 +6,10 @@ business.  It knows nothing of messages.  The bridge makes two of them for each 
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import tcp
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPushProducer,
@@ -122,6 +124,23 @@ class Leg(Protocol):
     def peer(self) -> str:
         """The address of the other end."""
         return shown(self.transport.getPeer())
+
+    @property
+    def departed(self) -> str | None:
+        """How the peer left while it was not read: ``closed``, without a word, or ``reset``; `None` if it is there.
+
+        One that has sent something may wait for the replies, whether or not a FIN came after it.
+        """
+        if not isinstance(self.transport, tcp.Connection):
+            # What TLS and PROXY have received cannot be told without reading it.
+            return None
+        try:
+            head = self.transport.getHandle().recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return "reset"
+        return None if head else "closed"
 
     @property
     def is_introduced(self) -> bool:

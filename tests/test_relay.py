@@ -11,7 +11,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
-from fooproxy.bridge import FIN_TIMEOUT, LINGER_TIMEOUT, SEND_TIMEOUT, Session
+from fooproxy.bridge import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, SEND_TIMEOUT, Session
 from fooproxy.leg import Leg
 
 from .bed import Bed, Peer, until
@@ -107,6 +107,39 @@ async def test_an_upstream_that_cannot_be_connected_closes_the_client_and_is_cou
     bed.gate = Deferred()
     bed.gate.callback(None)
     await bed.pair()
+
+
+@ensure
+async def test_a_client_that_leaves_while_connecting_is_noticed_and_counts_as_no_failure(bed: Bed) -> None:
+    bed.gate = Deferred()
+    closing, resetting, waiting = [await bed.client() for _ in range(3)]
+    await until(lambda: len(bed.bridge.sessions) == 3)
+    closing.transport.loseConnection()
+    resetting.reset()
+    waiting.transport.write(b"REQ 1\n")
+    waiting.transport.loseWriteConnection()
+    await until(lambda: closing.lost and resetting.lost)
+    bed.clock.advance(LOOK_INTERVAL)
+    await until(lambda: len(bed.bridge.sessions) == 1)
+    bed.clock.advance(LOOK_INTERVAL)
+    assert not waiting.lost
+    report = bed.stats.report()
+    assert (report["connections_closed"]["client_closed"], report["connections_closed"]["client_reset"]) == (1, 1)
+    bed.gate.callback(None)
+    await until(lambda: bed.upstreams.built and bed.upstreams.built[0].received == b"REQ 1\n")
+
+
+@ensure
+async def test_a_connect_that_fails_after_the_client_left_is_no_failure(bed: Bed) -> None:
+    bed.gate = Deferred()
+    client = await bed.client()
+    await until(lambda: bed.bridge.sessions)
+    client.reset()
+    await until(lambda: client.lost)
+    bed.gate.errback(ConnectionRefusedError())
+    await until(lambda: not bed.bridge.sessions)
+    report = bed.stats.report()
+    assert (report["upstream_connect_failures"], report["connections_closed"]["client_reset"]) == (0, 1)
 
 
 # Half-close, and the client gone first
