@@ -1,8 +1,8 @@
 """A client endpoint for a host name that is not looked up for every connection.
 
 The name is looked up for the first connection; the address that took it is used for the next ones too, without any
-detour.  It is given up when a connection fails, so that the retry looks the name up again, and when the name no
-longer has it, which is seen to in the background.
+detour.  It is given up when a connection fails or hangs, so that the next one looks the name up again, and when the
+name no longer has it, which is seen to in the background.
 
 It uses the reactor's resolver, and knows nothing of what it connects.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import IResolutionReceiver, IStreamClientEndpoint
 from zope.interface import implementer
@@ -27,7 +28,8 @@ FRESH = 30.0
 """Seconds after which a name is looked up again in the background."""
 
 _PATIENCE = 1.0
-"""Seconds that an address may take before the name's next one is tried."""
+"""Seconds that an address may take before the name's next one is tried, or before an attempt that is taken back is held
+against it."""
 
 
 @implementer(IStreamClientEndpoint)
@@ -41,7 +43,8 @@ class NamedEndpoint:
         self._address = ""
         self._endpoint: IStreamClientEndpoint | None = None
         self._asked_at = 0.0
-        self._waiting: list[Deferred[list[str]]] = []
+        self._asking = False
+        self._waiting: dict[Deferred[list[str]], None] = {}
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with `DNSLookupError`, or with what the name's last address said."""
@@ -52,19 +55,27 @@ class NamedEndpoint:
             self._asked_at = self._reactor.seconds()
             # When the resolver is in trouble, the address that works is good enough.
             Deferred.fromCoroutine(self._check()).addErrback(lambda _: None)
-        return endpoint.connect(factory).addErrback(self._forget)
+        return endpoint.connect(factory).addErrback(self._forget, self._reactor.seconds())
 
-    def _forget(self, failure: Failure) -> Failure:
-        if not failure.check(CancelledError, ConnectingCancelledError):
+    def _forget(self, failure: Failure, began: float) -> Failure:
+        """Give the address up, unless it was only not waited for."""
+        hung = self._reactor.seconds() - began >= _PATIENCE
+        if hung or not failure.check(CancelledError, ConnectingCancelledError):
             self._endpoint = None
         return failure
 
     async def _connect_anew(self, factory: IProtocolFactory) -> IProtocol:
+        addresses = await self._look_up()
         problem: Exception = DNSLookupError(f"no address found for {self._host}")
-        for address in await self._look_up():
+        for address in addresses:
             endpoint = self._to_address(address)
+            connecting = endpoint.connect(factory)
+            if address is not addresses[-1]:
+                connecting.addTimeout(_PATIENCE, self._reactor)
             try:
-                protocol = await endpoint.connect(factory).addTimeout(_PATIENCE, self._reactor)
+                protocol = await connecting
+            except DeferredTimeout:
+                continue
             except (CancelledError, ConnectingCancelledError):
                 raise
             except Exception as error:
@@ -81,17 +92,19 @@ class NamedEndpoint:
 
     def _look_up(self) -> Deferred[list[str]]:
         """Give the name's addresses; all who ask at one time wait for one answer."""
-        waiting: Deferred[list[str]] = Deferred()
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
+        waiting: Deferred[list[str]] = Deferred(lambda mine: self._waiting.pop(mine, None))
+        self._waiting[waiting] = None
+        if not self._asking:
+            self._asking = True
             answer = _Answer(self._answered)
             self._reactor.nameResolver.resolveHostName(answer, self._host, 0, [IPv4Address, IPv6Address])
         return waiting
 
     def _answered(self, hosts: list[str]) -> None:
-        waiting, self._waiting = self._waiting, []
+        self._asking = False
+        waiting, self._waiting = self._waiting, {}
         for one in waiting:
-            # Who has given up meanwhile was told so already.
+            # An earlier one may have had it cancelled.
             if not one.called:
                 one.callback(hosts)
 

@@ -128,3 +128,30 @@ def test_a_cancelled_connection_says_nothing_against_the_address() -> None:
     world.hanging = ""
     assert world.connect() == "192.0.2.1"
     assert world.names.questions == 1
+
+
+def test_an_address_that_hangs_is_given_up_when_it_is_not_waited_for_any_more() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses, world.up, world.hanging = ["192.0.2.9"], "192.0.2.9", "192.0.2.1"
+    connecting = world.endpoint.connect(Factory())
+    connecting.addErrback(lambda _: None)
+    world.names.advance(1)
+    connecting.cancel()
+    assert world.connect() == "192.0.2.9"
+
+
+def test_the_only_address_may_take_as_long_as_the_caller_waits() -> None:
+    world = World("192.0.2.1", hanging="192.0.2.1")
+    assert world.connect() is None
+    assert not world.names.getDelayedCalls()
+
+
+def test_who_gives_up_during_a_look_up_is_not_remembered() -> None:
+    world = World()
+    world.names.resolveHostName = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(100):
+        connecting = world.endpoint.connect(Factory())
+        connecting.addErrback(lambda _: None)
+        connecting.cancel()
+    assert not world.endpoint._waiting
