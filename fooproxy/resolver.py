@@ -4,18 +4,23 @@ The name is looked up for the first connection; the address that took it is used
 detour.  It is given up when a connection fails or hangs, so that the next one looks the name up again, and when the
 name no longer has it, which is seen to in the background.
 
-It uses the reactor's resolver, and knows nothing of what it connects.
+It uses the reactor's resolver, for which `look_up_apart` puts one that cannot hold up the end of the process, and knows
+nothing of what it connects.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet._resolver import GAIResolver
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError, DNSLookupError
-from twisted.internet.interfaces import IResolutionReceiver, IStreamClientEndpoint
+from twisted.internet.interfaces import IReactorPluggableNameResolver, IResolutionReceiver, IStreamClientEndpoint
+from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 if TYPE_CHECKING:
@@ -30,6 +35,22 @@ FRESH = 30.0
 _PATIENCE = 1.0
 """Seconds that an address may take before the name's next one is tried, or before an attempt that is taken back is held
 against it."""
+
+_LOOK_UPS = 10
+"""Names that are looked up at one time; the others wait."""
+
+
+def look_up_apart(reactor: Any) -> None:
+    """Have `reactor` look names up in threads of their own, which nobody waits for.
+
+    Its own threads are waited for at the end, and a name service that hangs would keep the process from ending.
+    """
+    takes_one = IReactorPluggableNameResolver.providedBy(reactor)
+    if takes_one:
+        threads = ThreadPool(0, _LOOK_UPS, "names")
+        threads.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
+        threads.start()
+        reactor.installNameResolver(GAIResolver(reactor, lambda: threads))
 
 
 @implementer(IStreamClientEndpoint)

@@ -41,6 +41,7 @@ from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available, microseconds
 from fooproxy.process import keep_time, print_line, spare_the_collector
 from fooproxy.recovery import Recovery
+from fooproxy.resolver import look_up_apart
 from fooproxy.saver import InUse, Saver
 from fooproxy.saving import Saving
 from fooproxy.stats import CLEAN, SessionStats, Stats
@@ -79,6 +80,7 @@ class ProxyService(Service):
 
     def __init__(self, options: Options, reactor: Any) -> None:
         keep_time(reactor)
+        look_up_apart(reactor)
         self._options = options
         self._reactor = reactor
         self._stopping = False
