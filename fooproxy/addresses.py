@@ -16,12 +16,17 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from fooproxy.resolver import NamedEndpoint
-from fooproxy.transport import ClientEndpoint, ServerEndpoint
+from fooproxy.transport import ClientEndpoint, Port, ServerEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+    from twisted.internet.interfaces import (
+        IListeningPort,
+        IProtocolFactory,
+        IStreamClientEndpoint,
+        IStreamServerEndpoint,
+    )
 
     from fooproxy.poller import Poller
 
@@ -30,6 +35,8 @@ _EXPECTED = (
     "or a Twisted endpoint description such as unix:/run/foo.sock"
 )
 _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
+
+_INHERITED = re.compile(r"systemd:(.*:)?domain=INET6?(:.*)?")
 
 # Twisted's own 50 overflows when many clients come at once, and each client that is dropped waits a second.
 _BACKLOG = 4096
@@ -66,14 +73,18 @@ def server_endpoint(
 ) -> IStreamServerEndpoint:
     """Make the endpoint that listens at `text`, on `interface` when `text` names none (``""``: all of IPv4).
 
-    With a `poller`, connections of the short forms have our own transports, polled by it, in place of Twisted's.
+    With a `poller`, connections of the short forms, and of TCP sockets that were inherited (``systemd:``), have our own
+    transports, polled by it, in place of Twisted's.
 
     :raises ValueError: `text` is no address; the message says what would be one.
     """
     short = host_port(text)
     if short is None:
-        described: IStreamServerEndpoint = _described(endpoints.serverFromString, reactor, text)
-        return described
+        described = _described(endpoints.serverFromString, reactor, text)
+        if poller is not None and is_polled(text):
+            described.reactor = _Adopting(poller)
+        endpoint: IStreamServerEndpoint = described
+        return endpoint
     host = short.host or interface
     if poller is not None:
         return ServerEndpoint(poller, short.port, _BACKLOG, host)
@@ -105,6 +116,22 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
     if isIPv6Address(host):
         return endpoints.TCP6ClientEndpoint(reactor, host, port)
     return endpoints.HostnameEndpoint(reactor, host, port)
+
+
+def is_polled(text: str) -> bool:
+    """Whether the connections of an address have our own transports, given a poller."""
+    return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
+
+
+class _Adopting:
+    """Stands for the reactor where Twisted has it adopt a socket that was inherited."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
+        """Listen on `fd`, which its owner keeps open when this port is closed."""
+        return Port.adopt(fd, factory, self._poller)
 
 
 def shown(address: Any) -> str:

@@ -34,7 +34,7 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 from twisted.python.util import runAsEffectiveUser
 
-from fooproxy.addresses import client_endpoint, host_port, server_endpoint, shown
+from fooproxy.addresses import client_endpoint, is_polled, server_endpoint, shown
 from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
@@ -88,7 +88,7 @@ class ProxyService(Service):
         self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic, self._log_end)
         forward = options["forward"]
-        has_all_traffic = None not in (host_port(forward), host_port(options["listen"]))
+        has_all_traffic = is_polled(forward) and is_polled(options["listen"])
         self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
         self._may_rest = has_all_traffic and self._poller is not None
         if self._poller is not None:

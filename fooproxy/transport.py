@@ -229,6 +229,14 @@ class Transport(tcp.Connection):
 class Port(tcp.Port):
     """A listening socket whose connections have our transports."""
 
+    @classmethod
+    def adopt(cls, fd: int, factory: IProtocolFactory, poller: Poller) -> Port:
+        """Listen on a socket that listens already, by a descriptor of its own: closing this one leaves the other be."""
+        with socket.socket(fileno=os.dup(fd)) as inherited:
+            port: Port = cls._fromListeningDescriptor(poller, fd, inherited.family, factory)
+        port.startListening()
+        return port
+
     @staticmethod
     def transport(  # type: ignore[override]
         skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller

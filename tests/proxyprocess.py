@@ -151,12 +151,19 @@ def fooproxy(
     command: Sequence[str] = (*TWISTD, "-n"),
     log: str = "stderr",
     stdout: int | None = None,
+    inherited: Sequence[int] = (),
 ) -> Iterator[Proxy]:
     """Run the proxy in `folder`, with `more` options; where it is told to log is said by `log`."""
     arguments = [*command, "fooproxy", *options(folder, upstream), *more]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=stdout or out, stderr=err, cwd=folder, env=ENVIRONMENT
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout or out,
+            stderr=err,
+            cwd=folder,
+            env=ENVIRONMENT,
+            pass_fds=inherited,
         )
     try:
         proxy = Proxy(process, folder / log, folder / "stdout")

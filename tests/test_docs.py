@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from fooproxy.stats import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "contrib" / "systemd" / "fooproxy.service"
+SOCKET = UNIT.with_suffix(".socket")
+WITH_SOCKET = UNIT.with_name("fooproxy-socket.conf")
 OURS = re.compile(r"(?!\.data/|\.venv/)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:cfg|in|py|rst|toml)")
 """A relative path in the checkout, or a file at its top."""
 
@@ -72,23 +75,39 @@ def test_the_documentation_builds_without_a_warning_and_has_every_statistic(tmp_
     assert "fooproxy_messages_total" in page
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("activated", [False, True], ids=["alone", "with its socket"])
+def test_systemd_accepts_the_unit(tmp_path: Path, activated: bool) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     # The program must exist, and nothing is installed in /opt here.
     text = UNIT.read_text().replace("/opt/fooproxy/bin/twistd", sys.executable)
     (tmp_path / UNIT.name).write_text(text)
-    command = ["systemd-analyze", "verify", "--man=no", str(tmp_path / UNIT.name)]
+    units = [tmp_path / UNIT.name]
+    if activated:
+        folder = tmp_path / f"{UNIT.name}.d"
+        folder.mkdir()
+        shutil.copy(WITH_SOCKET, folder)
+        units.append(Path(shutil.copy(SOCKET, tmp_path)))
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
     verify = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     # A wrong line is no error to it: it says that it ignores the line.
-    assert UNIT.name not in verify.stdout + verify.stderr
+    assert "fooproxy" not in verify.stdout + verify.stderr
     assert verify.returncode == 0, verify.stderr
 
 
-def setting(name: str) -> str:
+def setting(name: str, unit: Path = UNIT) -> str:
     """Give a setting of the unit."""
-    (value,) = re.findall(rf"^{name}=(.*)$", UNIT.read_text(), re.MULTILINE)
+    (value,) = re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
     return str(value)
+
+
+def test_the_socket_unit_is_what_the_command_line_with_it_asks_for() -> None:
+    (environment,) = shlex.split(setting("Environment", WITH_SOCKET))
+    options = environment.removeprefix("FOOPROXY_OPTIONS=").split()
+    assert options[options.index("--listen") + 1] == "systemd:domain=INET:index=0"
+    host, port = setting("ListenStream", SOCKET).split(":")
+    assert socket.inet_aton(host)
+    assert f":{port}" == Options()["listen"]
 
 
 def test_the_units_command_line_is_one_that_the_proxy_takes() -> None:
