@@ -125,7 +125,7 @@ class ProxyService(Service):
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        site = Web(self.stats, self.health, self.bridge.sessions, self._saving.report, time.time).site()
+        site = Web(self.stats, self.health, self.bridge.sessions, self._saving.report, time.time).site(self._reactor)
         self._http_port = self._listen("http", http, site)
 
     def startService(self) -> None:
@@ -168,7 +168,7 @@ class ProxyService(Service):
     def _announce(self) -> None:
         self.health.starting = False
         self.log.info("listening for clients on {address}", address=_listening(self._relay_port))
-        self.log.info("serving HTTP on http://{address}/", address=_listening(self._http_port))
+        self.log.info("serving HTTP on {url}", url=_url(self._http_port))
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let what is under way finish, save; fires when all is done."""
@@ -315,6 +315,11 @@ def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> A
 
 def _listening(port: Any) -> str:
     return shown(port.getHost())
+
+
+def _url(port: Any) -> str:
+    """Say where HTTP is served; a unix socket has no URL that all clients know."""
+    return f"http://{_listening(port)}/" if hasattr(port.getHost(), "port") else f"unix:{_listening(port)}"
 
 
 async def _closed(port: IListeningPort | None) -> None:

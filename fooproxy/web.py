@@ -10,21 +10,21 @@ import json
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 from klein import Klein
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
-from twisted.web.server import Request, Site
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__, overview
 from fooproxy.exposition import exposition
+from fooproxy.site import QuietSite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
     from twisted.web.iweb import IRequest
 
@@ -138,45 +138,6 @@ class Query:
         return text
 
 
-class PlainRequest(Request):
-    """A request of which only method, path and headers matter; what clients can do with the rest is undone."""
-
-    def gotLength(self, length: int | None) -> None:
-        """Make no room for a body."""
-        super().gotLength(0)
-
-    def handleContentChunk(self, data: bytes) -> None:
-        """Drop the body: nothing here takes one, and spooling it could fill the disk."""
-
-    def process(self) -> None:
-        """Serve the request, the only one of its connection: who sends many at once must not hold up the relay."""
-        self.channel.persistent = False
-        self.setHeader("Connection", "close")
-        # Nothing here depends on the host, and odd ones make the routing fail.
-        self.requestHeaders.setRawHeaders(b"host", [b"fooproxy"])
-        if b"://" in self.path:
-            # The absolute form, which a server has to take too.
-            self.path = b"/" + self.path.split(b"://", 1)[1].partition(b"/")[2]
-        try:
-            unquote_to_bytes(self.path).decode()
-        except UnicodeDecodeError:
-            self.path = b"/not-a-text"
-        if not self.path.startswith(b"/"):
-            self.path = b"/"
-        self.uri = self.path
-        super().process()
-
-
-class QuietSite(Site):
-    """A site that keeps no access log: health checks would fill it."""
-
-    noisy = False
-    requestFactory = PlainRequest
-
-    def log(self, request: object) -> None:
-        """Write nothing."""
-
-
 class Web:
     """The resource: routes over `stats`, `health` and the `sessions` that are open.
 
@@ -202,9 +163,9 @@ class Web:
         files = (resources.files("fooproxy") / "static").iterdir()
         self._static = {file.name: file.read_bytes() for file in files if Path(file.name).suffix in _TYPES}
 
-    def site(self) -> Site:
+    def site(self, clock: IReactorTime) -> QuietSite:
         """Give the factory that serves all this."""
-        return QuietSite(self.app.resource(), timeout=60)
+        return QuietSite(self.app.resource(), clock)
 
     @app.route("/stats", methods=["GET"])
     def stats(self, request: IRequest) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from treq.testing import StubTreq
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
@@ -64,10 +65,12 @@ class Site:
 
     def say(self, head: bytes) -> bytes:
         """Send raw bytes to the real site, and give its raw answer."""
-        channel: Any = self._web.site().buildProtocol(None)
+        clock = Clock()
+        channel: Any = self._web.site(clock).buildProtocol(None)
         transport = StringTransport()
         channel.makeConnection(transport)
         channel.dataReceived(head)
+        clock.advance(0)
         channel.connectionLost(Failure(ConnectionDone()))
         answer: bytes = transport.value()
         return answer
