@@ -37,7 +37,7 @@ class Case:
         self.endpoint = Endpoint()
         self.upstream = Upstream(self.endpoint, "foo:8001", self.clock, timeout)  # type: ignore[arg-type]
         self.results: list[Any] = []
-        self.connecting = self.upstream.connect(Factory())
+        self.connecting = self.upstream.connect(Factory.forProtocol(Protocol))
         self.connecting.addBoth(self.results.append)
 
     def refuse(self) -> None:
@@ -286,7 +286,7 @@ def test_the_upstream_is_unreachable_from_a_failure_to_the_next_success() -> Non
     case.refuse()
     assert "refused" in str(case.upstream.unreachable(10))
     case.clock.advance(0.05)
-    case.endpoint.attempts[-1].callback("protocol")
+    case.endpoint.attempts[-1].callback(case.endpoint.factories[-1].buildProtocol(None))
     assert case.upstream.unreachable(10) is None
 
 
