@@ -8,15 +8,16 @@ The rules::
                  one that cannot write pauses the reading of the other, so at most a buffer a direction is held.
     half-closed  A FIN is passed on after what came before it.  After the client's, the session ends when its
                  observer calls it settled (servers may keep their side open for ever), after the upstream's when the
-                 client closes too; in both cases at the latest when the upstream is silent for `FIN_TIMEOUT`.
-    closing      What was received is still delivered, for `SEND_TIMEOUT` at most; then the session is aborted.
+                 client closes too; in both cases at the latest when the upstream has been silent for too long.
+    closing      What was received is still delivered, as long as its peer takes it.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
 
 When the upstream is lost, or a client that is not read any more is to go, the client gets all there is for it and a
 FIN, and what it still sends is read and dropped until it closes, for a while: closing with data unread would send a
 reset, which may overtake the replies.
 
-It knows nothing of messages, counting, HTTP or files.  The service composes it; an `Observer` answers for the traffic.
+It knows nothing of messages, counting, HTTP or files.  The service composes it; an `Observer` answers for the traffic,
+and a `fooproxy.timeouts.Sweep` tells of sessions that are idle and of peers that do not read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from twisted.internet.protocol import ClientFactory, ServerFactory
 
 from fooproxy.deadlines import Deadlines
 from fooproxy.leg import Leg
+from fooproxy.timeouts import Timeouts
 
 if TYPE_CHECKING:
     import typing
@@ -43,6 +45,10 @@ if TYPE_CHECKING:
         @property
         def settled(self) -> bool:
             """Whether the client waits for nothing, and no message is half-way through."""
+
+        @property
+        def idle(self) -> float:
+            """Seconds since something came, from either leg."""
 
         @property
         def between_requests(self) -> bool:
@@ -71,13 +77,12 @@ LOOK_INTERVAL = 1.0
 """Seconds between two looks at whether a client that waits for its upstream leg is still there."""
 
 FIN_TIMEOUT = 10.0
-"""Seconds that a half-closed session waits for the upstream to say something."""
+"""Seconds that a client has to say what it has to say, or to close, when its upstream has closed."""
 
 LINGER_TIMEOUT = 1.0
 """Seconds that a drained client has to close after our FIN, if it may have sent requests that were not read."""
 
-SEND_TIMEOUT = 60.0
-"""Seconds that a peer may take to read what is left for it."""
+_DEFAULTS = Timeouts()
 
 
 class Session:
@@ -90,6 +95,10 @@ class Session:
         self.upstream: Leg | None = None
         self.ending = False
         """Whether each chunk may be the last, so that `proceed` is to be called after it."""
+        self.pauses = 0
+        """How often a leg was not read for a while, since the other could not write."""
+        self.stirred = float("-inf")
+        """When something last passed that `Observer.idle` knows nothing of; the sweep's to set."""
         self._closing = False
         self._draining = False
         self._connecting: Deferred[Any] | None = None
@@ -146,7 +155,7 @@ class Session:
         else:
             other.half_close()
             self._end_soon()
-            self._expect(FIN_TIMEOUT, self._upstream_is_silent)
+            self._await_upstream()
 
     def proceed(self, leg: Leg) -> None:
         """See, while the session is ending, whether what `leg` just did ends it."""
@@ -159,7 +168,7 @@ class Session:
                 self.close()
         elif leg is not self.client:
             if self in self._factory.deadlines:
-                self._expect(FIN_TIMEOUT, self._upstream_is_silent)
+                self._await_upstream()
         elif self._draining and self.observer.between_requests and not leg.paused:
             leg.pause()
 
@@ -184,10 +193,20 @@ class Session:
             # What the upstream sent before it went is still to be read.
             leg.ignore()
             self._end_soon()
-            self._expect(SEND_TIMEOUT, self.close)
+            self._await_upstream()
             leg.resumeProducing()
         else:
             self.close()
+
+    def unread(self, leg: Leg) -> None:
+        """Give `leg` up: its peer has taken nothing for too long."""
+        self._reason = "send_timeout"
+        leg.transport.abortConnection()
+
+    def expire(self) -> None:
+        """End a session in which nothing has passed for too long."""
+        self._because("idle_timeout")
+        self.close()
 
     def drain(self) -> None:
         """Close as soon as nothing is under way; a session still connecting has nothing under way."""
@@ -206,7 +225,7 @@ class Session:
 
     def close(self) -> None:
         """Close both legs once they have delivered what was received."""
-        self._begin_to_close(SEND_TIMEOUT, self._give_up)
+        self._begin_to_close()
         for leg in self._left():
             leg.close()
 
@@ -214,7 +233,7 @@ class Session:
         """Be gone at once; what was not delivered is dropped."""
         if self._reason in (None, "drained"):
             self._reason = "aborted"
-        self._begin_to_close(SEND_TIMEOUT, self.abort)
+        self._begin_to_close()
         for leg in self._left():
             leg.transport.abortConnection()
 
@@ -223,7 +242,8 @@ class Session:
         if self.client.finished or not self.client.can_half_close:
             self.close()
             return
-        self._begin_to_close(timeout, self.close)
+        self._begin_to_close()
+        self._expect(timeout, self.close)
         if self.upstream is not None and not self.upstream.lost:
             self.upstream.close()
         self.client.ignore()
@@ -235,29 +255,30 @@ class Session:
         if self._reason is None:
             self._reason = reason
 
-    def _begin_to_close(self, timeout: float, then: Callable[[], None]) -> None:
+    def _begin_to_close(self) -> None:
         self._closing = True
         self.ending = False
+        self._factory.deadlines.clear(self)
         if self._connecting is not None:
             self._connecting.cancel()
-        self._expect(timeout, then)
 
     def _expect(self, timeout: float, then: Callable[[], None]) -> None:
         """Wait for whatever is due for `timeout` seconds from now on, and do `then` if it has not come."""
         self._factory.deadlines.set(self, timeout, then)
 
+    def _await_upstream(self) -> None:
+        """Wait for the upstream to say something, but not for ever."""
+        timeout = self._factory.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
+        self._expect(timeout, self._upstream_is_silent)
+
     def _upstream_is_silent(self) -> None:
-        if self.upstream is not None and self.upstream.paused:
+        if self.upstream is not None and self.upstream.paused and not self.upstream.finished:
             # It is not: its replies wait for a client that reads slowly.
-            self._expect(SEND_TIMEOUT, self.close)
+            self._await_upstream()
         else:
             if self.client.finished:
                 self._reason = "half_close_timeout"
             self.close()
-
-    def _give_up(self) -> None:
-        self._reason = "send_timeout"
-        self.abort()
 
     def _ended(self) -> None:
         if self not in self._factory.sessions:
@@ -293,6 +314,7 @@ class Session:
 
     def note_pause(self, leg: Leg) -> None:
         """Take notice that `leg` is not read for now."""
+        self.pauses += 1
         self.observer.paused("client" if leg is self.client else "upstream")
 
     def _left(self) -> Iterator[Leg]:
@@ -332,9 +354,11 @@ class BridgeFactory(ServerFactory):
         connect: Callable[[ClientFactory], Deferred[Any]],
         observe: Callable[[], Observer],
         clock: IReactorTime,
+        timeouts: Timeouts = _DEFAULTS,
     ) -> None:
         self.connect = connect
         self.observe = observe
+        self.timeouts = timeouts
         self.deadlines: Deadlines[Session] = Deadlines(clock)
         self.sessions: set[Session] = set()
         self._drained: list[Deferred[None]] = []

@@ -17,7 +17,19 @@ from fooproxy.addresses import client_endpoint, server_endpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_SECONDS = ("connect-timeout", "drain-timeout", "recovery-max-age")
+_SECONDS = (
+    "connect-timeout",
+    "idle-timeout",
+    "client-fin-timeout",
+    "send-timeout",
+    "drain-timeout",
+    "recovery-max-age",
+)
+_NEVER_ZERO = {
+    "connect-timeout": "no time to connect",
+    "client-fin-timeout": "no time for a reply",
+    "send-timeout": "no time to read",
+}
 
 
 class Options(usage.Options):
@@ -38,6 +50,9 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         ["recovery-path", None, ".data/recovery.json", "File that keeps the statistics over a restart."],
         ["recovery-max-age", None, "10", "Seconds after which saved statistics are too old to go on from."],
         ["connect-timeout", None, "5", "Seconds to keep trying to connect to the Foo server for a client."],
+        ["idle-timeout", None, "0", "Seconds after which a session in which nothing passes is ended; 0 for never."],
+        ["client-fin-timeout", None, "10", "Seconds that a client which has closed its side waits for each reply."],
+        ["send-timeout", None, "60", "Seconds after which a peer that reads nothing of what waits for it is given up."],
         ["drain-timeout", None, "10", "Seconds that a stop waits for replies that are still outstanding."],
     ]
 
@@ -92,6 +107,6 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
             seconds = math.nan
         if not 0 <= seconds < math.inf:
             raise usage.UsageError(f"--{name}: {text!r} is not a time; expected seconds, such as 10 or 2.5")
-        if name == "connect-timeout" and not seconds:
-            raise usage.UsageError(f"--{name}: {text!r} leaves no time to connect; expected seconds, such as 5 or 0.5")
+        if name in _NEVER_ZERO and not seconds:
+            raise usage.UsageError(f"--{name}: {text!r} leaves {_NEVER_ZERO[name]}; expected seconds, such as 5 or 0.5")
         return seconds

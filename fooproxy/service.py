@@ -45,6 +45,7 @@ from fooproxy.resolver import look_up_apart
 from fooproxy.saver import InUse, Saver
 from fooproxy.saving import Saving
 from fooproxy.stats import CLEAN, SessionStats, Stats
+from fooproxy.timeouts import Sweep, Timeouts
 from fooproxy.timetable import INTERVAL
 from fooproxy.upstream import Upstream
 from fooproxy.web import Health, Web
@@ -95,7 +96,9 @@ class ProxyService(Service):
             self._poller.afterwards.append(self._look)
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
-        self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor)
+        timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
+        self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
+        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up)
         self.health = Health(self._upstream, self._has_traffic)
         self._sampling = LoopingCall(self._sample)
         self._recording = LoopingCall(self.stats.history.record)
@@ -136,6 +139,7 @@ class ProxyService(Service):
         super().startService()
         self._or_refuse(self._saving.start)
         spare_the_collector()
+        self._sweep.start()
         self._sampling.start(INTERVAL, now=False)
         self._recording.start(1.0)
         self._answer(signal.SIGUSR2, self._report)
@@ -184,6 +188,7 @@ class ProxyService(Service):
         await self.bridge.drain()
         if deadline.active():
             deadline.cancel()
+        self._sweep.stop()
         if self._sampling.running:
             self._sampling.stop()
         self._recording.stop()

@@ -247,8 +247,9 @@ CLOSED = {
     "upstream_unresolved": "the upstream's name could not be resolved until --connect-timeout",
     "upstream_unreachable": "the upstream could not be connected for another reason until --connect-timeout",
     "connect_timeout": "the upstream did not answer until --connect-timeout",
-    "half_close_timeout": "the client had closed its side, and no further reply came in time",
-    "send_timeout": "a peer did not read in time what was left for it",
+    "half_close_timeout": "the client had closed its side, and no further reply came within --client-fin-timeout",
+    "idle_timeout": "nothing had passed in either direction for --idle-timeout",
+    "send_timeout": "a peer read nothing of what was waiting for it for --send-timeout",
     "drained": "the proxy was told to stop, and the session had no request in flight",
     "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
 }

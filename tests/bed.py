@@ -5,23 +5,25 @@ Deadlines run on a `task.Clock`, so that a test lets time pass by saying so.
 
 from __future__ import annotations
 
+import math
 import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 
 from fooproxy.addresses import client_endpoint, server_endpoint
-from fooproxy.bridge import SEND_TIMEOUT, BridgeFactory, Session
+from fooproxy.bridge import BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.poller import Poller, microseconds
 from fooproxy.stats import SessionStats, Stats
+from fooproxy.timeouts import Sweep, Timeouts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,9 @@ publisher: Any = globalLogPublisher
 
 PATIENCE = 20.0
 """Seconds after which something that a test waits for will not happen any more."""
+
+
+TIMEOUTS = Timeouts()
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -56,7 +61,8 @@ class Peer(Protocol):
 
     def connectionMade(self) -> None:
         self.connected_ = True
-        self.transport.setTcpNoDelay(True)
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
 
     def dataReceived(self, data: bytes) -> None:
         self.received += data
@@ -97,11 +103,12 @@ class Peers(Factory):
 class Bed:
     """An upstream, the relay before it, and clients."""
 
-    def __init__(self, transports: str) -> None:
+    def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
         self.poller = Poller(reactor) if transports == "ours" else None
         self.clock = Clock()
         self.stats = Stats(self.clock.seconds)
-        self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock)
+        self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
+        self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up)
         self.gate: Deferred[None] = succeed(None)
         """Holds every connect to the upstream back until it fires."""
         self.upstreams = Peers()
@@ -117,6 +124,7 @@ class Bed:
     async def start(self) -> None:
         publisher.addObserver(self.notice)
         self.ports = [await self.listen(self.upstreams), await self.listen_relay()]
+        self.sweep.start()
 
     async def stop(self) -> None:
         try:
@@ -133,7 +141,8 @@ class Bed:
                 peer.reset()
         self.bridge.abort()
         await until(lambda: not self.bridge.sessions)
-        self.clock.advance(SEND_TIMEOUT)
+        self.sweep.stop()
+        self.clock.advance(60)
         assert not self.clock.getDelayedCalls()
         await until(lambda: all(peer.lost or not peer.connected_ for peer in self.clients.built + self.upstreams.built))
 
@@ -166,6 +175,11 @@ class Bed:
 
         self.gate.addBoth(opened)
         return mine
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass as it does: the sweep gets all its turns."""
+        steps = math.ceil(seconds / self.bridge.timeouts.interval)
+        self.clock.pump([seconds / steps] * steps)
 
     async def client(self) -> Peer:
         """Connect a client."""

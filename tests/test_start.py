@@ -14,7 +14,14 @@ from fooproxy import __version__
 from .proxyprocess import TWIST, TWISTD, options, run
 
 ADDRESSES = ("listen", "forward", "http")
-TIMES = ("connect-timeout", "drain-timeout", "recovery-max-age")
+TIMES = (
+    "connect-timeout",
+    "idle-timeout",
+    "client-fin-timeout",
+    "send-timeout",
+    "drain-timeout",
+    "recovery-max-age",
+)
 OPTIONS = (*ADDRESSES, *TIMES, "recovery-path")
 
 WRONG_OPTIONS = [
@@ -27,7 +34,7 @@ WRONG_OPTIONS = [
     ("--forward", "0", "'0'"),
     ("--forward", "tcp:no-port", "tcp:no-port"),
     ("--drain-timeout", "inf", "inf"),
-    ("--connect-timeout", "0", "'0'"),
+    *[(f"--{option}", "0", "'0'") for option in ("connect-timeout", "client-fin-timeout", "send-timeout")],
     ("--recovery-path", "", "''"),
 ]
 """The option, a wrong value, and what the line must name."""
