@@ -6,6 +6,7 @@ It builds nothing; the service reads it.  A usage error says which option, which
 from __future__ import annotations
 
 import math
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from twisted.python import usage
 
 from fooproxy import __version__
 from fooproxy.addresses import client_endpoint, server_endpoint
+from fooproxy.admission import network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +35,10 @@ _NEVER_ZERO = {
 
 
 class Options(usage.Options):
-    """What an operator may say.  Addresses stay as they were written, times become floats."""
+    """What an operator may say.  Addresses stay as they were written, times become floats.
+
+    ``max-connections`` becomes a number, `None` for ``auto``; ``allow`` is a list of networks, empty when all may come.
+    """
 
     synopsis = "[options]"
     longdesc = """\
@@ -47,6 +52,7 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         ["listen", "l", ":8002", "ADDRESS where clients connect."],
         ["forward", "f", ":8001", "ADDRESS of the Foo server; on this machine when it names no host."],
         ["http", None, "127.0.0.1:8088", "ADDRESS of the statistics page; 127.0.0.1 when it names no host."],
+        ["max-connections", None, "auto", "Sessions at once; auto is as many as the file descriptors are enough for."],
         ["recovery-path", None, ".data/recovery.json", "File that keeps the statistics over a restart."],
         ["recovery-max-age", None, "10", "Seconds after which saved statistics are too old to go on from."],
         ["connect-timeout", None, "5", "Seconds to keep trying to connect to the Foo server for a client."],
@@ -59,6 +65,17 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
     optFlags = [
         ["log-sessions", None, "Log the end of each session, with its counts, and not only ends that are no good."],
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["allow"] = []
+
+    def opt_allow(self, text: str) -> None:
+        """Network (192.0.2.0/24) or address whose clients may connect, and others not; may be repeated."""
+        try:
+            self["allow"].append(network(text))
+        except ValueError as error:
+            raise usage.UsageError(f"--allow: {error}") from None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -85,6 +102,12 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         self._check_address("http", server_endpoint, reactor)
         for name in _SECONDS:
             self[name] = self._seconds(name)
+        self["max-connections"] = self._max_connections()
+        if self["allow"] and self["listen"].startswith("haproxy:"):
+            raise usage.UsageError(
+                f"--allow: cannot be told with --listen {self['listen']}, where the client's address comes too late; "
+                "expected it without haproxy:, or a rule such as 'tcp-request connection reject' in what connects here"
+            )
         if not self["recovery-path"]:
             raise usage.UsageError("--recovery-path: '' names no file; expected a path such as .data/recovery.json")
 
@@ -98,6 +121,17 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
             endpoint(reactor, self[name])
         except ValueError as error:
             raise usage.UsageError(f"--{name}: {error}") from error
+
+    def _max_connections(self) -> int | None:
+        text = self["max-connections"]
+        if text == "auto":
+            return None
+        # int() takes underscores, blanks and other scripts' digits as well.
+        if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+            raise usage.UsageError(
+                f"--max-connections: {text!r} is no number of sessions; expected one above 0, or auto"
+            )
+        return int(text)
 
     def _seconds(self, name: str) -> float:
         text = self[name]

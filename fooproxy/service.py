@@ -35,6 +35,7 @@ from twisted.python.failure import Failure
 from twisted.python.util import runAsEffectiveUser
 
 from fooproxy.addresses import client_endpoint, is_polled, server_endpoint, shown
+from fooproxy.admission import Gate, session_limit
 from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
@@ -87,7 +88,7 @@ class ProxyService(Service):
         self._stopping = False
         self._is_quiet = False
         self._patience = options["drain-timeout"]
-        self.stats = Stats(time.monotonic, self._log_end)
+        self.stats = Stats(time.monotonic, self._session_ended)
         forward = options["forward"]
         has_all_traffic = is_polled(forward) and is_polled(options["listen"])
         self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
@@ -99,6 +100,7 @@ class ProxyService(Service):
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
         self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up)
+        self._gate: Gate | None = None
         self.health = Health(self._upstream, self._has_traffic)
         self._sampling = LoopingCall(self._sample)
         self._recording = LoopingCall(self.stats.history.record)
@@ -127,6 +129,7 @@ class ProxyService(Service):
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
+        self._put_up_gate(self._relay_port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         site = Web(self.stats, self.health, self.bridge.sessions, self._saving.report, time.time).site(self._reactor)
         self._http_port = self._listen("http", http, site)
@@ -260,6 +263,19 @@ class ProxyService(Service):
             os.write(waiting, f"1 {why}".encode("ascii", "backslashreplace")[:100])
             os.close(waiting)
         raise SystemExit(1)
+
+    def _put_up_gate(self, port: Any) -> None:
+        stats = self.stats
+        stats.connections_limit = limit = session_limit(self._options["max-connections"])
+        # stdio: is one session, and no port.
+        if hasattr(port, "socket"):
+            sessions, allowed = self.bridge.sessions, self._options["allow"]
+            self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
+
+    def _session_ended(self, session: SessionStats, reason: str) -> None:
+        if self._gate is not None:
+            self._gate.let_in()
+        self._log_end(session, reason)
 
     def _log_end(self, session: SessionStats, reason: str) -> None:
         """Write one line on a session that has ended; that of one that ended as it should is for the curious."""

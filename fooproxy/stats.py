@@ -127,6 +127,9 @@ class Stats:
         self.connections_total = 0
         self.closed: dict[str, int] = dict.fromkeys(CLOSED, 0)
         self.reads_paused: dict[str, int] = {"client": 0, "upstream": 0}
+        self.accepts_paused: dict[str, int] = {"limit": 0, "descriptors": 0}
+        self.connections_limit: int = 0
+        """Sessions that may be open at once."""
         self.saves: dict[str, int] = {"ok": 0, "failed": 0}
         self.sessions: set[SessionStats] = set()
         self.clients = Clients()
@@ -191,6 +194,11 @@ class Stats:
         """All NAK, whichever leg they came from."""
         return self.client.nak + self.upstream.nak
 
+    def not_allowed(self) -> None:
+        """Take notice of a client that was closed at once and never became a session."""
+        self.connections_total += 1
+        self.closed["not_allowed"] += 1
+
     @property
     def connect_failures(self) -> dict[str, int]:
         """Sessions that got no upstream leg, by reason."""
@@ -220,7 +228,12 @@ class Stats:
                 yield f"{leg}_{attribute}", _Attributes(counts), attribute
         yield "connections_total", _Attributes(self), "connections_total"
         yield "responses_unmatched", _Attributes(self.latency), "unmatched"
-        for name, counters in (("closed", self.closed), ("paused", self.reads_paused), ("saves", self.saves)):
+        for name, counters in (
+            ("closed", self.closed),
+            ("paused", self.reads_paused),
+            ("accepts_paused", self.accepts_paused),
+            ("saves", self.saves),
+        ):
             for key in counters:
                 yield f"{name}_{key}", counters, key
 
@@ -250,6 +263,7 @@ CLOSED = {
     "half_close_timeout": "the client had closed its side, and no further reply came within --client-fin-timeout",
     "idle_timeout": "nothing had passed in either direction for --idle-timeout",
     "send_timeout": "a peer read nothing of what was waiting for it for --send-timeout",
+    "not_allowed": "the client's address was none that --allow names",
     "drained": "the proxy was told to stop, and the session had no request in flight",
     "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
 }
@@ -345,6 +359,9 @@ FIELDS = (
         lambda s: s.history.recent().summary(),
     ),
     Field("connections_active", "gauge", "sessions", "Sessions that are open now.", lambda s: len(s.sessions)),
+    Field(
+        "connections_limit", "gauge", "sessions", "Sessions that may be open at once.", lambda s: s.connections_limit
+    ),
     Field("connections_total", "counter", "sessions", "Client connections accepted.", lambda s: s.connections_total),
     Field(
         "connections_closed", "counter", "sessions", "Sessions that have ended, by reason.", lambda s: dict(s.closed)
@@ -362,6 +379,13 @@ FIELDS = (
         "pauses",
         "Times that a leg was not read for a while, since the other could not be written to, by leg.",
         lambda s: dict(s.reads_paused),
+    ),
+    Field(
+        "accepts_paused",
+        "counter",
+        "pauses",
+        "Times that clients were left waiting, at the limit or without file descriptors, by cause.",
+        lambda s: dict(s.accepts_paused),
     ),
     Field("recovery_saves", "counter", "saves", "Saves of the recovery file, by result.", lambda s: dict(s.saves)),
     Field("uptime_seconds", "gauge", "seconds", "Time since this process started.", lambda s: s.uptime),

@@ -51,6 +51,7 @@ def test_the_readme_has_the_reports_fields() -> None:
 def test_the_readme_has_the_options() -> None:
     expected = [(f"--{name}", default, meaning) for name, _, default, meaning in PARAMETERS]
     expected += [(f"--{name}", "off", meaning) for name, _, meaning in FLAGS]
+    expected += [("--allow", "all", Options.opt_allow.__doc__)]
     assert table(parsed("README.rst"), "Options") == expected
 
 

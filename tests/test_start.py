@@ -22,7 +22,7 @@ TIMES = (
     "drain-timeout",
     "recovery-max-age",
 )
-OPTIONS = (*ADDRESSES, *TIMES, "recovery-path")
+OPTIONS = (*ADDRESSES, *TIMES, "recovery-path", "max-connections", "allow")
 
 WRONG_OPTIONS = [
     *[(f"--{option}", value, value) for option in ADDRESSES for value in ("70000", "nonsense")],
@@ -35,6 +35,9 @@ WRONG_OPTIONS = [
     ("--forward", "tcp:no-port", "tcp:no-port"),
     ("--drain-timeout", "inf", "inf"),
     *[(f"--{option}", "0", "'0'") for option in ("connect-timeout", "client-fin-timeout", "send-timeout")],
+    *[("--max-connections", value, repr(value)) for value in ("", "0", "-1", "many", "1_000", "1e3", "\u0663")],
+    *[("--allow", value, repr(value)) for value in ("", "everybody", "192.0.2.0/33", "foo.example")],
+    ("--allow", "192.0.2.7/24", "192.0.2.0/24"),
     ("--recovery-path", "", "''"),
 ]
 """The option, a wrong value, and what the line must name."""
@@ -66,6 +69,12 @@ def test_a_wrong_value_is_refused_with_one_line(tmp_path: Path, option: str, val
 def test_a_wrong_command_line_is_refused_with_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
     (line,) = refuses(tmp_path, *arguments).splitlines()
     assert line.startswith("fooproxy: ") and named in line
+
+
+def test_networks_that_may_connect_are_not_taken_where_addresses_come_too_late(tmp_path: Path) -> None:
+    arguments = ("--allow", "192.0.2.0/24", "--listen", "haproxy:tcp:8002")
+    (line,) = refuses(tmp_path, *arguments).splitlines()
+    assert "--allow" in line and "haproxy:tcp:8002" in line
 
 
 def critical(log: str) -> str:

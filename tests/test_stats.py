@@ -203,6 +203,14 @@ def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
     assert everything.connect_failures == {"refused": 1, "unresolved": 0, "unreachable": 0, "timeout": 0}
 
 
+def test_a_client_that_is_not_allowed_counts_as_accepted_and_ended() -> None:
+    everything = stats()
+    everything.not_allowed()
+    report = everything.report()
+    assert (report["connections_active"], report["connections_total"]) == (0, 1)
+    assert report["connections_closed"]["not_allowed"] == 1
+
+
 def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
     told: list[tuple[str, str, int, int]] = []
     everything = Stats(
@@ -296,6 +304,8 @@ def test_counters_come_back_as_they_were() -> None:
     session.upstream.feed(b"NAK 2\n", 1)
     session.paused("client")
     before.saves["ok"] += 3
+    before.accepts_paused["limit"] += 2
+    before.not_allowed()
     session.ended("send_timeout")
     after.restore(before.counters())
     assert before.report()["responses_unmatched"] == 0
