@@ -166,6 +166,9 @@ class Leg(Protocol):
     def close(self) -> None:
         """Close after what is written so far."""
         self.ignore()
+        if not self.can_half_close:
+            # TLS is over when the peer has said so too, which must be read.
+            self.transport.resumeProducing()
         # A paused producer that is still registered would keep Twisted from ever closing.
         self.transport.unregisterProducer()
         self.transport.loseConnection()

@@ -301,6 +301,20 @@ async def test_a_client_that_does_not_take_leave_is_given_up(bed: AnyBed) -> Non
     await until(lambda: not bed.bridge.sessions)
 
 
+@ensure
+@only("ssl")
+async def test_a_client_that_was_not_read_when_its_session_closed_is_still_heard_taking_leave(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received)
+    drained = bed.bridge.drain()
+    assert bed.session().client.paused
+    upstream.transport.write(b"ACK 1\n")
+    await drained
+    assert client.received == b"ACK 1\n"
+    assert reasons(bed) == {"drained": 1}
+
+
 # Half-closed clients
 
 
