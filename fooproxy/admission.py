@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
-RESERVE = 64
-"""File descriptors kept for all but sessions: listeners, the web side, log, saves, look-ups of names."""
+RESERVE = 164
+"""File descriptors kept for all but sessions: listeners, log, saves, look-ups of names, and the web side's clients."""
 
 RETRY = 1.0
 """Seconds after which accepting is tried again when there were no file descriptors."""

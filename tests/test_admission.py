@@ -333,9 +333,9 @@ def clients(count: int, port: int) -> Iterator[list[socket.socket]]:
 
 
 def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is_served(tmp_path: Path) -> None:
-    command = allowing(soft=70, hard=100)
+    command = allowing(soft=170, hard=200)
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
-        limit = (100 - RESERVE) // 2
+        limit = (200 - RESERVE) // 2
         assert proxy.stats("connections_limit") == {"connections_limit": limit}
         with clients(limit + 20, proxy.port) as waiting:
             for client in waiting:
@@ -353,8 +353,8 @@ def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is
 
 
 def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warning(tmp_path: Path) -> None:
-    with fooproxy(tmp_path, "--max-connections", "5000", command=allowing(100, 100)) as proxy:
-        limit = (100 - RESERVE) // 2
+    with fooproxy(tmp_path, "--max-connections", "5000", command=allowing(200, 200)) as proxy:
+        limit = (200 - RESERVE) // 2
         assert proxy.stats("connections_limit") == {"connections_limit": limit}
         (line,) = re.findall(r".*#warn\].*", proxy.log)
         assert "--max-connections 5000" in line and f"to {limit}" in line and "LimitNOFILE" in line
