@@ -51,12 +51,14 @@ class Poller:
 
     With `patience`, in seconds, it waits so long for the next events itself before it goes back to `reactor`: good
     where it has all the traffic, since a turn of the reactor costs more than a message, and bad where it has a part.
+    `clock` gives the microseconds that stand for each batch.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, patience: float = 0.0) -> None:
+    def __init__(self, reactor: Any, patience: float = 0.0, clock: Callable[[], int] = microseconds) -> None:
         self.callLater = reactor.callLater
+        self._clock = clock
         self.patience = patience
         self._reactor = reactor
         self.pump = Pump(self._do_afterwards)
@@ -139,7 +141,7 @@ class Poller:
             events = poll(patience, _BATCH)
             if not events:
                 return
-            now = microseconds()
+            now = self._clock()
             others, stuck = relay(events, now)
             # All that was read is written before anything else happens to any transport.
             for sink, data in stuck:

@@ -12,7 +12,6 @@ from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, U
 from twisted.internet.ssl import CertificateOptions
 
 from fooproxy.interceptor import InterceptorFactory
-from fooproxy.poller import microseconds
 from fooproxy.timeouts import Timeouts, is_writing, unacknowledged
 
 from .bed import TIMEOUTS, Bed, Peer, reactor, until
@@ -43,7 +42,7 @@ class AnyBed(Bed):
             return await super().listen_relay()
         if self.kind == "ssl":
             (self._folder / "relay.pem").write_bytes(certificate())
-        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, microseconds)
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
         port: IListeningPort = await serverFromString(reactor, descriptions[self.kind]).listen(factory)
         return port
 

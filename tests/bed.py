@@ -21,7 +21,7 @@ from zope.interface import implementer
 from fooproxy.addresses import client_endpoint, server_endpoint
 from fooproxy.bridge import BridgeFactory, Session
 from fooproxy.interceptor import InterceptorFactory
-from fooproxy.poller import Poller, microseconds
+from fooproxy.poller import Poller
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timeouts import Sweep, Timeouts
 
@@ -104,8 +104,9 @@ class Bed:
     """An upstream, the relay before it, and clients."""
 
     def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
-        self.poller = Poller(reactor) if transports == "ours" else None
+        self.poller = Poller(reactor, clock=self.tick) if transports == "ours" else None
         self.clock = Clock()
+        self._ticks = 0
         self.stats = Stats(self.clock.seconds)
         self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
         self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up)
@@ -115,6 +116,11 @@ class Bed:
         self.clients = Peers()
         self.ports: list[IListeningPort] = []
         self.failures: list[str] = []
+
+    def tick(self) -> int:
+        """Give the time in microseconds, a little more each time: what came later has a later time."""
+        self._ticks += 1
+        return round(self.clock.seconds() * 1e6) + self._ticks
 
     def notice(self, event: Any) -> None:
         """Remember what was logged as a failure: there must be none."""
@@ -151,12 +157,12 @@ class Bed:
         return port
 
     async def listen_relay(self) -> IListeningPort:
-        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, microseconds)
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
         port: IListeningPort = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(factory)
         return port
 
     def connect_upstream(self, factory: Any) -> Deferred[Any]:
-        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, microseconds)
+        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, self.tick)
 
         async def connect() -> Any:
             await self._opened()
