@@ -348,7 +348,7 @@ async def test_a_reset_ends_a_session_in_which_nobody_reads(bed: Bed, gone: str)
     (client if gone == "client" else upstream).reset()
     # The other one still does not read; it is given its time, and no more.
     await until(lambda: len(list(session._left())) < 2 or session.ending)
-    bed.pass_time(FIN_TIMEOUT + TIMEOUTS.send + 2 * TIMEOUTS.interval)
+    bed.pass_time(FIN_TIMEOUT + 2 * TIMEOUTS.send)
     await until(lambda: not bed.bridge.sessions)
 
 
@@ -375,7 +375,7 @@ async def test_a_peer_that_never_reads_is_aborted_at_the_deadline(bed: Bed) -> N
     client.transport.pauseProducing()
     await flood(upstream, source)
     bed.session().close()
-    bed.pass_time(TIMEOUTS.send + TIMEOUTS.interval)
+    bed.pass_time(2 * TIMEOUTS.send)
     await until(lambda: not bed.bridge.sessions)
 
 
