@@ -49,6 +49,7 @@ class Leg(Protocol):
     finished = False
     """Whether the peer has sent its FIN, or is gone."""
     lost = False
+    _half_closed = False
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -155,7 +156,9 @@ class Leg(Protocol):
     def half_close(self) -> None:
         """Send a FIN after what is written so far, if possible."""
         self.transport.unregisterProducer()
-        if self.can_half_close:
+        # Twisted takes a second FIN for a failed write, and so the connection for lost.
+        if self.can_half_close and not self._half_closed:
+            self._half_closed = True
             self.transport.loseWriteConnection()
 
     def ignore(self) -> None:

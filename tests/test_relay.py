@@ -268,6 +268,25 @@ async def test_a_client_that_ignores_the_end_of_its_upstream_is_closed_at_the_de
 
 
 @ensure
+async def test_an_upstream_that_resets_after_its_fin_leaves_the_client_its_time_to_close(bed: Bed) -> None:
+    client, upstream = await bed.pair()
+    upstream.transport.write(b"ACK 1\n")
+    upstream.transport.loseWriteConnection()
+    await until(lambda: client.fin)
+    session = bed.session()
+    upstream.reset()
+    # Writing to it shows that it is gone.
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: session.state == "closing")
+    client.transport.write(b"REQ 2\n")
+    await until(lambda: bed.stats.report()["msg_req"] == 2)
+    assert bed.bridge.sessions
+    assert not client.lost
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+
+
+@ensure
 async def test_both_ends_may_go_at_the_same_time(bed: Bed) -> None:
     for end in (Peer.reset, lambda peer: peer.transport.loseConnection()):
         client, upstream = await bed.pair()
