@@ -1,0 +1,149 @@
+"""What is fuzzed: each target takes any bytes, and raises if the code under test does what it must not.
+
+It knows no fuzzer; `python -m tests.fuzz` runs a target under one, and the tests run it on the corpus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from twisted.python.usage import UsageError
+
+from fooproxy.analyzer import Counts
+from fooproxy.options import Options
+from fooproxy.recovery import Recovery, SavedState
+from fooproxy.saver import Saver, Unusable
+from fooproxy.stats import SessionStats, Stats
+
+_SESSIONS = 3
+_GOOD = Path(__file__).with_name("corpus").joinpath("recovery", "ours").read_bytes()
+_LINE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?[0-9]+(?:[ \t]+[^\n]*)?", re.DOTALL)
+
+
+def analyzer(data: bytes) -> None:
+    r"""Feed both legs of sessions with chunks, and compare with one look at each whole line.
+
+    Before each chunk is a byte that says whose it is (two bits), from which leg (one bit), how often it is repeated
+    (two bits), which makes long lines and large chunks, and whether somebody asks for the counts then (one bit).
+    After each but the last is a ``\xff``.
+    """
+    now = 0.0
+    stats = Stats(lambda: now)
+    sessions = [SessionStats(stats) for _ in range(_SESSIONS)]
+    streams = [(bytearray(), bytearray()) for _ in sessions]
+    in_flight = [0] * _SESSIONS
+    for number, piece in enumerate(data.split(b"\xff")):
+        if not piece:
+            continue
+        now = float(number)
+        which, leg = (piece[0] & 3) % _SESSIONS, piece[0] >> 2 & 1
+        chunk = piece[1:] * (1, 3, 50, 700)[piece[0] >> 3 & 3]
+        stream = streams[which][leg]
+        before = _reference(stream)
+        stream += chunk
+        tapped = (sessions[which].client, sessions[which].upstream)[leg]
+        tapped.feed(chunk, number * 1_000_000)
+        after = _reference(stream)
+        if leg:
+            in_flight[which] = max(0, in_flight[which] - sum(after[2:4]) + sum(before[2:4]))
+        else:
+            in_flight[which] += sum(after[1:]) - sum(before[1:])
+        if piece[0] & 32:
+            assert _told(tapped.counts) == after
+    stats.catch_up()
+    due = [[_reference(stream) for stream in both] for both in streams]
+    for leg, total in enumerate((stats.client, stats.upstream)):
+        assert _told(total) == [sum(counts) for counts in zip(*(both[leg] for both in due), strict=True)]
+    for session, both, counts, waiting in zip(sessions, streams, due, in_flight, strict=True):
+        assert [_told(session.client.counts), _told(session.upstream.counts)] == counts
+        assert session.exchange.in_flight == waiting
+        for tapped, stream in zip((session.client, session.upstream), both, strict=True):
+            assert tapped.mid_line == (bytes(stream[-1:]) not in (b"", b"\n"))
+            assert len(tapped.head) <= 7
+    assert stats.in_flight == sum(in_flight)
+
+
+def _told(counts: Counts) -> list[int]:
+    return [counts.bytes, counts.req, counts.ack, counts.nak, counts.invalid]
+
+
+def _reference(stream: bytearray) -> list[int]:
+    lines = bytes(stream).split(b"\n")[:-1]
+    matches = [_LINE.fullmatch(line) or _LINE.fullmatch(line.removesuffix(b"\r")) for line in lines]
+    types = [match[1] if match else b"" for match in matches]
+    return [len(stream), *(types.count(word) for word in (b"REQ", b"ACK", b"NAK", b""))]
+
+
+def options(data: bytes) -> None:
+    """Parse a command line, its arguments separated by newlines: it is good, a usage error, or asks for help."""
+    arguments = data.decode("utf-8", "surrogateescape").split("\n")
+    parsed = Options()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            parsed.parseOptions(arguments)
+        except UsageError as error:
+            assert str(error)
+            return
+        except SystemExit as end:
+            assert end.code in (0, 2)
+            return
+    for name in ("connect-timeout", "drain-timeout", "recovery-max-age"):
+        assert 0 <= parsed[name] < float("inf")
+    assert all(parsed[name] for name in ("listen", "forward", "http", "recovery-path"))
+
+
+def recovery(data: bytes) -> None:
+    """Load a recovery file: it is unusable, or becomes a state that can be shown, saved and loaded again.
+
+    What begins with ``@`` is a good file in which something is replaced, see `_changed`.
+    """
+    if data.startswith(b"@"):
+        data = _changed(data[1:])
+    with tempfile.TemporaryDirectory(prefix="fooproxy-fuzz-") as folder:
+        path = Path(folder, "recovery.json")
+        path.write_bytes(data)
+        saver = Saver(path)
+        try:
+            state = SavedState(saver.read())
+        except Unusable as error:
+            assert str(error)
+            state = None
+        stats = Stats(lambda: 1000.0)
+        now = 0.0 if state is None else state.saved_at
+        Recovery(stats, saver, lambda: now, 10.0).load()
+        assert (state is None) == path.with_name("recovery.json.unusable").exists()
+        assert path.exists() == (state is not None)
+        saved = Recovery(stats, saver, lambda: now, 10.0).state()
+        json.dumps([saved, stats.report()])
+        assert min([*stats.counters().values(), *saved["requests_10s"], *saved["responses_10s"]]) >= 0
+        if state is None:
+            assert not any(stats.counters().values())
+            return
+        saver.write(saved)
+        again = Stats(lambda: 1000.0)
+        Recovery(again, saver, lambda: now, 10.0).load()
+        assert Recovery(again, saver, lambda: now, 10.0).state() == saved
+
+
+def _changed(changes: bytes) -> bytes:
+    """Change a good file: each line names a place in it, such as ``latency.sum``, and after ``=`` JSON to put there."""
+    content = json.loads(_GOOD)
+    for line in changes.decode("utf-8", "replace").split("\n"):
+        place, _, value = line.partition("=")
+        holder = content
+        *folders, name = place.split(".")
+        for folder in folders:
+            inner = holder.get(folder)
+            holder = inner if isinstance(inner, dict) else holder
+        with contextlib.suppress(ValueError, RecursionError):
+            holder[name] = json.loads(value)
+    return json.dumps(content).encode()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"analyzer": analyzer, "options": options, "recovery": recovery}
