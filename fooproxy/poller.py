@@ -86,6 +86,10 @@ class Poller:
         """Call `writer.doWrite` no more."""
         self._change(writer, 0, _OUT)
 
+    def getWriters(self) -> list[Any]:
+        """Give those whose `doWrite` is to be called."""
+        return [self._polled[fd] for fd, events in self._events.items() if events & _OUT]
+
     def forget(self, selectable: Any) -> None:
         """Call `selectable` no more: it is about to close, which takes it from the epoll too."""
         fd = selectable.fileno()

@@ -99,7 +99,8 @@ class ProxyService(Service):
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
-        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up)
+        all_polled = self._poller if has_all_traffic else None
+        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, all_polled)
         self._gate: Gate | None = None
         self.health = Health(self._upstream, self._has_traffic)
         self._sampling = LoopingCall(self._sample)

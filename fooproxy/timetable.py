@@ -57,9 +57,8 @@ class TimeTable:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing was counted in the whole frame, so that samples say nothing until `resume` is called."""
-        first, now = self._samples[0], self._now()
-        return now.time - first.time >= FRAME and first[1:] == now[1:]
+        """Whether nothing was counted for a second, so that samples say nothing until `resume` is called."""
+        return self.rates(1) == (0.0, 0.0)
 
     def resume(self) -> None:
         """Go on after a pause in which nothing was counted: what is counted from now on came from now on."""

@@ -109,7 +109,7 @@ class Bed:
         self._ticks = 0
         self.stats = Stats(self.clock.seconds)
         self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
-        self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up)
+        self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
         self.gate: Deferred[None] = succeed(None)
         """Holds every connect to the upstream back until it fires."""
         self.upstreams = Peers()
