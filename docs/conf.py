@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fooproxy import __version__
 from fooproxy.exposition import exposition
+from fooproxy.fields import CLOSED, FIELDS
 from fooproxy.options import Options
-from fooproxy.stats import CLOSED, FIELDS, Stats
+from fooproxy.stats import Stats
 
 project = "fooproxy"
 author = "the fooproxy developers"

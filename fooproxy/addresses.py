@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
+from fooproxy.endpoints import ClientEndpoint, Port, ServerEndpoint
 from fooproxy.resolver import NamedEndpoint
-from fooproxy.transport import ClientEndpoint, Port, ServerEndpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,17 +1,10 @@
-r"""Turns the bytes of one leg into counts of messages: sans-IO, and the only place that knows the grammar.
+"""Turns the bytes of one leg into counts of messages: sans-IO.
 
-The rules, for each line (whatever stands between two ``\n``)::
+A line that matches the grammar counts by its type when its newline is seen; any other counts as invalid.  Of a line
+that is not finished an analyzer carries no bytes from chunk to chunk but the shortest line that stands at the same
+place in the grammar: at most seven bytes, however long the line is.
 
-    Type <one or more spaces or tabs> Seq [<one or more spaces or tabs> Data]
-
-with Type ``REQ``, ``ACK`` or ``NAK``, Seq decimal digits with an optional sign, Data any bytes, and one CR tolerated
-at the end.  A line that matches counts by its Type when its newline is seen; any other counts as invalid.
-
-The theory.  Whether a line is a message is decided by its head alone, and all that can still matter of an
-unfinished line is where in the grammar its head stands.  So an analyzer carries no bytes of it from chunk to chunk
-but the shortest line that stands at the same place (see `canonical`): at most seven bytes, however long the line is.
-
-The practice.  Chunks are only put by when they come, and counted together, those of all sessions, when there are some
+Chunks are only put by when they come, and counted together, those of all sessions, when there are some
 dozens of them or when somebody asks: that is soon enough for them to be in the processor's caches still, and the code
 that counts them is fetched into those once for all of them.  Whole lines are counted without a step per line in Python.
 One search finds the first newline that is not followed by a head as it is usual on this kind of leg; when there is
@@ -22,10 +15,9 @@ It knows no sockets, no clocks, no Twisted.  The interceptor feeds it, and says 
 
 from __future__ import annotations
 
-import re
-import sys
 from typing import TYPE_CHECKING
 
+from fooproxy.grammar import LONG, NO_REPLY, NO_REQUEST, TYPES, canonical, heads_of
 from fooproxy.latency import LONGEST, bucket
 
 if TYPE_CHECKING:
@@ -33,41 +25,10 @@ if TYPE_CHECKING:
 
     _Fed = tuple["Analyzer", bytes, int]
 
-_HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
-_TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
-
-# What is usual on a leg: these types, a space, up to twenty digits, a space or the end.  Anything else may be a message
-# all the same, and is looked at more closely.  Python 3.11 need not remember where it could take digits back.
-_DIGITS = rb"[0-9]{1,20}" + (b"+" if sys.version_info >= (3, 11) else b"")
-_NO_REQUEST = re.compile(rb"\n(?!REQ " + _DIGITS + rb"[ \n])")
-_NO_REPLY = re.compile(rb"\n(?!ACK " + _DIGITS + rb"[ \n]|NAK " + _DIGITS + rb"[ \n])")
-
-_IN_DATA = re.compile(_HEAD + rb"[ \t]")
-_IN_SEQ = re.compile(_HEAD + rb"(\r?)")
-_IN_GAP = re.compile(rb"(REQ|ACK|NAK)[ \t]+([+-]?)")
-_IN_TYPE = frozenset(word[:length] for word in (b"REQ", b"ACK", b"NAK") for length in range(4))
-_HOPELESS = b"!"
 _NEWLINE, _A = b"\nA"
 
 _ENOUGH = 32
 """Chunks from which on it pays to count them."""
-
-_LONG = 256
-"""Bytes of a first line from which on it pays to find each newline, and to look at the heads alone."""
-
-_HEAD_SIZE = 32
-"""Bytes that hold a newline and any usual head."""
-
-
-def canonical(head: bytes) -> bytes:
-    """Give the shortest beginning of a line that every continuation turns into the same count as `head`."""
-    if match := _IN_DATA.match(head):
-        return match[1] + b" 0 "
-    if match := _IN_SEQ.fullmatch(head):
-        return match[1] + b" 0" + match[2]
-    if match := _IN_GAP.fullmatch(head):
-        return match[1] + b" " + match[2]
-    return head if head in _IN_TYPE else _HOPELESS
 
 
 class Counts:
@@ -184,7 +145,7 @@ class Analysis:
         """Chunks that were fed and not looked at, each with its analyzer."""
         self.requests = requests
         self._before = before
-        self._slip = (_NO_REQUEST if requests else _NO_REPLY).search
+        self._slip = (NO_REQUEST if requests else NO_REPLY).search
 
     def digest(self) -> None:
         """Catch up if it is worth it."""
@@ -295,14 +256,14 @@ class Analysis:
         end = chunk.rfind(b"\n") + 1
         tail = chunk[end:] if end else head + chunk
         analyzer.head = canonical(tail) if tail else b""
-        lines = _heads(head, chunk, end) if chunk.find(b"\n", 0, _LONG) < 0 else None
+        lines = heads_of(head, chunk, end) if chunk.find(b"\n", 0, LONG) < 0 else None
         if lines is None:
             lines = b"".join((b"\n", head, memoryview(chunk)[:end]))
         ended = lines.count(b"\n") - 1
         req = ack = nak = 0
         usual = self._are_usual(lines)
         if not usual:
-            types = _TYPES.findall(head + chunk[:end])
+            types = TYPES.findall(head + chunk[:end])
             req, ack, nak = map(types.count, (b"REQ", b"ACK", b"NAK"))
         elif self.requests:
             req = ended
@@ -345,24 +306,3 @@ def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:
         else:
             whole.append(entry)
     return whole, rest
-
-
-def _heads(head: bytes, chunk: bytes, end: int) -> bytes | None:
-    r"""Give the lines of `head` and `chunk` up to `end`, cut to their heads, with a ``\n`` before each and at the end.
-
-    `None` when the lines are not long after all, so that they are better looked at all at once.
-    """
-    if not end:
-        return b"\n"
-    find = chunk.find
-    here = find(b"\n")
-    heads = [b"\n", (head + chunk[: min(here, _HEAD_SIZE)])[:_HEAD_SIZE]]
-    for _ in range(end // _LONG + 1):
-        if here == end - 1:
-            heads.append(b"\n")
-            return b"".join(heads)
-        following = find(b"\n", here + 1)
-        cut = here + _HEAD_SIZE
-        heads.append(chunk[here : cut if cut < following else following])
-        here = following
-    return None

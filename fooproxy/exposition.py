@@ -20,7 +20,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__
-from fooproxy.stats import FIELDS
+from fooproxy.fields import FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

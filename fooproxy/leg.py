@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-    from fooproxy.bridge import Session
+    from fooproxy.session import Session
 
 
 def _drop(data: bytes) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from fooproxy.bridge import Session
+    from fooproxy.session import Session
     from fooproxy.stats import SessionStats, Stats
 
 MOST = 500

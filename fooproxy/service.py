@@ -37,6 +37,7 @@ from twisted.python.util import runAsEffectiveUser
 from fooproxy.addresses import client_endpoint, is_polled, server_endpoint, shown
 from fooproxy.admission import Gate, session_limit
 from fooproxy.bridge import BridgeFactory
+from fooproxy.fields import CLEAN
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available, microseconds
@@ -45,7 +46,7 @@ from fooproxy.recovery import Recovery
 from fooproxy.resolver import look_up_apart
 from fooproxy.saver import InUse, Saver
 from fooproxy.saving import Saving
-from fooproxy.stats import CLEAN, SessionStats, Stats
+from fooproxy.stats import SessionStats, Stats
 from fooproxy.timeouts import Sweep, Timeouts
 from fooproxy.timetable import INTERVAL
 from fooproxy.upstream import Upstream

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IReactorTime
 
-    from fooproxy.bridge import Session
     from fooproxy.leg import Leg
     from fooproxy.poller import Poller
+    from fooproxy.session import Session
 
 _SHARE = 10
 _SHORTEST_INTERVAL = 0.1

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
     from twisted.web.iweb import IRequest
 
-    from fooproxy.bridge import Session
+    from fooproxy.session import Session
     from fooproxy.stats import Stats
     from fooproxy.upstream import Upstream
 

@@ -19,9 +19,10 @@ from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 
 from fooproxy.addresses import client_endpoint, server_endpoint
-from fooproxy.bridge import BridgeFactory, Session
+from fooproxy.bridge import BridgeFactory
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.poller import Poller
+from fooproxy.session import Session
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timeouts import Sweep, Timeouts
 

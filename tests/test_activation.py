@@ -25,8 +25,9 @@ import pytest
 import pytest_twisted
 
 from fooproxy.addresses import is_polled
+from fooproxy.endpoints import Port
 from fooproxy.poller import Poller
-from fooproxy.transport import Port, Transport
+from fooproxy.transport import Transport
 
 from .bed import Peers, reactor, until
 from .fooserver import PATIENCE, FooServer, connect, exchange, read_lines, replies_to

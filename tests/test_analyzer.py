@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fooproxy.analyzer import Analysis, Analyzer, Counts, canonical
+from fooproxy.analyzer import Analysis, Analyzer, Counts
+from fooproxy.grammar import canonical
 from fooproxy.latency import Exchange, Histogram, Latency
 
 # The grammar once more, by another road: each line on its own, with nothing carried over.

@@ -15,9 +15,9 @@ import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 
+from fooproxy.fields import FIELDS
 from fooproxy.options import Options
 from fooproxy.saving import LAST_SAVE_TIMEOUT
-from fooproxy.stats import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
 UNIT = ROOT / "contrib" / "systemd" / "fooproxy.service"

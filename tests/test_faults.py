@@ -19,7 +19,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from fooproxy.bridge import Session
+from fooproxy.session import Session
 
 from .bed import Bed, reactor, until
 from .faults import (

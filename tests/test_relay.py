@@ -11,8 +11,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
-from fooproxy.bridge import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, Session
 from fooproxy.leg import Leg
+from fooproxy.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, Session
 
 from .bed import TIMEOUTS, Bed, Peer, until
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fooproxy import __version__
-from fooproxy.stats import FIELDS, SessionStats, Stats
+from fooproxy.fields import FIELDS
+from fooproxy.stats import SessionStats, Stats
 from fooproxy.timetable import FRAME, INTERVAL, TimeTable
 
 

@@ -17,8 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock, deferLater
 
-from fooproxy.bridge import FIN_TIMEOUT
 from fooproxy.leg import Leg
+from fooproxy.session import FIN_TIMEOUT
 from fooproxy.timeouts import Sweep, Timeouts, acknowledged, is_writing, unacknowledged
 
 from .anybed import KINDS, AnyBed

@@ -14,7 +14,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from fooproxy import __version__
-from fooproxy.stats import FIELDS, SessionStats, Stats
+from fooproxy.fields import FIELDS
+from fooproxy.stats import SessionStats, Stats
 from fooproxy.web import Health, Web
 
 
