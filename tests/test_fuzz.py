@@ -28,7 +28,7 @@ def test_the_corpus_passes(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_is_found_in_a_few_seconds(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("atheris") is None:
-        pytest.skip("atheris is not installed; there are no wheels of it for this machine")
+        pytest.skip("atheris is not installed: pip install -e '.[fuzz]'")
     command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS), "--findings", str(tmp_path)]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
