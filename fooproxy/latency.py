@@ -170,7 +170,7 @@ class Exchange:
         self.buckets = _NONE
         """How many latencies fell into each bucket."""
         self.last = 0
-        """When anything came last, whole requests apart."""
+        """When anything came last, but for whole requests that have a time of their own here."""
         self._unmatched = 0
         self._cut_short = 0
         self._total = total
@@ -210,6 +210,7 @@ class Exchange:
             self.later.append([time, count])
         else:
             self.later[-1][1] += count
+            self.last = time
 
     def cut_short(self, time: int) -> None:
         """Take notice of a last request that has no newline."""

@@ -61,7 +61,7 @@ class Poller:
         self._clock = clock
         self.patience = patience
         self._reactor = reactor
-        self.pump = Pump(self._do_afterwards)
+        self.pump = Pump(self._do_afterwards, clock)
         """What relays between transports, without anybody in between."""
         self.afterwards: list[Callable[[], None]] = []
         """What to call after each batch of events, when all is written."""
@@ -171,7 +171,8 @@ class Poller:
     def _serve(self, fd: int, event: int, why: Any) -> None:
         """Serve an event that is not the pump's, or for which that has found out `why` the connection ends."""
         # An event earlier in the batch may have closed this one.  If its number is in use again already, the newcomer
-        # finds nothing to read, which is no harm: no event is believed before a call confirms it.
+        # finds nothing to read, which is no harm: no event is believed before a call confirms it, and the ends that the
+        # pump has found come before anybody new.
         selectable = self._polled.get(fd)
         if selectable is None:
             return

@@ -2,7 +2,8 @@
 
 After a system call nothing of Python's is in the processor's caches, and each bytecode costs several times what it
 costs in a loop; so between two of them there is only what cannot be done later, for many chunks at once.  That is also
-why no function is called here for a chunk but the kernel's, and why one time, that of the batch, stands for all of it.
+why no function is called here for a chunk but the kernel's, and why one time stands for all that is read before any of
+it is written.
 
 It knows file descriptors and taps, and calls nothing of a transport or a protocol: what it cannot do itself it gives
 back to the poller, which owns it.  A faster one, in a compiled language, would have to do just what `relay` does.
@@ -41,11 +42,12 @@ _LARGE = 4096
 class Pump:
     """Relays from each source to its sink, and shows what it relays to the source's tap.
 
-    `look` is called to have the taps look at what they were shown.
+    `look` is called to have the taps look at what they were shown.  `clock` gives the time, in microseconds.
     """
 
-    def __init__(self, look: Callable[[], None]) -> None:
+    def __init__(self, look: Callable[[], None], clock: Callable[[], int]) -> None:
         self._look = look
+        self._clock = clock
         self._taps: dict[int, Tap] = {}
         self._sinks: dict[Tap, Transport] = {}
         self._boxes: list[list[Any]] = []
@@ -68,10 +70,11 @@ class Pump:
     def relay(self, events: Iterable[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Transport, bytes]]]:
         """Relay what `events`, a file descriptor and its events each, bring at the time `now`.
 
-        Gives the events that are somebody else's to serve, and the chunks that could not be written at once, each with
-        the sink whose `write` is to have it.
+        Gives the events that are somebody else's to serve, ends first, and the chunks that could not be written at
+        once, each with the sink whose `write` is to have it.
         """
         taps, read = self._taps, os.read
+        ends: list[Event] = []
         others: list[Event] = []
         starts = [len(box) for box in self._boxes]
         for fd, event in events:
@@ -87,19 +90,21 @@ class Pump:
             except BlockingIOError:
                 continue
             except OSError:
-                others.append((fd, event, main.CONNECTION_LOST))
+                ends.append((fd, event, main.CONNECTION_LOST))
                 continue
             if not chunk:
-                others.append((fd, event, main.CONNECTION_DONE))
+                ends.append((fd, event, main.CONNECTION_DONE))
                 continue
             tap.waiting.append((tap, chunk, now))
             if len(chunk) > _LARGE:
                 self._write(starts)
                 self._look()
                 starts = [len(box) for box in self._boxes]
+                # What is read from here on may be the reply to what was just written.
+                now = max(self._clock(), now + 1)
         self._write(starts)
         stuck, self._stuck = self._stuck, []
-        return others, stuck
+        return ends + others, stuck
 
     def _write(self, starts: list[int]) -> None:
         """Write what was put into each box since it was as long as `starts` says."""

@@ -161,14 +161,19 @@ class ProxyService(Service):
     def _sample(self) -> None:
         """Take a sample of the counters, and rest while nothing passes: to wake up costs more than the sample."""
         self.stats.times.sample()
-        if self._may_rest and self.stats.times.is_quiet:
+        if self._may_rest and self.running and self.stats.times.is_quiet:
             self._sampling.stop()
+
+    def _wake(self) -> None:
+        """Take samples again, if that rests."""
+        if not self._sampling.running:
+            self.stats.times.resume()
+            self._sampling.start(INTERVAL, now=False)
 
     def _look(self) -> None:
         """Have what came counted, if it is much; the poller calls this after each batch of events."""
-        if not self._sampling.running and self.running:
-            self.stats.times.resume()
-            self._sampling.start(INTERVAL, now=False)
+        if self.running:
+            self._wake()
         self.stats.digest()
 
     def _has_traffic(self) -> bool:
@@ -186,6 +191,8 @@ class ProxyService(Service):
 
     async def _drain_and_save(self) -> None:
         self.health.draining = True
+        # There is no rest until the end: what still passes is to be sampled.
+        self._wake()
         await _closed(self._relay_port)
         if self.bridge.sessions:
             await deferLater(self._reactor, _LAST_LOOK)
@@ -194,8 +201,7 @@ class ProxyService(Service):
         if deadline.active():
             deadline.cancel()
         self._sweep.stop()
-        if self._sampling.running:
-            self._sampling.stop()
+        self._sampling.stop()
         self._recording.stop()
         await self._saving.stop()
         await _closed(self._http_port)

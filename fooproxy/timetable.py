@@ -57,8 +57,11 @@ class TimeTable:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing was counted for a second, so that samples say nothing until `resume` is called."""
-        return self.rates(1) == (0.0, 0.0)
+        """Whether nothing was counted for a second, so that samples say nothing until `resume` is called.
+
+        After a sample that was passed over, nobody knows yet.
+        """
+        return not self._passed_over and self.rates(1) == (0.0, 0.0)
 
     def resume(self) -> None:
         """Go on after a pause in which nothing was counted: what is counted from now on came from now on."""

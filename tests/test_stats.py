@@ -118,6 +118,18 @@ def test_what_came_since_a_sample_that_was_late_is_not_taken_for_quiet() -> None
     assert not traffic.table.is_quiet
 
 
+def test_a_gap_is_not_taken_for_quiet_before_it_was_read() -> None:
+    traffic = Traffic()
+    traffic.run(3, rate=0)
+    # The process was stopped; what came meanwhile is read after the timers have run.
+    traffic.now += 3
+    traffic.table.sample()
+    assert not traffic.table.is_quiet
+    traffic.requests += 1500
+    traffic.run(0.1, rate=0)
+    assert traffic.table.rates(1)[0] == pytest.approx(500, rel=0.15)
+
+
 def test_memory_is_bounded_by_the_frame() -> None:
     traffic = Traffic()
     traffic.run(120, rate=100)
@@ -254,6 +266,17 @@ def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
     everything.digest()
     assert session.client.req == 1
     assert everything.requests == session.client.req == 2
+
+
+def test_a_session_is_not_idle_however_many_requests_wait() -> None:
+    now = 0.0
+    stats = Stats(lambda: now)
+    session = SessionStats(stats)
+    for _ in range(400):
+        now += 1
+        session.client.feed(b"REQ 1\n", round(now * 1e6))
+    stats.catch_up()
+    assert session.idle == 0.0
 
 
 def test_pauses_are_counted_by_leg() -> None:
