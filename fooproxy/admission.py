@@ -48,6 +48,13 @@ def session_limit(asked: int | None) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         descriptors = hard
     most = max((descriptors - RESERVE) // 2, 1)
+    if descriptors < RESERVE + 2:
+        _log.warn(
+            "only {descriptors} file descriptors are allowed, and {reserve} are wanted for all but sessions; "
+            "raise their hard limit (ulimit -Hn, or LimitNOFILE in the unit)",
+            descriptors=descriptors,
+            reserve=RESERVE,
+        )
     if asked is None:
         return most
     if asked > most:
@@ -68,6 +75,8 @@ def network(text: str) -> Network:
     :raises ValueError: it is neither; the message says what would be.
     """
     try:
+        if "%" in text:
+            raise ValueError("networks have no zones")
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(

@@ -62,7 +62,19 @@ class Analyzer:
     upstream's ACKs are its replies but for the NAKs.
     """
 
-    __slots__ = ("_stray", "analysis", "apart", "bytes", "exchange", "head", "invalid", "nak", "outlet", "waiting")
+    __slots__ = (
+        "_stray",
+        "analysis",
+        "apart",
+        "bytes",
+        "exchange",
+        "head",
+        "invalid",
+        "is_muted",
+        "nak",
+        "outlet",
+        "waiting",
+    )
 
     many = 64
     """Chunks that may wait for being counted."""
@@ -83,11 +95,13 @@ class Analyzer:
         """The shortest line that counts as the one that has begun."""
         self.apart = False
         """Whether its next chunk is to be counted alone."""
+        self.is_muted = False
+        """Whether what it is fed from now on does not count."""
 
     def feed(self, chunk: bytes, time: int) -> None:
         """Take `chunk`, the next bytes of the leg, and when it came, in microseconds."""
         waiting = self.waiting
-        if chunk:
+        if chunk and not self.is_muted:
             waiting.append((self, chunk, time))
         if len(waiting) > self.many or len(chunk) > self.large:
             self.analysis.catch_up()

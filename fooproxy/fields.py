@@ -40,6 +40,7 @@ CLOSED = {
     "send_timeout": "a peer read nothing of what was waiting for it for --send-timeout",
     "not_allowed": "the client's address was none that --allow names",
     "drained": "the proxy was told to stop, and the session had no request in flight",
+    "crashed": "the proxy itself ended, without having been told to stop",
     "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
 }
 """Why sessions end: all reasons there are, with their meanings."""

@@ -163,6 +163,7 @@ class Leg(Protocol):
 
     def ignore(self) -> None:
         """Drop what the peer sends from now on."""
+        self.session.note_ignored(self)
         self.forward = _drop
         self._receive(_drop)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python import usage
 
 from fooproxy import __version__
-from fooproxy.addresses import client_endpoint, server_endpoint
+from fooproxy.addresses import client_endpoint, host_port, server_endpoint
 from fooproxy.admission import network
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ _NEVER_ZERO = {
     "client-fin-timeout": "no time for a reply",
     "send-timeout": "no time to read",
 }
+
+
+_THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
 
 
 class Options(usage.Options):
@@ -100,6 +103,9 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         self._check_address("listen", server_endpoint, reactor)
         self._check_address("forward", client_endpoint, reactor)
         self._check_address("http", server_endpoint, reactor)
+        listen, forward = host_port(self["listen"]), host_port(self["forward"])
+        if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
+            raise usage.UsageError(f"--forward: {self['forward']!r} is where the proxy itself listens; name the server")
         for name in _SECONDS:
             self[name] = self._seconds(name)
         self["max-connections"] = self._max_connections()
@@ -129,7 +135,7 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         # int() takes underscores, blanks and other scripts' digits as well.
         if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
             raise usage.UsageError(
-                f"--max-connections: {text!r} is no number of sessions; expected one above 0, or auto"
+                f"--max-connections: {text!r} is no number of sessions; expected one from 1 to 999999999, or auto"
             )
         return int(text)
 

@@ -196,6 +196,9 @@ class ProxyService(Service):
         await _closed(self._relay_port)
         if self.bridge.sessions:
             await deferLater(self._reactor, _LAST_LOOK)
+        if self.bridge.sessions and self._patience:
+            count, seconds = len(self.bridge.sessions), self._patience
+            self.log.info("stopping: {count} sessions have up to {seconds:g} s", count=count, seconds=seconds)
         deadline = self._reactor.callLater(self._patience, self._cut_short)
         await self.bridge.drain()
         if deadline.active():

@@ -63,6 +63,9 @@ if TYPE_CHECKING:
         def paused(self, leg: str) -> None:
             """Tell that a leg, ``client`` or ``upstream``, is not read for now, since the other cannot write."""
 
+        def ignored(self, leg: str) -> None:
+            """Tell that nothing is relayed any more of what is received from a leg, ``client`` or ``upstream``."""
+
         def ended(self, reason: str) -> None:
             """Tell that both legs are gone, and why."""
 
@@ -313,7 +316,14 @@ class Session:
     def note_pause(self, leg: Leg) -> None:
         """Take notice that `leg` is not read for now."""
         self.pauses += 1
-        self.observer.paused("client" if leg is self.client else "upstream")
+        self.observer.paused(self._name(leg))
+
+    def note_ignored(self, leg: Leg) -> None:
+        """Take notice that what `leg` still receives is dropped."""
+        self.observer.ignored(self._name(leg))
+
+    def _name(self, leg: Leg) -> str:
+        return "client" if leg is self.client else "upstream"
 
     def _left(self) -> Iterator[Leg]:
         """Give the legs that are there and not lost, as they are when their turn comes."""

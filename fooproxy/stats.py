@@ -77,6 +77,10 @@ class SessionStats:
         """Take notice that the reading of a leg, ``client`` or ``upstream``, was paused."""
         self._stats.reads_paused[leg] += 1
 
+    def ignored(self, leg: str) -> None:
+        """Take notice that what comes from a leg is dropped from now on: it does not count, as it does not pass."""
+        (self.client if leg == "client" else self.upstream).is_muted = True
+
     def ended(self, reason: str) -> None:
         """Take notice that both legs are gone, and why: one of `CLOSED`."""
         stats = self._stats
@@ -207,9 +211,13 @@ class Stats:
         return {name: holder[key] for name, holder, key in self._lasting()}
 
     def restore(self, counters: Mapping[str, int]) -> None:
-        """Take back what `counters` gave; counters that it does not name stay as they are."""
+        """Take back what `counters` gave; counters that it does not name stay as they are.
+
+        Sessions that were open then have ended with their process.
+        """
         for name, holder, key in self._lasting():
             holder[key] = counters.get(name, holder[key])
+        self.closed["crashed"] += max(self.connections_total - sum(self.closed.values()), 0)
 
     def _lasting(self) -> Iterator[tuple[str, Any, str]]:
         for leg, counts in (("client", self.client), ("upstream", self.upstream)):

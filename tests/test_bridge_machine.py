@@ -105,6 +105,9 @@ class Talk:
     def paused(self, leg: str) -> None:
         assert leg in ("client", "upstream")
 
+    def ignored(self, leg: str) -> None:
+        assert leg in ("client", "upstream")
+
     def ended(self, reason: str) -> None:
         self.ends.append(reason)
 
