@@ -16,6 +16,7 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from fooproxy.endpoints import ClientEndpoint, Port, ServerEndpoint
+from fooproxy.introduced import IntroducedEndpoint
 from fooproxy.resolver import NamedEndpoint
 
 if TYPE_CHECKING:
@@ -80,6 +81,9 @@ def server_endpoint(
     """
     short = host_port(text)
     if short is None:
+        word, _, rest = text.partition(":")
+        if word == "haproxy" and rest:
+            return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, rest))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):
             described.reactor = _Adopting(poller)
