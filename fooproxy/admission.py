@@ -154,6 +154,11 @@ class Gate:
             self._turn_away()
         raise _nobody()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether clients are accepted as they come."""
+        return not self._paused
+
     def let_in(self) -> None:
         """Accept again, if there is room again."""
         if self._paused and len(self._sessions) < self._limit:

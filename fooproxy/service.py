@@ -281,7 +281,10 @@ class ProxyService(Service):
         # stdio: is one session, and no port.
         if hasattr(port, "socket"):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
-            self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
+            self._gate = gate = Gate(
+                port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed
+            )
+            self.health.accepting = lambda: gate.is_open
 
     def _session_ended(self, session: SessionStats, reason: str) -> None:
         if self._gate is not None:

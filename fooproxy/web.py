@@ -79,6 +79,8 @@ class Health:
         self.starting = True
         self.draining = False
         self.recovery_failing = False
+        self.accepting: Callable[[], bool] = lambda: True
+        """Whether clients are accepted as they come."""
 
     async def check(self) -> None:
         """See whether the upstream can be connected, if there was no occasion for it lately."""
@@ -104,8 +106,9 @@ class Health:
         return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:
-        """Say what an operator should look at though traffic goes on: ``recovery_failing``."""
-        return ["recovery_failing"] * self.recovery_failing
+        """Say what an operator should look at though traffic goes on: ``recovery_failing``, ``clients_waiting``."""
+        words = {"recovery_failing": self.recovery_failing, "clients_waiting": not self.accepting()}
+        return [word for word, holds in words.items() if holds]
 
     def report(self) -> dict[str, Any]:
         """Give all of it."""

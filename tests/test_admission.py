@@ -343,11 +343,13 @@ def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is
             for client in waiting[:limit]:
                 assert read_lines(client, 1) == b"ACK 1 a\n"
             assert eventually(lambda: proxy.stats("accepts_paused")["accepts_paused"]) == {"limit": 1, "descriptors": 0}
+            assert proxy.get("/ready")[1]["warnings"] == ["clients_waiting"]
             assert len(server.sessions) == limit
             for number, client in enumerate(waiting):
                 assert number < limit or read_lines(client, 1) == b"ACK 1 a\n"
                 client.close()
         settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
+        assert proxy.get("/ready")[1]["warnings"] == []
         assert proxy.stats("connections_total", "msg_ack") == {"connections_total": limit + 20, "msg_ack": limit + 20}
         assert len(re.findall(f"limit of {limit} sessions is reached", proxy.log)) == 1
 
