@@ -29,6 +29,9 @@ RETRY = 1.0
 CALM = 5.0
 """Seconds without a pause after which it is told that clients are accepted again."""
 
+TELL_INTERVAL = 60.0
+"""Seconds between two log lines on clients that are turned away."""
+
 _BATCH = 100
 """Clients that are turned away at once, before others have their turn."""
 
@@ -125,6 +128,7 @@ class Gate:
         """When accepting was paused or resumed last."""
         self._told: set[str] = set()
         """The causes that the log knows of."""
+        self._told_at = float("-inf")
         self._timer: IDelayedCall | None = None
         port.socket = self
 
@@ -152,7 +156,18 @@ class Gate:
                 return client, address
             client.close()
             self._turn_away()
+            self._tell_of(address[0])
         raise _nobody()
+
+    def _tell_of(self, host: str) -> None:
+        """Name one of those who are turned away now and then, so that a wrong --allow is found out."""
+        now = self._clock.seconds()
+        if now - self._told_at >= TELL_INTERVAL:
+            self._told_at = now
+            self.log.info(
+                "no --allow names {host}, so that its clients are turned away; others may be too, see not_allowed",
+                host=host,
+            )
 
     @property
     def is_open(self) -> bool:

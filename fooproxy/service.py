@@ -217,8 +217,9 @@ class ProxyService(Service):
     def _stop(self) -> None:
         """Stop; told so again, stop at once."""
         if self._stopping:
-            self._patience = 0.0
-            self._cut_short()
+            if self._patience:
+                self._patience = 0.0
+                self._cut_short()
         else:
             self._stopping = True
             self._reactor.stop()
