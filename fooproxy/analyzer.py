@@ -73,6 +73,7 @@ class Analyzer:
         "is_muted",
         "nak",
         "outlet",
+        "room",
         "waiting",
     )
 
@@ -89,8 +90,8 @@ class Analyzer:
         self.bytes = self.nak = self.invalid = 0
         self._stray = 0
         """ACKs from a client, or REQs from the upstream."""
-        self.outlet = -1
-        """Whoever feeds it may keep a number here, and so has one object less to look at."""
+        self.outlet = self.room = -1
+        """Whoever feeds it may keep two numbers here, and so has one object less to look at."""
         self.head = b""
         """The shortest line that counts as the one that has begun."""
         self.apart = False

@@ -24,12 +24,13 @@ if TYPE_CHECKING:
         """What is shown the chunks of one leg, an `Analyzer`.
 
         A pump does what `feed` does in a shorter way: it appends the tap, the chunk and the time to `waiting`, and has
-        all taps look at what waits for them after each batch of events.  `outlet` is the pump's: the file descriptor
-        that the chunks are written to.
+        all taps look at what waits for them after each batch of events.  `outlet` and `room` are the pump's: the file
+        descriptor that the chunks are written to, and how many bytes to ask for.
         """
 
         waiting: list[Any]
         outlet: int
+        room: int
 
         def feed(self, chunk: bytes, time: int) -> None:
             """Take the next chunk, and when it came, in microseconds."""

@@ -32,8 +32,19 @@ IN = 1
 CLOSED = -1
 """An `outlet` that takes nothing: the chunk goes to the transport's own `write`, which knows why."""
 
-_LARGEST_READ = 1 << 16
-"""Bytes that are read at once at most."""
+SMALLEST_READ, FIRST_READ, LARGEST_READ = 479, 1 << 14, 1 << 18
+"""Bytes that are asked for at once: at least, at first, and at most.
+
+The least is as many as Python takes from its own pool of memory and not from the C library's; the most is what a bulk
+transfer gains from, and what one direction of a session may hold when its peer does not read.
+"""
+
+_GROWTH = 8
+"""How many times as much is asked for after a read that was filled."""
+
+_SHRINKAGE = 6
+"""By 1 in so many powers of 2 less is asked for after a read that brought little: among the pieces of long messages are
+short ones, which should not have the long ones cut."""
 
 _LARGE = 4096
 """Bytes of a chunk from which on it is written and looked at before the next is read: it would leave the caches."""
@@ -52,10 +63,14 @@ class Pump:
         self._sinks: dict[Tap, Transport] = {}
         self._boxes: list[list[Any]] = []
         self._stuck: list[tuple[Transport, bytes]] = []
+        # Once it has freed a block of such a size, glibc keeps smaller ones in its heap.  Else it would have memory
+        # mapped, zeroed and unmapped again for each large read, which costs as much as the read.
+        bytes(4 * LARGEST_READ)
 
     def start(self, source: int, sink: Transport, tap: Tap) -> None:
         """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on."""
         sink.inflow = tap
+        tap.room = FIRST_READ
         self._taps[source] = tap
         self._sinks[tap] = sink
         if not any(tap.waiting is box for box in self._boxes):
@@ -83,7 +98,8 @@ class Pump:
                 continue
             try:
                 tap = taps[fd]
-                chunk = read(fd, _LARGEST_READ)
+                room = tap.room
+                chunk = read(fd, room)
             except KeyError:
                 others.append((fd, event, None))
                 continue
@@ -96,7 +112,12 @@ class Pump:
                 ends.append((fd, event, main.CONNECTION_DONE))
                 continue
             tap.waiting.append((tap, chunk, now))
-            if len(chunk) > _LARGE:
+            size = len(chunk)
+            if size == room:
+                tap.room = min(room * _GROWTH, LARGEST_READ)
+            elif room > SMALLEST_READ and size < room >> 2:
+                tap.room = max(room - (room >> _SHRINKAGE), SMALLEST_READ)
+            if size > _LARGE:
                 self._write(starts)
                 self._look()
                 starts = [len(box) for box in self._boxes]

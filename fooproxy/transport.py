@@ -22,7 +22,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
-from fooproxy.pump import CLOSED
+from fooproxy.pump import CLOSED, LARGEST_READ
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
     from fooproxy.interceptor import Tap
     from fooproxy.poller import Poller
-
-_LARGEST_READ = 1 << 16
-"""Bytes that are read at once at most."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
@@ -130,7 +127,7 @@ class Transport(tcp.Connection):
     def doRead(self) -> Any:
         """Read once, and let the protocol have it."""
         try:
-            data = self.socket.recv(_LARGEST_READ)
+            data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:
             return None
         except OSError:

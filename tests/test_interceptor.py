@@ -20,6 +20,7 @@ class Recorder:
     """A tap that keeps what it is shown, and its own analysis."""
 
     outlet = -1
+    room = 0
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Recorder, bytes, int]] = []

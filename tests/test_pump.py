@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from twisted.internet import main
 
-from fooproxy.pump import CLOSED, IN, Pump
+from fooproxy.pump import CLOSED, FIRST_READ, IN, LARGEST_READ, SMALLEST_READ, Pump
 
 
 class Tap:
@@ -19,6 +20,7 @@ class Tap:
     def __init__(self, outlet: int) -> None:
         self.waiting: list[Any] = []
         self.outlet = outlet
+        self.room = 0
 
     def feed(self, chunk: bytes, time: int) -> None:
         """Do nothing: pumps do not call this."""
@@ -108,3 +110,69 @@ def test_what_is_not_relayed_any_more_is_not_read(case: Case) -> None:
     assert (others, stuck) == ([(case.client_leg.fileno(), IN, None)], [])
     assert case.sinks[0].inflow is None
     assert case.sinks[1].inflow is case.replies
+
+
+# How much is asked for at once
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What each read asked for."""
+    read, sizes = os.read, []
+
+    def reading(fd: int, size: int) -> bytes:
+        sizes.append(size)
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", reading)
+    return sizes
+
+
+def pass_on(case: Case, asked: list[int], data: bytes) -> int:
+    """Have the pump relay `data` from the client, and check that it arrives; give how many reads that took."""
+    asked.clear()
+    received = b""
+    # Part by part: the sockets hold some hundred KB each.
+    for start in range(0, len(data), 1 << 16):
+        case.client.sendall(data[start : start + (1 << 16)])
+        end = min(start + (1 << 16), len(data))
+        while len(received) < end:
+            others, stuck = case.pump.relay([(case.client_leg.fileno(), IN)], 7)
+            assert (others, stuck) == ([], [])
+            received += case.server.recv(1 << 20)
+    assert received == data
+    return len(asked)
+
+
+def test_bulk_is_read_in_ever_larger_pieces_up_to_a_bound(case: Case, asked: list[int]) -> None:
+    assert pass_on(case, asked, bytes(1 << 16)) == 2
+    assert asked == [FIRST_READ, 8 * FIRST_READ]
+    for _ in range(3):
+        # Socket pairs do not hold what fills the largest read, but they need not.
+        case.requests.room = min(case.requests.room, 1 << 16)
+        assert pass_on(case, asked, bytes(1 << 16)) == 1
+    assert case.requests.room == LARGEST_READ
+
+
+def test_small_messages_are_soon_read_by_small_reads_and_a_large_one_by_large_reads_again(
+    case: Case, asked: list[int]
+) -> None:
+    pass_on(case, asked, bytes(1 << 16))
+    for _ in range(1000):
+        assert pass_on(case, asked, b"REQ 1 a message\n") == 1
+    assert asked == [SMALLEST_READ]
+    assert pass_on(case, asked, bytes(1 << 16)) == 4
+    assert pass_on(case, asked, bytes(1 << 16)) == 1
+
+
+def test_the_short_pieces_of_messages_do_not_have_the_long_ones_cut(case: Case, asked: list[int]) -> None:
+    pieces = [b"REQ 1", b" " + bytes(1000), b"\n"] * 500
+    reads = sum(pass_on(case, asked, piece) for piece in pieces)
+    assert len(pieces) <= reads < 1.02 * len(pieces)
+
+
+def test_messages_of_one_size_are_read_whole(case: Case, asked: list[int]) -> None:
+    pass_on(case, asked, bytes(1 << 16))
+    for size in (600, 5000, 40_000):
+        pass_on(case, asked, bytes(size))
+        assert [pass_on(case, asked, bytes(size)) for _ in range(1000)] == [1] * 1000

@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
 from fooproxy.leg import Leg
+from fooproxy.pump import LARGEST_READ
 from fooproxy.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, Session
 from fooproxy.timeouts import unacknowledged
 
@@ -350,7 +351,7 @@ async def test_a_peer_that_does_not_read_stops_the_reading_of_the_other(bed: Bed
     reader.transport.pauseProducing()
     sent = await flood(writer, source)
     held = len(sink.transport.dataBuffer) - sink.transport.offset + sink.transport._tempDataLen
-    assert held <= 4 * 65536
+    assert held <= LARGEST_READ
     reader.transport.resumeProducing()
     await until(lambda: len(reader.received) >= len(sent))
     assert reader.received == sent

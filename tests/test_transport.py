@@ -501,6 +501,7 @@ class Taken:
     """A tap, and its own analysis, that keeps what it is shown."""
 
     outlet = -1
+    room = 0
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Taken, bytes, int]] = []
