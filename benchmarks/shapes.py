@@ -58,6 +58,7 @@ SHAPES = (
     Shape("64x1x32", "64 connections, 1 request in flight, 32 B", "steady", 64, 1, 32, _FLOW, "cpu_us"),
     Shape("64x16x32", "64 connections, 16 requests in flight, 32 B", "steady", 64, 16, 32, _FLOW, "cpu_us"),
     Shape("4x64x1000", "4 connections, 64 requests in flight, 1000 B", "steady", 4, 64, 1000, _FLOW, "cpu_us"),
+    Shape("4x16x16000", "4 connections, 16 requests in flight, 16,000 B", "steady", 4, 16, 16_000, _FLOW, "cpu_us"),
     Shape("connects", "connect, 1 request, close; 64 at once", "connect", 64, 1, 32, _FLOW, "rate"),
     Shape("idle", "idle sessions", "idle", 10_000, 1, 32, ("rss_kib", "idle_cpu"), "rss_kib"),
     Shape("latency", "1 connection, 1 request in flight, 32 B", "steady", 1, 1, 32, ("added_us", *_FLOW), "added_us"),

@@ -170,7 +170,7 @@ def test_ten_thousand_sessions_are_served_by_one_process(tmp_path: Path, files: 
 
 
 def test_thousands_of_idle_connections_are_in_nobodys_way(tmp_path: Path, files: int, programs: Programs) -> None:
-    idlers = min(IDLERS, (files - SPARE_FILES) // 4)
+    idlers = min(IDLERS, (files - SPARE_FILES) // 3)
     if idlers < ENOUGH // 2:
         pytest.skip(f"the limit of open files, {files}, allows {idlers} idle connections only")
     with ExitStack() as stack:
