@@ -10,45 +10,33 @@ instead of with status 0, and a second one would go unheard.
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import signal
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    textFileLogObserver,
-)
-from twisted.python.components import Componentized
+from twisted.internet.task import deferLater
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
-from twisted.python.util import runAsEffectiveUser
 
 from fooproxy.addresses import client_endpoint, is_polled, server_endpoint, shown
 from fooproxy.admission import Gate, session_limit
 from fooproxy.bridge import BridgeFactory
 from fooproxy.fields import CLEAN
 from fooproxy.interceptor import InterceptorFactory
+from fooproxy.launch import Launch
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available, microseconds
 from fooproxy.process import keep_time, print_line, spare_the_collector
 from fooproxy.recovery import Recovery
 from fooproxy.resolver import look_up_apart
+from fooproxy.sampling import Sampling
 from fooproxy.saver import InUse, Saver
 from fooproxy.saving import Saving
 from fooproxy.stats import SessionStats, Stats
 from fooproxy.timeouts import Sweep, Timeouts
-from fooproxy.timetable import INTERVAL
 from fooproxy.upstream import Upstream
 from fooproxy.web import Health, Web
 
@@ -85,49 +73,41 @@ class ProxyService(Service):
         keep_time(reactor)
         look_up_apart(reactor)
         self._options = options
+        self._launch = Launch(options)
         self._reactor = reactor
         self._stopping = False
-        self._is_quiet = False
         self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic, self._session_ended)
         forward = options["forward"]
-        has_all_traffic = is_polled(forward) and is_polled(options["listen"])
-        self._poller = Poller(reactor, _PATIENCE if has_all_traffic else 0.0) if is_available() else None
-        self._may_rest = has_all_traffic and self._poller is not None
+        all_polled = is_available() and is_polled(forward) and is_polled(options["listen"])
+        self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
+        self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self._poller is not None:
-            self._poller.afterwards.append(self._look)
+            self._poller.afterwards.append(self._sampling.look)
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
-        all_polled = self._poller if has_all_traffic else None
-        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, all_polled)
+        poller = self._poller if all_polled else None
+        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, poller)
         self._gate: Gate | None = None
         self.health = Health(self._upstream, self._has_traffic)
-        self._sampling = LoopingCall(self._sample)
-        self._recording = LoopingCall(self.stats.history.record)
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
         self._saving = Saving(recovery, saver, self.stats, self.health, reactor)
-        self._sampling.clock = self._recording.clock = reactor
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
     def setServiceParent(self, parent: Any) -> None:
-        """Join the application; in the foreground, keep standard output for reports and log to standard error."""
-        elsewhere = self._daemonized or self._twistd.get("logfile") or self._twistd.get("syslog")
-        if isinstance(parent, Componentized) and not elsewhere:
-            observer = textFileLogObserver(sys.stderr)
-            quiet = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.info)])
-            parent.setComponent(ILogObserver, quiet)
-            self._is_quiet = True
+        """Join the application."""
+        self._launch.direct_log(parent)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
         """Take the recovery file, as whom it will be written, and open the listeners before privileges are dropped."""
         super().privilegedStartService()
         # First, so that a proxy whose file another one has does not get a client.
-        self._or_refuse(lambda: self._unprivileged(self._saving.claim))
+        self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
@@ -145,8 +125,7 @@ class ProxyService(Service):
         self._or_refuse(self._saving.start)
         spare_the_collector()
         self._sweep.start()
-        self._sampling.start(INTERVAL, now=False)
-        self._recording.start(1.0)
+        self._sampling.start()
         self._answer(signal.SIGUSR2, self._report)
         # With a log file, twistd has given SIGUSR1 to the log's rotation.
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
@@ -157,24 +136,6 @@ class ProxyService(Service):
             self._reactor.callWhenRunning(self._answer, number, self._stop)
         # Last, so that whoever waits for these lines may send any signal.
         self._reactor.callWhenRunning(self._announce)
-
-    def _sample(self) -> None:
-        """Take a sample of the counters, and rest while nothing passes: to wake up costs more than the sample."""
-        self.stats.times.sample()
-        if self._may_rest and self.running and self.stats.times.is_quiet:
-            self._sampling.stop()
-
-    def _wake(self) -> None:
-        """Take samples again, if that rests."""
-        if not self._sampling.running:
-            self.stats.times.resume()
-            self._sampling.start(INTERVAL, now=False)
-
-    def _look(self) -> None:
-        """Have what came counted, if it is much; the poller calls this after each batch of events."""
-        if self.running:
-            self._wake()
-        self.stats.digest()
 
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
@@ -191,8 +152,7 @@ class ProxyService(Service):
 
     async def _drain_and_save(self) -> None:
         self.health.draining = True
-        # There is no rest until the end: what still passes is to be sampled.
-        self._wake()
+        self._sampling.stay_awake()
         await _closed(self._relay_port)
         if self.bridge.sessions:
             await deferLater(self._reactor, _LAST_LOOK)
@@ -205,7 +165,6 @@ class ProxyService(Service):
             deadline.cancel()
         self._sweep.stop()
         self._sampling.stop()
-        self._recording.stop()
         await self._saving.stop()
         await _closed(self._http_port)
 
@@ -231,50 +190,24 @@ class ProxyService(Service):
         port: IListeningPort | Failure = _result_now(endpoint, factory)
         if isinstance(port, Failure):
             reason = getattr(port.value, "socketError", port.value)
-            self._refuse(
+            self._launch.refuse(
                 f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
         return port
 
-    def _unprivileged(self, action: Callable[[], None]) -> None:
-        """Do something as the user that twistd is about to become, whom the files must belong to."""
-        uid, gid = self._twistd.get("uid"), self._twistd.get("gid")
-        if os.geteuid() or (uid is None and gid is None):
-            action()
-            return
-        uid = 0 if uid is None else uid
-        runAsEffectiveUser(uid, pwd.getpwuid(uid).pw_gid if gid is None else gid, action)
-
     def _or_refuse(self, step: Callable[[], None]) -> None:
         try:
             step()
         except InUse as error:
-            self._refuse(f"{error}; each proxy needs one of its own, see --recovery-path")
+            self._launch.refuse(f"{error}; each proxy needs one of its own, see --recovery-path")
         except OSError as error:
             path = self._options["recovery-path"]
             where = "" if error.filename in (None, path) else f"{error.filename}: "
-            self._refuse(
+            self._launch.refuse(
                 f"cannot keep statistics in {path}: {where}{error.strerror}; "
                 "name a file that can be written with --recovery-path"
             )
-
-    def _refuse(self, why: str) -> NoReturn:
-        """End the start with one line.
-
-        A plain exception would show the operator a traceback.  But it is what makes twistd remove its pidfile, and
-        tell the process that waits for a daemon to start.
-        """
-        self.log.critical("{why}", why=why)
-        pidfile, waiting = self._twistd.get("pidfile"), self._twistd.get("statusPipe")
-        if pidfile:
-            # Privileges that were dropped may not suffice.
-            with suppress(OSError):
-                Path(pidfile).unlink(missing_ok=True)
-        if waiting is not None:
-            os.write(waiting, f"1 {why}".encode("ascii", "backslashreplace")[:100])
-            os.close(waiting)
-        raise SystemExit(1)
 
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
@@ -295,7 +228,7 @@ class ProxyService(Service):
     def _log_end(self, session: SessionStats, reason: str) -> None:
         """Write one line on a session that has ended; that of one that ended as it should is for the curious."""
         level = LogLevel.info if reason not in CLEAN or self._options["log-sessions"] else LogLevel.debug
-        if level is LogLevel.debug and self._is_quiet:
+        if level is LogLevel.debug and not self._launch.tells_debug:
             # Nobody would see it, and making it costs more than a message.
             return
         client, upstream = session.client, session.upstream
@@ -320,21 +253,12 @@ class ProxyService(Service):
     def _report(self) -> None:
         """Print the report as one line."""
         line = json.dumps(self.stats.report())
-        if not print_line(line) or self._daemonized:
+        if not print_line(line) or self._launch.daemonized:
             self.log.info("{report}", report=line)
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
         # A handler interrupts anything; all it may do is ask for a turn.
         signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
-
-    @property
-    def _twistd(self) -> dict[str, Any]:
-        """The options before ours on the command line: twistd's, or twist's, or none."""
-        return getattr(self._options, "parent", None) or {}
-
-    @property
-    def _daemonized(self) -> bool:
-        return not self._twistd.get("nodaemon", True)
 
 
 def _observer(leg: Leg) -> SessionStats:
