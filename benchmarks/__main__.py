@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # More connections in one run would wear out the ports between the proxy and the server, and measure that.
 CONNECTS = 10_000
 SESSIONS = 10_000
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 20.0
 QUICK = Extent(seconds=0.2, connects=200, sessions=200, idle_seconds=0.3)
 
 

@@ -107,6 +107,9 @@ class Runner:
         fresh = proxy.usage()
         with running(self._load_command(shape, proxy.port), self.cores.load, log, piped=True) as load:
             read_line(load, log)
+            if shape.mode == "idle":
+                # What is left to do after so many connects is not idleness.
+                time.sleep(self.extent.idle_seconds / 10)
             ready = proxy.usage()
             if shape.mode == "idle":
                 time.sleep(self.extent.idle_seconds)
