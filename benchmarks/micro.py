@@ -22,7 +22,7 @@ SIZES = (8, 32, 1000, 100_000)
 # All chunks of one pass together hold about this many bytes, and at least so many messages.
 PASS_BYTES = 256 << 10
 PASS_MESSAGES = 64
-READ_SIZE = 64 << 10
+READ_SIZE = 256 << 10
 
 
 def message(size: int) -> bytes:

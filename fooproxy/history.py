@@ -1,6 +1,6 @@
 """The history: what passed in each second of the last quarter of an hour, in fixed memory.
 
-A LoopingCall in the service calls `History.record` every second.  It keeps, besides, the latencies as they stood ten
+`fooproxy.sampling` calls `History.record` every second.  It keeps, besides, the latencies as they stood ten
 seconds ago, from which those of the last ten seconds come.
 """
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from fooproxy.interceptor import Tap
     from fooproxy.transport import Transport
@@ -32,12 +32,14 @@ IN = 1
 CLOSED = -1
 """An `outlet` that takes nothing: the chunk goes to the transport's own `write`, which knows why."""
 
-SMALLEST_READ, FIRST_READ, LARGEST_READ = 479, 1 << 14, 1 << 18
-"""Bytes that are asked for at once: at least, at first, and at most.
+SMALLEST_READ, LARGEST_READ = 1 << 12, 1 << 18
+"""Bytes that are asked for at once: at first and for small messages, and in a bulk transfer that has few beside it."""
 
-The least is as many as Python takes from its own pool of memory and not from the C library's; the most is what a bulk
-transfer gains from, and what one direction of a session may hold when its peer does not read.
-"""
+_FAIR_READ = 1 << 16
+"""Bytes that are asked for in bulk transfers when there are many of them."""
+
+_BATCH_BYTES = 1 << 20
+"""Bytes that a batch may bring, or more if each reads a fair share: the others wait for so long."""
 
 _GROWTH = 8
 """How many times as much is asked for after a read that was filled."""
@@ -63,14 +65,11 @@ class Pump:
         self._sinks: dict[Tap, Transport] = {}
         self._boxes: list[list[Any]] = []
         self._stuck: list[tuple[Transport, bytes]] = []
-        # Once it has freed a block of such a size, glibc keeps smaller ones in its heap.  Else it would have memory
-        # mapped, zeroed and unmapped again for each large read, which costs as much as the read.
-        bytes(4 * LARGEST_READ)
 
     def start(self, source: int, sink: Transport, tap: Tap) -> None:
         """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on."""
         sink.inflow = tap
-        tap.room = FIRST_READ
+        tap.room = SMALLEST_READ
         self._taps[source] = tap
         self._sinks[tap] = sink
         if not any(tap.waiting is box for box in self._boxes):
@@ -82,7 +81,7 @@ class Pump:
         if tap is not None:
             self._sinks.pop(tap).inflow = None
 
-    def relay(self, events: Iterable[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Transport, bytes]]]:
+    def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Transport, bytes]]]:
         """Relay what `events`, a file descriptor and its events each, bring at the time `now`.
 
         Gives the events that are somebody else's to serve, ends first, and the chunks that could not be written at
@@ -92,6 +91,7 @@ class Pump:
         ends: list[Event] = []
         others: list[Event] = []
         starts = [len(box) for box in self._boxes]
+        most = min(max(_BATCH_BYTES // (len(events) or 1), _FAIR_READ), LARGEST_READ)
         for fd, event in events:
             if event != IN:
                 others.append((fd, event, None))
@@ -114,7 +114,7 @@ class Pump:
             tap.waiting.append((tap, chunk, now))
             size = len(chunk)
             if size == room:
-                tap.room = min(room * _GROWTH, LARGEST_READ)
+                tap.room = min(room * _GROWTH, most)
             elif room > SMALLEST_READ and size < room >> 2:
                 tap.room = max(room - (room >> _SHRINKAGE), SMALLEST_READ)
             if size > _LARGE:

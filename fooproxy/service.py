@@ -29,7 +29,8 @@ from fooproxy.interceptor import InterceptorFactory
 from fooproxy.launch import Launch
 from fooproxy.options import Options
 from fooproxy.poller import Poller, is_available, microseconds
-from fooproxy.process import keep_time, print_line, spare_the_collector
+from fooproxy.process import keep_large_blocks, keep_time, print_line, spare_the_collector
+from fooproxy.pump import LARGEST_READ
 from fooproxy.recovery import Recovery
 from fooproxy.resolver import look_up_apart
 from fooproxy.sampling import Sampling
@@ -88,8 +89,8 @@ class ProxyService(Service):
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
-        poller = self._poller if all_polled else None
-        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, poller)
+        knows_writers = self._poller if all_polled else None
+        self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, knows_writers)
         self._gate: Gate | None = None
         self.health = Health(self._upstream, self._has_traffic)
         saver = Saver(Path(options["recovery-path"]))
@@ -124,6 +125,7 @@ class ProxyService(Service):
         super().startService()
         self._or_refuse(self._saving.start)
         spare_the_collector()
+        keep_large_blocks(LARGEST_READ)
         self._sweep.start()
         self._sampling.start()
         self._answer(signal.SIGUSR2, self._report)

@@ -1,6 +1,6 @@
 """The time table: samples of two counters over the last seconds, from which the moving-window rates come.
 
-A LoopingCall in the service calls `TimeTable.sample` every `INTERVAL`; the hot path never reads a clock.  Between two
+`fooproxy.sampling` calls `TimeTable.sample` every `INTERVAL`; the hot path never reads a clock.  Between two
 samples the counters are taken to have grown evenly.  That is what makes the rates right after the event loop was
 blocked: what piled up in the meantime is counted in one go, yet belongs to the whole gap.
 

@@ -328,9 +328,9 @@ async def test_a_client_that_leaves_its_replies_behind_ends_its_session_alone(be
 # Backpressure
 
 
-async def flood(sender: Peer, paused: Leg) -> bytes:
+async def flood(sender: Peer, paused: Leg, size: int = 65536) -> bytes:
     """Let `sender` send until the relay does not read it any more; give what was sent."""
-    block, sent = noise(65536), bytearray()
+    block, sent = noise(size), bytearray()
     while not paused.paused:
         sender.transport.write(block)
         sent += block
@@ -347,11 +347,15 @@ async def test_a_peer_that_does_not_read_stops_the_reading_of_the_other(bed: Bed
     reader, writer = (client, upstream) if slow_side == "client" else (upstream, client)
     source = session.upstream if slow_side == "client" else session.client
     sink = session.client if slow_side == "client" else session.upstream
+    # By then the largest reads are made.
+    bulk = noise(1 << 22)
+    writer.transport.write(bulk)
+    await until(lambda: len(reader.received) >= len(bulk))
     reader.shrink_buffers()
     reader.transport.pauseProducing()
-    sent = await flood(writer, source)
+    sent = bulk + await flood(writer, source, 1 << 20)
     held = len(sink.transport.dataBuffer) - sink.transport.offset + sink.transport._tempDataLen
-    assert held <= LARGEST_READ
+    assert held <= LARGEST_READ + sink.transport.bufferSize
     reader.transport.resumeProducing()
     await until(lambda: len(reader.received) >= len(sent))
     assert reader.received == sent
