@@ -82,7 +82,7 @@ def server_endpoint(
     short = host_port(text)
     if short is None:
         word, _, rest = text.partition(":")
-        if word == "haproxy" and rest:
+        if word.lower() == "haproxy" and rest:
             return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, rest))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):

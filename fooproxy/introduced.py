@@ -13,7 +13,8 @@ import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
+from twisted.protocols.haproxy._v2parser import V2Parser
 from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
 from zope.interface import implementer
 
@@ -22,20 +23,44 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 
 
+_UNKNOWN = b"PROXY UNKNOWN"
+
+_LONGEST_V1, _SHORTEST_V2 = 107, 16
+"""Bytes of a header: of the first version, whole, and of the second, of its fixed part."""
+
+
+@implementer(IHalfCloseableProtocol)
 class Introduced(HAProxyProtocolWrapper):
     """Takes the header, and lets the protocol have what follows."""
 
     transport: Any
+    _begun = b""
 
     def dataReceived(self, data: bytes) -> None:
         """Take a piece of the header, or what comes after it."""
         if self._proxyInfo is not None:
             self.wrappedProtocol.dataReceived(data)
             return
+        if self._parser is None:
+            self._begun += data
+            if _may_become_a_header(self._begun):
+                return
+            data, self._begun = self._begun, b""
+            if data.startswith(_UNKNOWN + b"\r\n"):
+                # Twisted takes it with something after it only.
+                data = data.replace(_UNKNOWN, _UNKNOWN + b" ", 1)
         try:
             super().dataReceived(data)
         except ValueError:
             self.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """Let the FIN through."""
+        self.wrappedProtocol.readConnectionLost()  # type: ignore[attr-defined]
+
+    def writeConnectionLost(self) -> None:
+        """Let it through."""
+        self.wrappedProtocol.writeConnectionLost()  # type: ignore[attr-defined]
 
     def getPeer(self) -> IAddress:
         """Give the address of who was introduced; if that is none, of who did it."""
@@ -62,6 +87,13 @@ class IntroducedEndpoint:
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         """Listen."""
         return self._endpoint.listen(IntroducedFactory(factory))
+
+
+def _may_become_a_header(begun: bytes) -> bool:
+    """Tell whether it is too short yet for Twisted's parsers, which want to see as much at once."""
+    if b"PROXY ".startswith(begun[:6]):
+        return b"\r\n" not in begun and len(begun) < _LONGEST_V1
+    return V2Parser.PREFIX.startswith(begun[: len(V2Parser.PREFIX)]) and len(begun) < _SHORTEST_V2
 
 
 def _is_address(text: str) -> bool:

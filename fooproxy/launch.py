@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import pwd
-import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -22,6 +21,8 @@ from twisted.logger import (
 )
 from twisted.python.components import Componentized
 from twisted.python.util import runAsEffectiveUser
+
+from fooproxy.process import StandardError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ class Launch:
         """In the foreground, keep standard output for reports, and log to standard error."""
         elsewhere = self.daemonized or self._options.get("logfile") or self._options.get("syslog")
         if isinstance(application, Componentized) and not elsewhere:
-            observer = textFileLogObserver(sys.stderr)
+            observer = textFileLogObserver(cast("IO[str]", StandardError()))
             quiet = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.info)])
             application.setComponent(ILogObserver, quiet)
             self.tells_debug = False

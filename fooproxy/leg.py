@@ -20,6 +20,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
 from fooproxy.addresses import shown
+from fooproxy.timeouts import bottom_of
 from fooproxy.transport import Transport
 
 if TYPE_CHECKING:
@@ -147,6 +148,12 @@ class Leg(Protocol):
     def is_introduced(self) -> bool:
         """Whether the peer's address was known from the start; PROXY's header tells it with the first bytes."""
         return isinstance(self.transport, Transport)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection has ended; `connectionLost` may be about to come."""
+        bottom = bottom_of(self.transport)
+        return bottom is not None and bool(bottom.disconnected)
 
     @property
     def can_half_close(self) -> bool:

@@ -109,7 +109,7 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         for name in _SECONDS:
             self[name] = self._seconds(name)
         self["max-connections"] = self._max_connections()
-        if self["allow"] and self["listen"].startswith("haproxy:"):
+        if self["allow"] and self["listen"].lower().startswith("haproxy:"):
             raise usage.UsageError(
                 f"--allow: cannot be told with --listen {self['listen']}, where the client's address comes too late; "
                 "expected it without haproxy:, or a rule such as 'tcp-request connection reject' in what connects here"

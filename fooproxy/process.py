@@ -20,12 +20,38 @@ def print_line(line: str) -> bool:
     if sys.__stdout__ is None:
         # It was closed from the start, and its number belongs to something else by now.
         return False
+    return _write(1, line.encode() + b"\n")
+
+
+class StandardError:
+    """The real standard error as the file of a log: lines that nobody takes are dropped, and told of later."""
+
+    def __init__(self) -> None:
+        self._dropped = 0
+
+    def write(self, text: str) -> None:
+        """Write `text`, whole lines, if somebody takes them."""
+        if sys.__stderr__ is None:
+            return
+        if self._dropped:
+            text = f"(log entries dropped, since nobody took them: {self._dropped})\n{text}"
+        data = text.encode(errors="backslashreplace")
+        # As many bytes at a time as a pipe takes whole if it takes any.
+        pieces = (data[start : start + select.PIPE_BUF] for start in range(0, len(data), select.PIPE_BUF))
+        self._dropped = 0 if all(_write(2, piece) for piece in pieces) else self._dropped + 1
+
+    def flush(self) -> None:
+        """Do nothing; nothing is held."""
+
+
+def _write(fd: int, data: bytes) -> bool:
+    """Write `data`, at most `select.PIPE_BUF` bytes, unless that would block."""
     try:
         waiting = select.poll()
-        waiting.register(1, select.POLLOUT)
+        waiting.register(fd, select.POLLOUT)
         if not waiting.poll(0):
             return False
-        os.write(1, line.encode() + b"\n")
+        os.write(fd, data)
     except OSError:
         return False
     return True

@@ -10,6 +10,7 @@ nothing of what it connects.
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,18 @@ def look_up_apart(reactor: Any) -> None:
         threads = ThreadPool(0, _LOOK_UPS, "names")
         threads.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         threads.start()
-        reactor.installNameResolver(GAIResolver(reactor, lambda: threads))
+        reactor.installNameResolver(GAIResolver(reactor, lambda: threads, _getaddrinfo))
+
+
+def _getaddrinfo(*arguments: Any, **options: Any) -> Any:
+    """Look up, and fail in the one way that Twisted knows; after any other, nobody would ever be answered.
+
+    Without descriptors it is a plain `OSError`, and a `UnicodeError` for a label that is empty or too long.
+    """
+    try:
+        return socket.getaddrinfo(*arguments, **options)
+    except Exception as error:
+        raise socket.gaierror(socket.EAI_FAIL, str(error)) from error
 
 
 @implementer(IStreamClientEndpoint)

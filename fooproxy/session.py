@@ -29,6 +29,7 @@ from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLo
 from twisted.internet.protocol import ClientFactory
 
 from fooproxy.leg import Leg
+from fooproxy.timeouts import unacknowledged
 
 if TYPE_CHECKING:
     import typing
@@ -84,6 +85,9 @@ FIN_TIMEOUT = 10.0
 
 LINGER_TIMEOUT = 1.0
 """Seconds that a drained client has to close after our FIN, if it may have sent requests that were not read."""
+
+TAKEN_INTERVAL = 0.05
+"""Seconds between two looks at whether a drained client has taken all its replies."""
 
 
 class Session:
@@ -164,7 +168,9 @@ class Session:
             self._because("drained")
             if self.client.paused:
                 # It may have sent more than was read.
-                self._dismiss_client(LINGER_TIMEOUT)
+                self._dismiss_client(LINGER_TIMEOUT, self._close_when_taken)
+            elif unacknowledged(self.client.transport):
+                self._dismiss_client(TAKEN_INTERVAL, self._close_when_taken)
             else:
                 self.close()
         elif leg is not self.client:
@@ -176,12 +182,12 @@ class Session:
     def lost(self, leg: Leg, reason: Failure) -> None:
         """See to the leg that is left."""
         how = "closed" if reason.check(ConnectionDone) else "reset"
-        self._because(f"client_{how}" if leg is self.client else f"upstream_{how}")
+        self._because(f"{self._name(leg)}_{how}")
         if not self._closing:
             if leg is self.client:
                 self.close()
             else:
-                self._dismiss_client(FIN_TIMEOUT)
+                self._dismiss_client(FIN_TIMEOUT, self.close)
         if self.client.lost and (self.upstream is None or self.upstream.lost):
             self._ended()
 
@@ -189,7 +195,10 @@ class Session:
         """See that `leg` need not send any more: the other one takes nothing, though it may not be lost yet."""
         if self._closing:
             return
-        self._because("upstream_reset" if leg is self.client else "client_reset")
+        other = self._other(leg)
+        # One that is gone tells in a moment how.
+        if other is not None and not other.is_gone:
+            self._because(f"{self._name(other)}_reset")
         if leg is self.client:
             # What the upstream sent before it went is still to be read.
             leg.ignore()
@@ -238,18 +247,25 @@ class Session:
         for leg in self._left():
             leg.transport.abortConnection()
 
-    def _dismiss_client(self, timeout: float) -> None:
-        """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds."""
+    def _dismiss_client(self, timeout: float, then: Callable[[], None]) -> None:
+        """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds; `then`."""
         if self.client.finished or not self.client.can_half_close:
             self.close()
             return
         self._begin_to_close()
-        self._expect(timeout, self.close)
+        self._expect(timeout, then)
         if self.upstream is not None and not self.upstream.lost:
             self.upstream.close()
         self.client.ignore()
         self.client.half_close()
         self.client.resumeProducing()
+
+    def _close_when_taken(self) -> None:
+        """Close, once the kernel has no reply left for the client: if that still sends, what is left would be lost."""
+        if unacknowledged(self.client.transport):
+            self._expect(TAKEN_INTERVAL, self._close_when_taken)
+        else:
+            self.close()
 
     def _because(self, reason: str) -> None:
         """Remember why the session ends, if it is not known yet."""

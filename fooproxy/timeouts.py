@@ -172,7 +172,7 @@ def unacknowledged(transport: Any) -> int:
 
     A unix socket tells the memory of what its peer has not read.
     """
-    bottom = _bottom(transport)
+    bottom = bottom_of(transport)
     try:
         held = fcntl.ioctl(-1 if bottom is None else bottom.fileno(), termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):
@@ -186,7 +186,7 @@ def acknowledged(transport: Any) -> int:
     For TCP it is the bytes that the peer's kernel has acknowledged.  A unix socket can only tell what is left, which
     says as much as long as nothing is added.
     """
-    bottom = _bottom(transport)
+    bottom = bottom_of(transport)
     if bottom is None:
         return 0
     try:
@@ -196,7 +196,7 @@ def acknowledged(transport: Any) -> int:
     return int(count)
 
 
-def _bottom(transport: Any) -> Any:
+def bottom_of(transport: Any) -> Any:
     """Give the transport that has the socket, below wrappers as TLS's is, or `None`."""
     while transport is not None and not isinstance(transport, FileDescriptor):
         transport = _inner(transport)

@@ -5,6 +5,8 @@ It reads the statistics and never the relay's sockets.  Answers to errors are JS
 
 from __future__ import annotations
 
+# Werkzeug has it loaded with the first request, when there may be no descriptor left, or no permission.
+import encodings.idna  # noqa: F401
 import gzip
 import json
 from importlib import resources

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint, serverFromString
+from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.ssl import CertificateOptions
 
+from fooproxy.addresses import server_endpoint
 from fooproxy.interceptor import InterceptorFactory
 from fooproxy.timeouts import Timeouts, is_writing, unacknowledged
 
@@ -43,7 +44,7 @@ class AnyBed(Bed):
         if self.kind == "ssl":
             (self._folder / "relay.pem").write_bytes(certificate())
         factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
-        port: IListeningPort = await serverFromString(reactor, descriptions[self.kind]).listen(factory)
+        port: IListeningPort = await server_endpoint(reactor, descriptions[self.kind]).listen(factory)
         return port
 
     async def client(self) -> Peer:

@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionRefusedError
 
 from fooproxy.leg import Leg
 from fooproxy.pump import LARGEST_READ
-from fooproxy.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, Session
+from fooproxy.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, TAKEN_INTERVAL, Session
 from fooproxy.timeouts import unacknowledged
 
 from .bed import TIMEOUTS, Bed, Peer, until
@@ -441,7 +441,12 @@ async def test_draining_closes_idle_sessions_and_waits_for_replies(bed: Bed) -> 
     await until(lambda: busy.fin)
     assert busy.received == b"ACK 1\n"
     bed.clock.advance(LINGER_TIMEOUT)
-    await drained
+
+    def is_over() -> bool:
+        bed.clock.advance(TAKEN_INTERVAL)
+        return drained.called
+
+    await until(is_over)
 
 
 @ensure

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -127,6 +129,40 @@ def test_a_standard_output_that_was_closed_does_not_stop_the_relay(tmp_path: Pat
         assert server.received == [b"REQ 1 a\n"]
 
 
+def test_a_log_that_nobody_reads_does_not_stop_the_relay(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 14)
+    with (
+        os.fdopen(reading, "rb", buffering=0) as log,
+        FooServer() as server,
+        subprocess.Popen(
+            [*TWISTD, "-n", "fooproxy", *options(tmp_path, server.port), "--log-sessions"],
+            stderr=writing,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+        ) as process,
+    ):
+        os.close(writing)
+        try:
+            told = b""
+            while b"serving HTTP" not in told:
+                piece = log.read(4096)
+                assert piece, told
+                told += piece
+            found = re.search(rb"listening for clients on 127.0.0.1:(\d+)", told)
+            assert found is not None
+            port = int(found[1])
+            for _ in range(100):
+                assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            log.read(4096)
+            assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+            assert re.search(rb"\(log entries dropped, since nobody took them: \d+\)\n", log.read(65536))
+        finally:
+            process.kill()
+
+
 class Daemon(Proxy):
     """A proxy that twistd sent into the background; known by its pid file alone."""
 
@@ -184,6 +220,25 @@ def test_a_stop_lets_the_replies_to_requests_in_flight_arrive(tmp_path: Path, nu
         eventually(lambda: refused(proxy.port))
         server.release()
         assert read_to_end(client) == b"ACK 1 a\nACK 2 b\nACK 3 c\n"
+        assert proxy.wait() == 0
+
+
+def test_a_stop_loses_no_reply_to_a_client_that_reads_late_and_goes_on_sending(tmp_path: Path) -> None:
+    requests = b"".join(b"REQ %d %s\n" % (seq, 10_000 * b"x") for seq in range(1, 41))
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        client.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", proxy.port))
+        client.sendall(requests)
+        settles(lambda: proxy.stats("msg_ack"), {"msg_ack": 40})
+        proxy.signal(signal.SIGTERM)
+        settles(lambda: [session["state"] for session in proxy.get("/connections")[1]["connections"]], ["closing"])
+        client.sendall(b"REQ 41 too late\n")
+        assert [read_to_end(client)] == server.sent
         assert proxy.wait() == 0
 
 

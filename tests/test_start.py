@@ -71,10 +71,10 @@ def test_a_wrong_command_line_is_refused_with_one_line(tmp_path: Path, arguments
     assert line.startswith("fooproxy: ") and named in line
 
 
-def test_networks_that_may_connect_are_not_taken_where_addresses_come_too_late(tmp_path: Path) -> None:
-    arguments = ("--allow", "192.0.2.0/24", "--listen", "haproxy:tcp:8002")
-    (line,) = refuses(tmp_path, *arguments).splitlines()
-    assert "--allow" in line and "haproxy:tcp:8002" in line
+@pytest.mark.parametrize("listen", ["haproxy:tcp:8002", "HAProxy:tcp:8002"])
+def test_networks_that_may_connect_are_not_taken_where_addresses_come_too_late(tmp_path: Path, listen: str) -> None:
+    (line,) = refuses(tmp_path, "--allow", "192.0.2.0/24", "--listen", listen).splitlines()
+    assert "--allow" in line and listen in line
 
 
 def critical(log: str) -> str:

@@ -511,3 +511,40 @@ def closed(proxy: Proxy) -> dict[str, int]:
     """Give why sessions have ended, and how many."""
     found: dict[str, int] = proxy.stats("connections_closed")["connections_closed"]
     return {reason: count for reason, count in found.items() if count}
+
+
+# Why sessions end, by any kind of transports
+
+
+@ensure
+async def test_a_client_that_closes_is_not_taken_for_one_that_resets(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received == b"REQ 1\n")
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.received == b"ACK 1\n")
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@ensure
+@only("ours", "twisted's", "unix", "haproxy")
+async def test_replies_arrive_after_the_clients_fin(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.lost or client.fin)
+    assert client.received == b"ACK 1\n"
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@ensure
+async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
+    client, _ = await bed.pair()
+    client.reset()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed" if bed.kind == "unix" else "client_reset": 1}

@@ -218,3 +218,28 @@ def test_a_server_that_restarts_under_its_clients_costs_only_the_sessions_it_had
             with FooServer(socket.create_server(("127.0.0.1", server.port))):
                 client.settimeout(PATIENCE)
                 assert read_lines(client, 1) == b"ACK 1 b\n"
+
+
+def test_a_look_up_for_which_there_are_no_descriptors_is_a_failure_that_passes(tmp_path: Path) -> None:
+    code = (
+        "def look_up(host, *rest):\n"
+        "    if os.path.exists('exhausted'): raise OSError(24, 'Too many open files')\n"
+        "    return true('127.0.0.1', *rest)"
+    )
+    (tmp_path / "exhausted").touch()
+    with (
+        FooServer() as server,
+        fooproxy(
+            tmp_path, "--forward", f"foo.example:{server.port}", "--connect-timeout", "1", command=looking_up(code)
+        ) as proxy,
+    ):
+        assert is_refused(proxy)
+        assert closed(proxy) == {"upstream_unresolved": 1}
+        (tmp_path / "exhausted").unlink()
+        assert is_served(proxy)
+
+
+def test_a_name_that_is_none_is_not_resolved(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--forward", "foo..example:8001", "--connect-timeout", "0.5") as proxy:
+        assert is_refused(proxy)
+        assert closed(proxy) == {"upstream_unresolved": 1}

@@ -8,6 +8,7 @@ comes, and a socket that is closed with data unread, or that is sent to afterwar
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 from typing import Any
@@ -25,6 +26,9 @@ BUFFER = 64
 """Bytes that a connection holds before it pauses its producer, and that it reads at once."""
 
 
+_numbers = itertools.count(1 << 30)
+
+
 class Wire:
     """A connection as its peer has it, and the socket at our end of it."""
 
@@ -39,6 +43,7 @@ class Wire:
         self.seen = 0
         self.fin_came = self.reset_came = False
         self.closed = self._abortive = False
+        self._number = next(_numbers)
 
     # What the peer does.
 
@@ -124,7 +129,8 @@ class Wire:
         assert not flag
 
     def fileno(self) -> int:
-        return id(self)
+        # No file of any process, so that the kernel says so when it is asked about it.
+        return self._number
 
 
 class Connection(tcp.Connection):
