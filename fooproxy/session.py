@@ -12,9 +12,9 @@ The rules::
     closing      What was received is still delivered, as long as its peer takes it.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
 
-When the upstream is lost, or a client that is not read any more is to go, the client gets all there is for it and a
-FIN, and what it still sends is read and dropped until it closes, for a while: closing with data unread would send a
-reset, which may overtake the replies.
+When the upstream is lost, or a drained client may have sent more than was read or has replies still to take, the client
+gets all there is for it and a FIN, and what it still sends is read and dropped until it closes, for a while: closing
+with data unread, or before data comes, would send a reset, which may overtake the replies.
 
 It knows nothing of messages, counting, HTTP or files.  The bridge makes it; an `Observer` answers for the traffic, and
 a `fooproxy.timeouts.Sweep` tells of sessions that are idle and of peers that do not read.
@@ -29,7 +29,7 @@ from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLo
 from twisted.internet.protocol import ClientFactory
 
 from fooproxy.leg import Leg
-from fooproxy.timeouts import unacknowledged
+from fooproxy.timeouts import is_writing, unacknowledged
 
 if TYPE_CHECKING:
     import typing
@@ -240,7 +240,10 @@ class Session:
             leg.close()
 
     def abort(self) -> None:
-        """Be gone at once; what was not delivered is dropped."""
+        """Be gone at once; what was not delivered is dropped, unless the kernel has all of it and can go on alone."""
+        if self._closing and self._reason == "drained" and not is_writing(self.client.transport):
+            self.close()
+            return
         if self._reason in (None, "drained"):
             self._reason = "aborted"
         self._begin_to_close()

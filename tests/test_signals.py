@@ -224,22 +224,36 @@ def test_a_stop_lets_the_replies_to_requests_in_flight_arrive(tmp_path: Path, nu
 
 
 def test_a_stop_loses_no_reply_to_a_client_that_reads_late_and_goes_on_sending(tmp_path: Path) -> None:
-    requests = b"".join(b"REQ %d %s\n" % (seq, 10_000 * b"x") for seq in range(1, 41))
+    with FooServer() as server, fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy:
+        with late_reader(proxy) as client:
+            proxy.signal(signal.SIGTERM)
+            settles(lambda: [session["state"] for session in proxy.get("/connections")[1]["connections"]], ["closing"])
+            client.sendall(b"REQ 41 too late\n")
+            assert [read_to_end(client)] == server.sent
+        assert proxy.wait() == 0
+
+
+def test_what_the_kernel_has_of_the_replies_outlasts_the_drain_timeout(tmp_path: Path) -> None:
     with (
         FooServer() as server,
-        fooproxy(tmp_path, "--drain-timeout", "600", upstream=server.port) as proxy,
-        socket.socket() as client,
+        fooproxy(tmp_path, "--drain-timeout", "0.3", upstream=server.port) as proxy,
+        late_reader(proxy) as client,
     ):
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert [read_to_end(client)] == server.sent
+
+
+@contextmanager
+def late_reader(proxy: Proxy) -> Iterator[socket.socket]:
+    """Be a client to whom much was replied that it has not read, most of which its kernel has not taken either."""
+    with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
         client.settimeout(PATIENCE)
         client.connect(("127.0.0.1", proxy.port))
-        client.sendall(requests)
+        client.sendall(b"".join(b"REQ %d %s\n" % (seq, 10_000 * b"x") for seq in range(1, 41)))
         settles(lambda: proxy.stats("msg_ack"), {"msg_ack": 40})
-        proxy.signal(signal.SIGTERM)
-        settles(lambda: [session["state"] for session in proxy.get("/connections")[1]["connections"]], ["closing"])
-        client.sendall(b"REQ 41 too late\n")
-        assert [read_to_end(client)] == server.sent
-        assert proxy.wait() == 0
+        yield client
 
 
 def test_a_stop_refuses_new_clients_and_says_so_while_it_waits(tmp_path: Path) -> None:
