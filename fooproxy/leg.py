@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IPushProducer,
@@ -17,16 +18,15 @@ from twisted.internet.interfaces import (
     ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.addresses import shown
-from fooproxy.timeouts import bottom_of
+from fooproxy.timeouts import bottom_of, is_writing
 from fooproxy.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from twisted.python.failure import Failure
 
     from fooproxy.session import Session
 
@@ -159,6 +159,15 @@ class Leg(Protocol):
     def can_half_close(self) -> bool:
         """Whether the transport has a FIN of its own; TLS has not."""
         return not ISSLTransport.providedBy(self.transport)
+
+    @property
+    def can_let_go(self) -> bool:
+        """Whether the kernel has all that was written, and needs nobody to go on delivering it."""
+        return not self.lost and isinstance(self.transport, tcp.Connection) and not is_writing(self.transport)
+
+    def let_go(self) -> None:
+        """Close at once, and leave the rest to the kernel; waiting for the socket to be writable may take for ever."""
+        self.transport.connectionLost(Failure(ConnectionDone()))
 
     def half_close(self) -> None:
         """Send a FIN after what is written so far, if possible."""

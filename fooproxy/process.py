@@ -11,6 +11,9 @@ from typing import Any
 
 from twisted.internet.base import ReactorBase
 
+_PATIENCE = 50
+"""Milliseconds that the log may hold up everything when its reader, who has taken all so far, is slow."""
+
 
 def print_line(line: str) -> bool:
     """Write `line` to the real standard output; `print` would be turned into a log line by twistd.
@@ -38,18 +41,20 @@ class StandardError:
         data = text.encode(errors="backslashreplace")
         # As many bytes at a time as a pipe takes whole if it takes any.
         pieces = (data[start : start + select.PIPE_BUF] for start in range(0, len(data), select.PIPE_BUF))
-        self._dropped = 0 if all(_write(2, piece) for piece in pieces) else self._dropped + 1
+        # A reader that is there may need a moment; one that is not costs that once.
+        patience = 0 if self._dropped else _PATIENCE
+        self._dropped = 0 if all(_write(2, piece, patience) for piece in pieces) else self._dropped + 1
 
     def flush(self) -> None:
         """Do nothing; nothing is held."""
 
 
-def _write(fd: int, data: bytes) -> bool:
-    """Write `data`, at most `select.PIPE_BUF` bytes, unless that would block."""
+def _write(fd: int, data: bytes, patience: int = 0) -> bool:
+    """Write `data`, at most `select.PIPE_BUF` bytes, unless that would block for more than `patience` milliseconds."""
     try:
         waiting = select.poll()
         waiting.register(fd, select.POLLOUT)
-        if not waiting.poll(0):
+        if not waiting.poll(patience):
             return False
         os.write(fd, data)
     except OSError:

@@ -99,6 +99,8 @@ class Pump:
             try:
                 tap = taps[fd]
                 room = tap.room
+                if room > most:
+                    room = most
                 chunk = read(fd, room)
             except KeyError:
                 others.append((fd, event, None))

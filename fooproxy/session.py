@@ -29,7 +29,7 @@ from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLo
 from twisted.internet.protocol import ClientFactory
 
 from fooproxy.leg import Leg
-from fooproxy.timeouts import is_writing, unacknowledged
+from fooproxy.timeouts import unacknowledged
 
 if TYPE_CHECKING:
     import typing
@@ -241,14 +241,15 @@ class Session:
 
     def abort(self) -> None:
         """Be gone at once; what was not delivered is dropped, unless the kernel has all of it and can go on alone."""
-        if self._closing and self._reason == "drained" and not is_writing(self.client.transport):
-            self.close()
-            return
-        if self._reason in (None, "drained"):
+        is_served = self._closing and self._reason == "drained" and self.client.can_let_go
+        if self._reason in (None, "drained") and not is_served:
             self._reason = "aborted"
         self._begin_to_close()
         for leg in self._left():
-            leg.transport.abortConnection()
+            if is_served and leg is self.client:
+                leg.let_go()
+            else:
+                leg.transport.abortConnection()
 
     def _dismiss_client(self, timeout: float, then: Callable[[], None]) -> None:
         """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds; `then`."""

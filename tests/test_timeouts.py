@@ -513,6 +513,23 @@ def closed(proxy: Proxy) -> dict[str, int]:
     return {reason: count for reason, count in found.items() if count}
 
 
+@ensure
+@pytest.mark.parametrize("size", [40_000, 60_000, 4_000_000])
+async def test_a_drain_that_is_cut_short_is_over_whatever_the_client_has_still_to_take(bed: AnyBed, size: int) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received == b"REQ 1\n")
+    client.transport.pauseProducing()
+    upstream.transport.write(b"ACK 1 ".ljust(size, b"x") + b"\n")
+    session = bed.session()
+    await until(lambda: session.observer.settled or session.paused)
+    drained = bed.bridge.drain()
+    await deferLater(reactor, 0.01)
+    bed.bridge.abort()
+    await until(lambda: drained.called)
+    assert not bed.bridge.sessions
+
+
 # Why sessions end, by any kind of transports
 
 
