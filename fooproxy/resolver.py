@@ -21,6 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import IReactorPluggableNameResolver, IResolutionReceiver, IStreamClientEndpoint
+from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress, IHostResolution, IProtocol, IProtocolFactory
-    from twisted.python.failure import Failure
 
 FRESH = 30.0
 """Seconds after which a name is looked up again in the background."""
@@ -48,10 +48,21 @@ def look_up_apart(reactor: Any) -> None:
     """
     takes_one = IReactorPluggableNameResolver.providedBy(reactor)
     if takes_one:
-        threads = ThreadPool(0, _LOOK_UPS, "names")
+        threads = _Threads(0, _LOOK_UPS, "names")
         threads.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         threads.start()
         reactor.installNameResolver(GAIResolver(reactor, lambda: threads, _getaddrinfo))
+
+
+class _Threads(ThreadPool):
+    """Threads for look-ups: one that cannot be started is a look-up that fails, and not one without an answer."""
+
+    def callInThreadWithCallback(self, onResult: Any, func: Any, *arguments: Any, **options: Any) -> None:
+        """Call `func` in a thread, and `onResult` with what comes of it."""
+        try:
+            super().callInThreadWithCallback(onResult, func, *arguments, **options)
+        except RuntimeError as error:
+            onResult(False, Failure(socket.gaierror(socket.EAI_AGAIN, str(error))))
 
 
 def _getaddrinfo(*arguments: Any, **options: Any) -> Any:

@@ -220,12 +220,22 @@ def test_a_server_that_restarts_under_its_clients_costs_only_the_sessions_it_had
                 assert read_lines(client, 1) == b"ACK 1 b\n"
 
 
-def test_a_look_up_for_which_there_are_no_descriptors_is_a_failure_that_passes(tmp_path: Path) -> None:
-    code = (
+@pytest.mark.parametrize(
+    "code",
+    [
         "def look_up(host, *rest):\n"
         "    if os.path.exists('exhausted'): raise OSError(24, 'Too many open files')\n"
-        "    return true('127.0.0.1', *rest)"
-    )
+        "    return true('127.0.0.1', *rest)",
+        "start = threading.Thread.start\n"
+        "def start_if_possible(thread):\n"
+        "    if 'names' in thread.name and os.path.exists('exhausted'): raise RuntimeError('too many threads')\n"
+        "    start(thread)\n"
+        "threading.Thread.start = start_if_possible\n"
+        "def look_up(host, *rest): return true('127.0.0.1', *rest)",
+    ],
+    ids=["descriptors", "threads"],
+)
+def test_a_look_up_for_which_there_is_nothing_left_is_a_failure_that_passes(tmp_path: Path, code: str) -> None:
     (tmp_path / "exhausted").touch()
     with (
         FooServer() as server,
