@@ -81,9 +81,8 @@ def server_endpoint(
     """
     short = host_port(text)
     if short is None:
-        word, _, rest = text.partition(":")
-        if word.lower() == "haproxy" and rest:
-            return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, rest))
+        if is_introduced(text):
+            return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, text.partition(":")[2]))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):
             described.reactor = _Adopting(poller)
@@ -125,6 +124,12 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
 def is_polled(text: str) -> bool:
     """Whether the connections of an address have our own transports, given a poller."""
     return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
+
+
+def is_introduced(text: str) -> bool:
+    """Whether the clients of an address are introduced by a PROXY header."""
+    word, _, introducer = text.partition(":")
+    return word.lower() == "haproxy" and introducer != ""
 
 
 class _Adopting:

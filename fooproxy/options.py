@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python import usage
 
 from fooproxy import __version__
-from fooproxy.addresses import client_endpoint, host_port, server_endpoint
+from fooproxy.addresses import client_endpoint, host_port, is_introduced, server_endpoint
 from fooproxy.admission import network
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         for name in _SECONDS:
             self[name] = self._seconds(name)
         self["max-connections"] = self._max_connections()
-        if self["allow"] and self["listen"].lower().startswith("haproxy:"):
+        if self["allow"] and is_introduced(self["listen"]):
             raise usage.UsageError(
                 f"--allow: cannot be told with --listen {self['listen']}, where the client's address comes too late; "
                 "expected it without haproxy:, or a rule such as 'tcp-request connection reject' in what connects here"
