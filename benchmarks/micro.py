@@ -11,8 +11,8 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fooproxy.analyzer import Analysis, Analyzer
-from fooproxy.latency import Exchange, Latency
+from fooproxy.foo.analyzer import Analysis, Analyzer
+from fooproxy.foo.latency import Exchange, Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fooproxy import __version__
-from fooproxy.exposition import exposition
-from fooproxy.fields import CLOSED, FIELDS
 from fooproxy.options import Options
-from fooproxy.stats import Stats
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.fields import CLOSED, FIELDS
+from fooproxy.web.exposition import exposition
 
 project = "fooproxy"
 author = "the fooproxy developers"

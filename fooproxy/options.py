@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from twisted.python import usage
 
 from fooproxy import __version__
-from fooproxy.addresses import client_endpoint, host_port, is_introduced, server_endpoint
-from fooproxy.admission import network
+from fooproxy.net.addresses import client_endpoint, host_port, is_introduced, server_endpoint
+from fooproxy.relay.admission import network
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -21,25 +21,25 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from fooproxy.addresses import client_endpoint, is_polled, server_endpoint, shown
-from fooproxy.admission import Gate, session_limit
-from fooproxy.bridge import BridgeFactory
-from fooproxy.fields import CLEAN
-from fooproxy.interceptor import InterceptorFactory
 from fooproxy.launch import Launch
+from fooproxy.net.addresses import client_endpoint, is_polled, server_endpoint, shown
+from fooproxy.net.poller import Poller, is_available, microseconds
+from fooproxy.net.pump import LARGEST_READ
+from fooproxy.net.resolver import look_up_apart
 from fooproxy.options import Options
-from fooproxy.poller import Poller, is_available, microseconds
 from fooproxy.process import keep_large_blocks, keep_time, print_line, spare_the_collector
-from fooproxy.pump import LARGEST_READ
-from fooproxy.recovery import Recovery
-from fooproxy.resolver import look_up_apart
-from fooproxy.sampling import Sampling
-from fooproxy.saver import InUse, Saver
-from fooproxy.saving import Saving
-from fooproxy.stats import SessionStats, Stats
-from fooproxy.timeouts import Sweep, Timeouts
-from fooproxy.upstream import Upstream
-from fooproxy.web import Health, Web
+from fooproxy.recovery.saver import InUse, Saver
+from fooproxy.recovery.saving import Saving
+from fooproxy.recovery.state import Recovery
+from fooproxy.relay.admission import Gate, session_limit
+from fooproxy.relay.bridge import BridgeFactory
+from fooproxy.relay.interceptor import InterceptorFactory
+from fooproxy.relay.timeouts import Sweep, Timeouts
+from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.fields import CLEAN
+from fooproxy.stats.sampling import Sampling
+from fooproxy.upstreams.upstream import Upstream
+from fooproxy.web.resource import Health, Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
     from twisted.internet.protocol import ClientFactory
 
-    from fooproxy.leg import Leg
+    from fooproxy.relay.leg import Leg
 
 __all__ = ["Options", "ProxyService", "makeService"]
 

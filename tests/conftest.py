@@ -8,7 +8,7 @@ from typing import Any
 import pytest_twisted
 from hypothesis import settings
 
-from .bed import Bed
+from tests.helpers.bed import Bed
 
 # Examples are judged by what comes out, not by how long a busy machine takes for them.
 settings.register_profile("fooproxy", deadline=None)

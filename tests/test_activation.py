@@ -24,14 +24,13 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from fooproxy.addresses import is_polled
-from fooproxy.endpoints import Port
-from fooproxy.poller import Poller
-from fooproxy.transport import Transport
-
-from .bed import Peers, reactor, until
-from .fooserver import PATIENCE, FooServer, connect, exchange, read_lines, replies_to
-from .proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, fooproxy, options
+from fooproxy.net.addresses import is_polled
+from fooproxy.net.endpoints import Port
+from fooproxy.net.poller import Poller
+from fooproxy.net.transport import Transport
+from tests.helpers.bed import Peers, reactor, until
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, replies_to
+from tests.helpers.proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, fooproxy, options
 
 # What systemd does between fork and exec.
 _ACTIVATE = (

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from .fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
-from .proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 
 @pytest.fixture

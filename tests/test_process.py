@@ -16,8 +16,18 @@ from typing import Any
 
 import pytest
 
-from .fooserver import FooServer, connect, counted, exchange, read_exactly, read_lines, read_to_end, replies_to, reset
-from .proxyprocess import TWIST, Proxy, eventually, fooproxy, settles
+from tests.helpers.fooserver import (
+    FooServer,
+    connect,
+    counted,
+    exchange,
+    read_exactly,
+    read_lines,
+    read_to_end,
+    replies_to,
+    reset,
+)
+from tests.helpers.proxyprocess import TWIST, Proxy, eventually, fooproxy, settles
 
 LITTLE = 30
 """MB that a proxy may grow by, whatever passes through it."""

@@ -17,9 +17,8 @@ from benchmarks.measure import usage
 from benchmarks.native import CannotCompile, Programs, compile_programs
 from benchmarks.processes import divide_cores, raise_file_limit, read_line, running
 from benchmarks.runs import NAK_EVERY, SPARE_FILES, check_counts
-
-from .fooserver import PATIENCE, connect
-from .proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.fooserver import PATIENCE, connect
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 BLOCK = b"ACK 1 " + bytes(range(32, 127)) * 11037 + b"\n"
 BLOCKS = 1024

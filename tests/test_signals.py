@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from .fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
-from .proxyprocess import ENVIRONMENT, TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
+from tests.helpers.proxyprocess import ENVIRONMENT, TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
 
 FIRST_KEYS = [
     *("msg_total", "msg_req", "msg_ack", "msg_nak"),

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from fooproxy import __version__
-
-from .proxyprocess import TWIST, TWISTD, options, run
+from tests.helpers.proxyprocess import TWIST, TWISTD, options, run
 
 ADDRESSES = ("listen", "forward", "http")
 TIMES = (

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from .fooserver import FooServer, connect
-from .proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.fooserver import FooServer, connect
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 DRAIN = ("--drain-timeout", "0.5", "--connect-timeout", "600")
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, DeferredSemaphore, FirstError, gatherResults
 from twisted.internet.protocol import Factory
 
-from fooproxy.addresses import client_endpoint
 from fooproxy.driver import command
 from fooproxy.driver.conversation import ClientError, Conversation, Script
 from fooproxy.driver.progress import Progress
 from fooproxy.driver.tally import Tally
+from fooproxy.net.addresses import client_endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import treq
 from twisted.internet.defer import CancelledError, FirstError, gatherResults
 
-from fooproxy.addresses import client_endpoint
 from fooproxy.driver import command
 from fooproxy.driver.children import STDERR, STDOUT, Child, ChildError, running
 from fooproxy.driver.client import Client, ClientError, Script, run_shown
+from fooproxy.net.addresses import client_endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace

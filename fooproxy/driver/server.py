@@ -19,9 +19,9 @@ from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushP
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from zope.interface import implementer
 
-from fooproxy.addresses import server_endpoint
 from fooproxy.driver import command
 from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
+from fooproxy.net.addresses import server_endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace

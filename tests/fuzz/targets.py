@@ -15,11 +15,11 @@ from pathlib import Path
 
 from twisted.python.usage import UsageError
 
-from fooproxy.analyzer import Counts
+from fooproxy.foo.analyzer import Counts
 from fooproxy.options import Options
-from fooproxy.recovery import Recovery, SavedState
-from fooproxy.saver import Saver, Unusable
-from fooproxy.stats import SessionStats, Stats
+from fooproxy.recovery.saver import Saver, Unusable
+from fooproxy.recovery.state import Recovery, SavedState
+from fooproxy.stats.counters import SessionStats, Stats
 
 _SESSIONS = 3
 _GOOD = Path(__file__).with_name("corpus").joinpath("recovery", "ours").read_bytes()

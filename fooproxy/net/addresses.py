@@ -1,0 +1,163 @@
+"""Turns what an operator writes for an address into a Twisted endpoint.
+
+Short forms name TCP: ``8001``, ``:8001``, ``host:8001``, ``[::1]:8001``.  Everything else is taken for one of
+Twisted's endpoint descriptions (``unix:/run/foo.sock``, ``tls:foo.example:8001``, ``haproxy:tcp:8002``).
+The proxy's options and the test driver's commands share this one grammar.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from twisted.internet import endpoints
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+
+from fooproxy.net.endpoints import ClientEndpoint, Port, ServerEndpoint
+from fooproxy.net.proxy_header import IntroducedEndpoint
+from fooproxy.net.resolver import NamedEndpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import (
+        IListeningPort,
+        IProtocolFactory,
+        IStreamClientEndpoint,
+        IStreamServerEndpoint,
+    )
+
+    from fooproxy.net.poller import Poller
+
+_EXPECTED = (
+    "expected a port (8001), host:port, [IPv6 address]:port, "
+    "or a Twisted endpoint description such as unix:/run/foo.sock"
+)
+_SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
+
+_INHERITED = re.compile(r"systemd:(.*:)?domain=INET6?(:.*)?")
+
+# Twisted's own 50 overflows when many clients come at once, and each client that is dropped waits a second.
+_BACKLOG = 4096
+
+# The words that start a description: "tcp:8001" names no host called tcp.
+_DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "stdio"})
+
+
+class HostPort(NamedTuple):
+    """A TCP address; `host` is a name, an address without brackets, or ``""`` when none was given."""
+
+    host: str
+    port: int
+
+
+def host_port(text: str) -> HostPort | None:
+    """Read a short form; `None` means that `text` is not one (an endpoint description, or wrong).
+
+    :raises ValueError: a short form that names an impossible port or address.
+    """
+    match = _SHORT.fullmatch(text)
+    if match is None or match["host"] in _DESCRIPTIONS:
+        return None
+    port = int(match["port"])
+    if port > 65535:
+        raise ValueError(f"{text!r} names port {port}; ports go up to 65535")
+    if match["bracketed"] is not None and not isIPv6Address(match["bracketed"]):
+        raise ValueError(f"{text!r} has no IPv6 address between its brackets; {_EXPECTED}")
+    return HostPort(match["bracketed"] or match["host"] or "", port)
+
+
+def server_endpoint(
+    reactor: Any, text: str, interface: str = "", poller: Poller | None = None
+) -> IStreamServerEndpoint:
+    """Make the endpoint that listens at `text`, on `interface` when `text` names none (``""``: all of IPv4).
+
+    With a `poller`, connections of the short forms, and of TCP sockets that were inherited (``systemd:``), have our own
+    transports, polled by it, in place of Twisted's.
+
+    :raises ValueError: `text` is no address; the message says what would be one.
+    """
+    short = host_port(text)
+    if short is None:
+        if is_introduced(text):
+            return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, text.partition(":")[2]))
+        described = _described(endpoints.serverFromString, reactor, text)
+        if poller is not None and is_polled(text):
+            described.reactor = _Adopting(poller)
+        endpoint: IStreamServerEndpoint = described
+        return endpoint
+    host = short.host or interface
+    if poller is not None:
+        return ServerEndpoint(poller, short.port, _BACKLOG, host)
+    if isIPv6Address(host):
+        return endpoints.TCP6ServerEndpoint(reactor, short.port, _BACKLOG, host)
+    return endpoints.TCP4ServerEndpoint(reactor, short.port, _BACKLOG, host)
+
+
+def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IStreamClientEndpoint:
+    """Make the endpoint that connects to `text`, on this machine (127.0.0.1) when `text` names no host.
+
+    With a `poller`, as in `server_endpoint`.
+
+    :raises ValueError: `text` is no address; the message says what would be one.
+    """
+    short = host_port(text)
+    if short is None:
+        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text)
+        return described
+    host, port = short.host or "127.0.0.1", short.port
+    if port == 0:
+        raise ValueError(f"{text!r} names port 0, which nothing can connect to")
+    if poller is not None:
+        to_address = partial(ClientEndpoint, poller, port)
+        literal = isIPAddress(host) or isIPv6Address(host)
+        return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
+    if isIPAddress(host):
+        return endpoints.TCP4ClientEndpoint(reactor, host, port)
+    if isIPv6Address(host):
+        return endpoints.TCP6ClientEndpoint(reactor, host, port)
+    return endpoints.HostnameEndpoint(reactor, host, port)
+
+
+def is_polled(text: str) -> bool:
+    """Whether the connections of an address have our own transports, given a poller."""
+    return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
+
+
+def is_introduced(text: str) -> bool:
+    """Whether the clients of an address are introduced by a PROXY header."""
+    word, _, introducer = text.partition(":")
+    return word.lower() == "haproxy" and introducer != ""
+
+
+class _Adopting:
+    """Stands for the reactor where Twisted has it adopt a socket that was inherited."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+
+    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
+        """Listen on `fd`, which its owner keeps open when this port is closed."""
+        return Port.adopt(fd, factory, self._poller)
+
+
+def shown(address: Any) -> str:
+    """Write an `IAddress` as an operator would."""
+    if not hasattr(address, "port"):
+        return os.fsdecode(getattr(address, "name", None) or "unix")
+    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+
+
+def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
+    """Let Twisted parse a description; its many kinds of exceptions become one `ValueError`."""
+    if ":" not in text:
+        # Twisted would take "foo" for "tcp:foo" and complain about int().
+        raise ValueError(f"{text!r} is not an address; {_EXPECTED}")
+    try:
+        return from_string(reactor, text)
+    except IndexError as error:
+        raise ValueError(f"{text!r} names a socket that was not passed to this process") from error
+    except Exception as error:
+        raise ValueError(f"{text!r} is not an address ({error}); {_EXPECTED}") from error

@@ -1,0 +1,135 @@
+"""Endpoints whose connections have our own transports: they listen and connect by TCP, polled by a `Poller`.
+
+Accepting is `tcp.Port`'s; connecting takes no turn of the event loop where the kernel needs none, as on loopback.
+
+`fooproxy.net.addresses` makes them, where there is epoll.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, execute, fail, succeed
+from twisted.internet.error import getConnectError
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from zope.interface import implementer
+
+from fooproxy.net.transport import Transport
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
+    from twisted.python.failure import Failure
+
+    from fooproxy.net.poller import Poller
+
+
+class Port(tcp.Port):
+    """A listening socket whose connections have our transports."""
+
+    @classmethod
+    def adopt(cls, fd: int, factory: IProtocolFactory, poller: Poller) -> Port:
+        """Listen on a socket that listens already, by a descriptor of its own: closing this one leaves the other be."""
+        with socket.socket(fileno=os.dup(fd)) as inherited:
+            port: Port = cls._fromListeningDescriptor(poller, fd, inherited.family, factory)
+        port.startListening()
+        return port
+
+    @staticmethod
+    def transport(  # type: ignore[override]
+        skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller
+    ) -> Transport:
+        """Make the transport of a connection that was accepted from `peer`."""
+        return Transport(skt, protocol, peer, poller)
+
+
+@implementer(IStreamServerEndpoint)
+class ServerEndpoint:
+    """Listens on `port` of `interface` (an address; ``""``: all of IPv4)."""
+
+    def __init__(self, poller: Poller, port: int, backlog: int, interface: str) -> None:
+        self._arguments = port, backlog, interface, poller
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """Listen; fires at once, with the port or `CannotListenError`."""
+        return execute(self._listen, factory)
+
+    def _listen(self, factory: IProtocolFactory) -> IListeningPort:
+        number, backlog, interface, poller = self._arguments
+        port = Port(number, factory, backlog, interface, poller)
+        port.startListening()
+        return port
+
+
+@implementer(IStreamClientEndpoint)
+class ClientEndpoint:
+    """Connects to `port` of `host`, an IPv4 or IPv6 address."""
+
+    def __init__(self, poller: Poller, port: int, host: str) -> None:
+        self._poller = poller
+        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._address: tuple[Any, ...] = (host, port) if self._family == socket.AF_INET else (host, port, 0, 0)
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect; fires at once where the kernel can, as on loopback."""
+        try:
+            skt = socket.socket(self._family, socket.SOCK_STREAM)
+        except OSError as error:
+            return fail(error)
+        skt.setblocking(False)
+        # The second call tells what became of the first: on loopback it is decided by then.
+        problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
+        if problem in (errno.EALREADY, errno.EINPROGRESS):
+            return _Attempt(self._poller, skt, self._address, factory).result
+        if problem in (0, errno.EISCONN):
+            return succeed(_connected(self._poller, skt, self._address, factory))
+        skt.close()
+        return fail(_refusal(problem))
+
+
+class _Attempt:
+    """Waits for a connection to be made."""
+
+    disconnecting = False
+
+    def __init__(self, poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> None:
+        self._poller = poller
+        self._skt = skt
+        self._address = address
+        self._factory = factory
+        self.fileno = skt.fileno
+        self.result: Deferred[IProtocol] = Deferred(lambda _: self._forget().close())
+        poller.addWriter(self)
+
+    def doWrite(self) -> None:
+        """Take what has become of it."""
+        skt = self._forget()
+        problem = skt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if problem:
+            skt.close()
+            self.result.errback(_refusal(problem))
+        else:
+            self.result.callback(_connected(self._poller, skt, self._address, self._factory))
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Give up: the reactor stops."""
+        self._forget().close()
+        self.result.errback(reason)
+
+    def _forget(self) -> socket.socket:
+        self._poller.removeWriter(self)
+        return self._skt
+
+
+def _connected(poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> Any:
+    protocol: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
+    protocol.makeConnection(Transport(skt, protocol, address, poller))
+    return protocol
+
+
+def _refusal(problem: int) -> Exception:
+    refusal: Exception = getConnectError((problem, os.strerror(problem)))
+    return refusal

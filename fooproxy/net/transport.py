@@ -1,0 +1,224 @@
+"""TCP transports that write at once and are polled together: drop-ins for Twisted's own, only faster.
+
+Twisted's transports buffer each write, ask the reactor to be told when the socket is writable, and send in the next
+turn: two system calls and a turn of the loop for bytes that the kernel would have taken at once.  `Transport.write`
+sends at once while nothing is waiting to be sent, and falls back to Twisted's buffering for what the kernel does not
+take.  A `fooproxy.net.poller.Poller` stands for the reactor.
+
+Everything else is Twisted's: the buffers, producers, half-close and closing of `tcp.Connection`.  One thing is better:
+when a write fails, what the peer had sent before is still read.
+
+It knows nothing of the Foo protocol.  `fooproxy.net.endpoints` makes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import main, tcp
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.python.failure import Failure
+
+from fooproxy.net.pump import CLOSED, LARGEST_READ
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from twisted.internet.interfaces import IProtocol
+
+    from fooproxy.net.poller import Poller
+    from fooproxy.relay.interceptor import Tap
+
+_DONE = Failure(ConnectionDone())
+_LOST = Failure(ConnectionLost())
+
+
+class Transport(tcp.Connection):
+    """A connected TCP socket; `peer` is the address of its other end.
+
+    Those that were accepted and those that were connected have one class on purpose: CPython's inline caches remember
+    one class a place.
+    """
+
+    # Closing is enough: nobody else has the socket.
+    _shouldShutdown = False
+
+    def __init__(self, skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], poller: Poller) -> None:
+        super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
+        self._peer = peer
+        self._poller = poller
+        self._number = skt.fileno()
+        self._pumping = False
+        self._inflow: Tap | None = None
+        self.clear = True
+        self._broken = False
+        """Whether a write has failed, so that there is only reading left."""
+        self._read_all = False
+        self.connected = 1
+        self.startReading()
+
+    @property
+    def clear(self) -> bool:
+        """Whether `write` may send at once: nothing waits before it, and the socket takes data."""
+        return self._clear
+
+    @clear.setter
+    def clear(self, clear: bool) -> None:
+        self._clear = clear
+        if self._inflow is not None:
+            self._inflow.outlet = self._number if clear else CLOSED
+
+    @property
+    def inflow(self) -> Tap | None:
+        """The tap of what the pump writes here; its `outlet` is this transport as long as that is clear."""
+        return self._inflow
+
+    @inflow.setter
+    def inflow(self, tap: Tap | None) -> None:
+        if self._inflow is not None:
+            self._inflow.outlet = CLOSED
+        self._inflow = tap
+        self.clear = self._clear
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, at once if possible."""
+        if self._clear:
+            try:
+                sent = self.socket.send(data)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                    self._break()
+                    return
+                sent = 0
+            if sent == len(data):
+                return
+            self.clear = False
+            data = bytes(data[sent:])
+        super().write(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """Send all of `iovec`, at once if possible."""
+        self.write(b"".join(iovec))
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """Take `producer`; one that is pulled is asked for more only when a write had to wait."""
+        self.clear = self.clear and streaming
+        super().registerProducer(producer, streaming)
+
+    def pump(self, sink: Transport) -> None:
+        """Write all that is read to `sink` from now on, and show it to the `tap` of the protocol, which gets nothing.
+
+        That is what an `Interceptor` around a leg that hands all on would do.
+        """
+        protocol: Any = self.protocol
+        self._pumping = True
+        self._poller.pump.start(self._number, sink, protocol.tap)
+
+    def stop_pumping(self) -> None:
+        """Let the protocol have what is read again."""
+        if self._pumping:
+            # Only then the number is this transport's for sure.
+            self._pumping = False
+            self._poller.pump.stop(self._number)
+
+    def doRead(self) -> Any:
+        """Read once, and let the protocol have it."""
+        try:
+            data = self.socket.recv(LARGEST_READ)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not data:
+            return main.CONNECTION_DONE
+        self.protocol.dataReceived(data)
+        return None
+
+    def doWrite(self) -> Any:
+        """Send what is waiting."""
+        why: Any = super().doWrite()
+        if why is main.CONNECTION_LOST:
+            self._break()
+            return None
+        if not (self.dataBuffer or self._tempDataBuffer):
+            ending = self.disconnecting or self._writeDisconnecting or self._broken
+            pulling = self.producer is not None and not self.streamingProducer
+            self.clear = bool(self.connected) and not ending and not pulling
+        return why
+
+    def _break(self) -> None:
+        """Give up writing, but read what the peer sent before it closed; then the connection is lost."""
+        self.clear = False
+        self._broken = self._writeDisconnected = True
+        self.dataBuffer, self.offset, self._tempDataBuffer, self._tempDataLen = b"", 0, [], 0
+        self.stopWriting()
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        if (self._read_all or self.disconnecting) and not self.disconnected:
+            self._poller.callLater(0, self.connectionLost, _LOST)
+
+    def readConnectionLost(self, reason: Failure) -> None:
+        """Take the peer's FIN."""
+        self._read_all = True
+        if self._broken:
+            self.connectionLost(_LOST)
+        else:
+            super().readConnectionLost(reason)
+
+    def resumeProducing(self) -> None:
+        """Read on, if there is anything left to read."""
+        if not self._read_all:
+            super().resumeProducing()
+
+    def loseWriteConnection(self) -> None:
+        """Send a FIN when all is written."""
+        self.clear = False
+        if not self._writeDisconnected:
+            super().loseWriteConnection()
+
+    def loseConnection(self) -> None:
+        """Close when all is written; if it is, without waiting for the socket to say that it can be written to."""
+        if self.clear and self.producer is None and self.connected and not self.disconnecting:
+            self.connected, self.disconnecting = 0, 1
+            self.stop_pumping()
+            self._poller.forget(self)
+            self._poller.soon(self._closed)
+        else:
+            super().loseConnection()
+        self.clear = False
+
+    def _closed(self) -> None:
+        if not self.disconnected:
+            self.connectionLost(_DONE)
+
+    def abortConnection(self) -> None:
+        """Close at once, with a reset."""
+        self.clear = False
+        super().abortConnection()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Clean up."""
+        self.clear = False
+        self.stop_pumping()
+        super().connectionLost(reason)
+
+    def startTLS(self, *arguments: Any, **keywords: Any) -> None:
+        """Refuse: bytes are sent past any layer above the socket."""
+        raise NotImplementedError("use one of Twisted's own endpoints for TLS")
+
+    def getHost(self) -> IPv4Address | IPv6Address:
+        """Give our own address."""
+        return _address(self.socket.getsockname())
+
+    def getPeer(self) -> IPv4Address | IPv6Address:
+        """Give the other end's address, also after it is gone."""
+        return _address(self._peer)
+
+
+def _address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
+    kind = IPv4Address if len(address) == 2 else IPv6Address
+    return kind("TCP", *address)

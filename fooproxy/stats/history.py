@@ -1,0 +1,146 @@
+"""The history: what passed in each second of the last quarter of an hour, in fixed memory.
+
+`fooproxy.stats.sampling` calls `History.record` every second.  It keeps, besides, the latencies as they stood ten
+seconds ago, from which those of the last ten seconds come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fooproxy.foo.latency import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fooproxy.stats.counters import Stats
+
+LENGTH = 900
+"""Seconds that are kept."""
+
+_RECENT = 10
+
+
+class Second(NamedTuple):
+    """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at its end."""
+
+    requests: int
+    responses: int
+    naks: int
+    p50: int | None
+    p99: int | None
+    sessions: int
+
+
+_NOTHING = Second(0, 0, 0, None, None, 0)
+
+
+class History:
+    """The seconds that `record` has seen of `stats`, the newest last, and how many there ever were."""
+
+    def __init__(self, stats: Stats) -> None:
+        self._stats = stats
+        self._seconds: deque[Second] = deque(maxlen=LENGTH)
+        self._texts: deque[str] = deque(maxlen=LENGTH)
+        self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
+        self._counted = (0, 0, 0)
+        self._began: float | None = None
+        self._recorded = 0
+        self.last = 0
+
+    def begin(self) -> None:
+        """Begin now: what was counted before belongs to no second."""
+        self._counted = self._counters()
+        self._latencies.clear()
+        self._latencies.append(self._stats.latency.answered.copy())
+        self._began, self._recorded = self._stats.clock(), 0
+
+    def record(self) -> None:
+        """Add the second that has just passed; those in which nobody called get nothing.
+
+        Called too early, it leaves what passed to the next second.
+        """
+        if self._began is None:
+            self.begin()
+            return
+        passed = round(self._stats.clock() - self._began) - self._recorded
+        if passed < 1:
+            return
+        self._recorded += passed
+        missed = passed - 1
+        self.skip(missed)
+        before, self._counted = self._counted, self._counters()
+        answered = self._stats.latency.answered
+        p50, p99 = _microseconds(answered.since(self._latencies[-1]))
+        requests, responses, naks = (now - then for now, then in zip(self._counted, before, strict=True))
+        for _ in range(min(missed, _RECENT)):
+            self._latencies.append(self._latencies[-1])
+        self._latencies.append(answered.copy())
+        self._append(Second(requests, responses, naks, p50, p99, len(self._stats.sessions)))
+
+    def skip(self, seconds: float) -> None:
+        """Add so many seconds in which nothing was seen."""
+        for _ in range(min(round(seconds), LENGTH)):
+            self._append(_NOTHING)
+
+    def recent(self) -> Histogram:
+        """Give the latencies of the last ten seconds."""
+        return self._stats.latency.answered.since(self._latencies[0])
+
+    def report(self, since: int, time: float) -> dict[str, Any]:
+        """Give all seconds after the one numbered `since`, by columns; `time` is the wall clock's now."""
+        new = LENGTH if since > self.last else self.last - since
+        seconds = list(islice(self._seconds, max(len(self._seconds) - new, 0), None))
+        columns = zip(*seconds, strict=True) if seconds else ((),) * len(Second._fields)
+        report: dict[str, Any] = dict(zip(Second._fields, map(list, columns), strict=True))
+        for name in ("p50", "p99"):
+            report[name] = [value if value is None else value / 1e6 for value in report[name]]
+        return {"last": self.last, "time": time, **report}
+
+    def state(self) -> str:
+        """Give all of it as a text, which costs little to make: it is saved every second."""
+        return ";".join(self._texts)
+
+    def restore(self, seconds: Sequence[Second], age: float) -> None:
+        """Take back what was saved `age` seconds ago."""
+        for second in seconds:
+            self._append(second)
+        self.skip(age)
+
+    def _append(self, second: Second) -> None:
+        self.last += 1
+        self._seconds.append(second)
+        self._texts.append(",".join("" if value is None else str(value) for value in second))
+
+    def _counters(self) -> tuple[int, int, int]:
+        stats = self._stats
+        return stats.requests, stats.responses, stats.naks
+
+
+def parse(text: str) -> list[Second]:
+    """Read what `History.state` gave.
+
+    :raises ValueError: it is something else.
+    """
+    seconds = []
+    for entry in text.split(";") if text else ():
+        requests, responses, naks, p50, p99, sessions = [_number(value) for value in entry.split(",")]
+        if None in (requests, responses, naks, sessions):
+            raise ValueError("a count is missing")
+        seconds.append(Second(requests or 0, responses or 0, naks or 0, p50, p99, sessions or 0))
+    return seconds[-LENGTH:]
+
+
+def _number(text: str) -> int | None:
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 20:
+        raise ValueError("what should be a count is none")
+    return int(text)
+
+
+def _microseconds(latencies: Histogram) -> tuple[int | None, int | None]:
+    p50, p99 = (latencies.quantile(share) for share in (0.5, 0.99))
+    return (None, None) if p50 is None or p99 is None else (round(p50 * 1e6), round(p99 * 1e6))

@@ -1,0 +1,304 @@
+"""The web side: the report, the exposition, health checks and the page, as one Klein application.
+
+It reads the statistics and never the relay's sockets.  Answers to errors are JSON and repeat nothing of the request.
+"""
+
+from __future__ import annotations
+
+# Werkzeug has it loaded with the first request, when there may be no descriptor left, or no permission.
+import encodings.idna  # noqa: F401
+import gzip
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from klein import Klein
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.http import parse_accept_header
+
+from fooproxy import __version__
+from fooproxy.web import overview
+from fooproxy.web.exposition import exposition
+from fooproxy.web.site import QuietSite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from twisted.internet.interfaces import IReactorTime
+    from twisted.python.failure import Failure
+    from twisted.web.iweb import IRequest
+
+    from fooproxy.relay.session import Session
+    from fooproxy.stats.counters import Stats
+    from fooproxy.upstreams.upstream import Upstream
+
+UPSTREAM_MEMORY = 10.0
+"""Seconds for which a failure to connect to the upstream makes the proxy unready, if no session tries again."""
+
+PROBE_INTERVAL = 5.0
+"""Seconds without news of the upstream, and without sessions, after which ``/ready`` tries to connect to it."""
+
+PROBE_TIMEOUT = 1.0
+"""Seconds that this may take."""
+
+_COMPRESSED = 1000
+"""Bytes from which on an answer is compressed, for those who take that."""
+
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+    "Server": "fooproxy",
+}
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+"""What the files of the page are, by suffix."""
+
+
+class Health:
+    """Whether the proxy should get traffic, and what to worry about.  The service sets the flags.
+
+    `traffic` tells whether there are sessions, which say more of the upstream than a check would.
+    """
+
+    def __init__(self, upstream: Upstream, traffic: Callable[[], bool]) -> None:
+        self.upstream = upstream
+        self._traffic = traffic
+        self._waiting: list[Deferred[None]] = []
+        self.starting = True
+        self.draining = False
+        self.recovery_failing = False
+        self.accepting: Callable[[], bool] = lambda: True
+        """Whether clients are accepted as they come."""
+
+    async def check(self) -> None:
+        """See whether the upstream can be connected, if there was no occasion for it lately."""
+        if self.upstream.silence <= PROBE_INTERVAL or self._traffic() or self.draining:
+            return
+        # One check for all who ask meanwhile; those who ask may be gone before it ends.
+        mine: Deferred[None] = Deferred()
+        self._waiting.append(mine)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(self.upstream.probe(PROBE_TIMEOUT)).addBoth(self._checked)
+        await mine
+
+    def _checked(self, result: object) -> None:
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            if not deferred.called:
+                deferred.callback(None)
+
+    def reasons(self) -> list[str]:
+        """Say what makes the proxy unready: ``starting``, ``draining``, ``upstream_unreachable``."""
+        unreachable = self.upstream.unreachable(UPSTREAM_MEMORY) is not None
+        words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
+        return [word for word, holds in words.items() if holds]
+
+    def warnings(self) -> list[str]:
+        """Say what an operator should look at though traffic goes on: ``recovery_failing``, ``clients_waiting``."""
+        words = {"recovery_failing": self.recovery_failing, "clients_waiting": not self.accepting()}
+        return [word for word, holds in words.items() if holds]
+
+    def report(self) -> dict[str, Any]:
+        """Give all of it."""
+        reasons = self.reasons()
+        return {"ready": not reasons, "reasons": reasons, "warnings": self.warnings()}
+
+
+class BadQuery(Exception):
+    """A parameter of a request is wrong; the message says what would be right, and nothing of what was sent."""
+
+
+class Query:
+    """The parameters of a request."""
+
+    def __init__(self, request: Any) -> None:
+        self._arguments: dict[bytes, list[bytes]] = request.args or {}
+
+    def number(self, name: str, default: int, most: int) -> int:
+        """Give a number from 0 to `most`."""
+        text = self._arguments.get(name.encode(), [b"%d" % default])[-1]
+        if not text.isdigit() or len(text) > 15 or int(text) > most:
+            raise BadQuery(f"{name} must be a number from 0 to {most}")
+        return int(text)
+
+    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
+        """Give one of `choices`."""
+        text = self._arguments.get(name.encode(), [default.encode()])[-1].decode("latin-1")
+        if text not in choices:
+            raise BadQuery(f"{name} must be one of {', '.join(choices)}")
+        return text
+
+
+class Web:
+    """The resource: routes over `stats`, `health` and the `sessions` that are open.
+
+    `clock` is the wall clock, `recovery` tells about the file that the statistics are saved in.
+    """
+
+    app = Klein()
+    log = Logger()
+
+    def __init__(
+        self,
+        stats: Stats,
+        health: Health,
+        sessions: Collection[Session],
+        recovery: Callable[[], dict[str, Any]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._stats = stats
+        self._health = health
+        self._sessions = sessions
+        self._recovery = recovery
+        self._clock = clock
+        files = (resources.files("fooproxy.web") / "static").iterdir()
+        self._static = {file.name: file.read_bytes() for file in files if Path(file.name).suffix in _TYPES}
+
+    def site(self, clock: IReactorTime) -> QuietSite:
+        """Give the factory that serves all this."""
+        return QuietSite(self.app.resource(), clock)
+
+    @app.route("/stats", methods=["GET"])
+    def stats(self, request: IRequest) -> bytes:
+        """Give the report."""
+        return _json(request, 200, self._stats.report())
+
+    @app.route("/metrics", methods=["GET"])
+    def metrics(self, request: IRequest) -> bytes:
+        """Give the exposition to those who ask for one by ``Accept``, and the report to everybody else."""
+        accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
+        text = exposition(self._stats, not self._health.reasons(), accept)
+        if text is None:
+            return self.stats(request)
+        content_type, body = text
+        return _answer(request, 200, content_type, body)
+
+    @app.route("/health", methods=["GET"])
+    @app.route("/heartbeat", methods=["GET"])
+    @app.route("/status", methods=["GET"])
+    def alive(self, request: IRequest) -> bytes:
+        """Say that the process lives; this never looks at the upstream."""
+        return _json(request, 200, {"status": "OK!"})
+
+    @app.route("/connections", methods=["GET"])
+    def connections(self, request: IRequest) -> bytes:
+        """List sessions."""
+        return _json(request, 200, self._connections(Query(request)))
+
+    @app.route("/clients", methods=["GET"])
+    def clients(self, request: IRequest) -> bytes:
+        """List client addresses."""
+        limit = Query(request).number("limit", 100, overview.MOST)
+        return _json(request, 200, overview.clients(self._stats, limit))
+
+    @app.route("/history", methods=["GET"])
+    def history(self, request: IRequest) -> bytes:
+        """Give what passed in each of the last seconds."""
+        return _json(request, 200, self._history(Query(request)))
+
+    @app.route("/live", methods=["GET"])
+    def live(self, request: IRequest) -> bytes:
+        """Give all that the page shows."""
+        query, upstream = Query(request), self._health.upstream
+        content = {
+            "report": self._stats.report(),
+            "health": self._health.report(),
+            "upstream": {"address": upstream.name, "state": upstream.state, "error": upstream.error},
+            "recovery": self._recovery(),
+            "history": self._history(query),
+            "latency_buckets": list(self._stats.history.recent().upper_bounds()),
+            "connections": self._connections(query),
+        }
+        return _json(request, 200, content)
+
+    def _history(self, query: Query) -> dict[str, Any]:
+        return self._stats.history.report(query.number("since", 0, 1 << 40), self._clock())
+
+    def _connections(self, query: Query) -> dict[str, Any]:
+        sort = query.choice("sort", "age_seconds", overview.SORTABLE)
+        descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
+        limit = query.number("limit", 100, overview.MOST)
+        return overview.connections(self._stats, self._sessions, sort, descending, limit)
+
+    @app.route("/ready", methods=["GET"])
+    async def ready(self, request: IRequest) -> bytes:
+        """Say whether to send traffic here, with the reasons if not."""
+        await self._health.check()
+        report = self._health.report()
+        return _json(request, 200 if report["ready"] else 503, report)
+
+    @app.route("/version", methods=["GET"])
+    def version(self, request: IRequest) -> bytes:
+        """Give the version."""
+        return _json(request, 200, {"version": __version__})
+
+    @app.route("/", methods=["GET"])
+    def page(self, request: IRequest) -> bytes:
+        """Give the page."""
+        return self._file(request, "index.html")
+
+    @app.route("/<name>", methods=["GET"])
+    def file(self, request: IRequest, name: str) -> bytes:
+        """Give one of the files of the page."""
+        return self._file(request, name)
+
+    def _file(self, request: IRequest, name: str) -> bytes:
+        if name not in self._static:
+            raise NotFound
+        return _answer(request, 200, _TYPES[Path(name).suffix], self._static[name])
+
+    @app.handle_errors(BadQuery)
+    def misasked(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer a wrong parameter."""
+        return _json(request, 400, {"error": str(failure.value)})
+
+    @app.handle_errors(HTTPException)
+    def refused(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer what no route takes: 405 for a wrong method, else 404 (redirects to tidier paths among them)."""
+        if isinstance(failure.value, MethodNotAllowed):
+            request.setHeader("Allow", ", ".join(sorted(failure.value.valid_methods or ())))
+            return _json(request, 405, {"error": "method not allowed"})
+        return _json(request, 404, {"error": "not found"})
+
+    @app.handle_errors(Exception)
+    def failed(self, request: IRequest, failure: Failure) -> bytes:
+        """Answer a defect of ours: the log has it, the client need not."""
+        self.log.failure("a request could not be answered", failure)
+        return _json(request, 500, {"error": "internal server error"})
+
+
+def _json(request: Any, status: int, content: object) -> bytes:
+    return _answer(request, status, "application/json", json.dumps(content).encode() + b"\n")
+
+
+def _answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
+    request.setResponseCode(status)
+    for name, value in _SECURITY.items():
+        request.setHeader(name, value)
+    request.setHeader("Content-Type", content_type)
+    request.setHeader("Vary", "Accept, Accept-Encoding")
+    if len(body) >= _COMPRESSED and _takes_gzip(request):
+        request.setHeader("Content-Encoding", "gzip")
+        body = gzip.compress(body, 1)
+    request.setHeader("Content-Length", str(len(body)))
+    return body
+
+
+def _takes_gzip(request: Any) -> bool:
+    accepted = b",".join(request.requestHeaders.getRawHeaders(b"accept-encoding", [])).decode("latin-1")
+    return parse_accept_header(accepted).quality("gzip") > 0

@@ -1,0 +1,136 @@
+"""Latency: replies are matched in order, and percentiles are near the truth."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fooproxy.foo.latency import BUCKETS, Exchange, Histogram, Latency, bounds, bucket
+
+
+@given(st.integers(0, 1 << 27))
+def test_a_bucket_holds_what_falls_into_it_and_is_narrow(microseconds: int) -> None:
+    lower, upper = bounds(bucket(microseconds))
+    assert lower <= microseconds < upper
+    assert upper - lower == 1 or (upper - lower) / lower <= 1 / 16
+
+
+def test_buckets_follow_each_other_without_a_gap() -> None:
+    edges = [bounds(number) for number in range(len(BUCKETS) - 1)]
+    assert edges[0][0] == 0
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(edges))
+
+
+@given(st.lists(st.integers(1, 10**8), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 0.999]))
+def test_percentiles_are_near_the_truth(latencies: list[int], share: float) -> None:
+    histogram = Histogram()
+    for latency in latencies:
+        histogram.add(latency, 1)
+    truth = sorted(latencies)[math.ceil(share * len(latencies)) - 1] / 1e6
+    assert histogram.quantile(share) == pytest.approx(truth, rel=0.035)
+    summary = histogram.summary()
+    assert summary["count"] == len(latencies)
+    assert summary["max"] == max(latencies) / 1e6
+    assert summary["mean"] == pytest.approx(sum(latencies) / len(latencies) / 1e6)
+
+
+def test_without_latencies_there_is_nothing_to_tell_but_their_count() -> None:
+    summary = Histogram().summary()
+    assert summary.pop("count") == 0
+    assert set(summary) == {"p50", "p90", "p99", "p999", "max", "mean"}
+    assert set(summary.values()) == {None}
+    assert Histogram().quantile(0.5) is None
+
+
+def test_what_was_added_since_is_told_apart() -> None:
+    histogram = Histogram()
+    histogram.add(5000, 10)
+    earlier = histogram.copy()
+    assert histogram.since(earlier).count == 0
+    histogram.add(50_000, 2)
+    later = histogram.since(earlier)
+    assert (later.count, later.sum, later.longest) == (2, 100_000, 50_000)
+    assert earlier.count == 10
+
+
+def test_a_histogram_comes_back_as_it_was() -> None:
+    before, after = Histogram(), Histogram()
+    before.add(17, 3)
+    before.add(123_456, 1)
+    state = before.state()
+    assert isinstance(state["buckets"], dict)
+    after.restore({int(number): count for number, count in state["buckets"].items()}, before.sum, before.longest)
+    assert after.summary() == before.summary()
+    assert list(after.upper_bounds()) == list(before.upper_bounds())
+
+
+def exchange() -> tuple[Exchange, Latency]:
+    total = Latency()
+    return Exchange(total), total
+
+
+def test_a_reply_belongs_to_the_oldest_open_request() -> None:
+    session, total = exchange()
+    session.request(1_000_000, 1)
+    session.request(2_000_000, 1)
+    session.reply(2_500_000, 1)
+    assert total.answered.longest == 1_500_000
+    assert session.in_flight == 1
+    session.reply(2_500_000, 1)
+    assert total.answered.summary()["mean"] == pytest.approx(1.0)
+    assert session.in_flight == 0
+
+
+def test_chunks_of_requests_and_of_replies_need_not_be_the_same() -> None:
+    session, total = exchange()
+    session.request(1_000_000, 3)
+    session.request(2_000_000, 2)
+    session.reply(3_000_000, 4)
+    assert sorted(total.answered.buckets.values()) == [1, 3]
+    session.reply(4_000_000, 1)
+    assert total.answered.count == 5
+    assert session.quantile(0.5) == total.answered.quantile(0.5)
+    assert exchange()[0].quantile(0.5) is None
+    assert (session.in_flight, total.unmatched) == (0, 0)
+
+
+def test_a_reply_without_an_open_request_matches_nothing_and_no_later_one() -> None:
+    session, total = exchange()
+    session.reply(1_000_000, 2)
+    session.request(2_000_000, 1)
+    session.reply(1_500_000, 1)
+    session.reply(3_000_000, 2)
+    assert total.unmatched == 4
+    assert total.answered.count == 1
+    assert session.in_flight == 0
+
+
+def test_requests_that_nobody_answers_take_bounded_memory_and_stay_counted() -> None:
+    session, total = exchange()
+    for number in range(10_000):
+        session.request(number, 2)
+    assert len(session.later or ()) <= 256
+    assert session.in_flight == 20_000
+    session.reply(10_000, 20_000)
+    assert (session.in_flight, total.unmatched, total.answered.count) == (0, 0, 20_000)
+
+
+def test_open_requests_are_given_up_when_the_session_ends() -> None:
+    session, total = exchange()
+    other = Exchange(total)
+    session.request(1_000_000, 5)
+    other.request(1_000_000, 1)
+    session.end()
+    assert (total.given_up, other.in_flight) == (5, 1)
+
+
+def test_a_latency_beyond_all_bounds_counts_as_the_longest() -> None:
+    session, total = exchange()
+    session.request(0, 1)
+    session.reply(1_000_000_000_000, 1)
+    assert {str(number) for number in total.answered.buckets} <= BUCKETS
+    assert total.answered.longest < 135_000_000

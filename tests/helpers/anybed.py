@@ -1,0 +1,86 @@
+"""A test bed whose clients come by any kind of transports that a listener may have."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.ssl import CertificateOptions
+
+from fooproxy.net.addresses import server_endpoint
+from fooproxy.relay.interceptor import InterceptorFactory
+from fooproxy.relay.timeouts import Timeouts, is_writing, unacknowledged
+from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from twisted.internet.interfaces import IListeningPort
+
+KINDS = ["ours", "twisted's", "unix", "ssl", "haproxy"]
+
+
+class AnyBed(Bed):
+    """A bed whose clients come by the kind of transports named, one of `KINDS`; it keeps its files in `folder`."""
+
+    def __init__(self, transports: str, folder: Path, timeouts: Timeouts = TIMEOUTS) -> None:
+        super().__init__(transports, timeouts)
+        self.kind = transports
+        self._folder = folder
+
+    async def listen_relay(self) -> IListeningPort:
+        descriptions = {
+            "unix": f"unix:{self._folder}/relay.sock",
+            "ssl": f"ssl:0:interface=127.0.0.1:privateKey={self._folder}/relay.pem",
+            "haproxy": "haproxy:tcp:0:interface=127.0.0.1",
+        }
+        if self.kind not in descriptions:
+            return await super().listen_relay()
+        if self.kind == "ssl":
+            (self._folder / "relay.pem").write_bytes(certificate())
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
+        port: IListeningPort = await server_endpoint(reactor, descriptions[self.kind]).listen(factory)
+        return port
+
+    async def client(self) -> Peer:
+        address: Any = self.ports[1].getHost()
+        if self.kind == "unix":
+            endpoint: Any = UNIXClientEndpoint(reactor, address.name)
+        elif self.kind == "ssl":
+            endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", address.port, CertificateOptions())
+        else:
+            endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", address.port)
+        peer: Peer = await endpoint.connect(self.clients)
+        if self.kind == "haproxy":
+            peer.transport.write(b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n")
+        return peer
+
+    async def pair(self) -> tuple[Peer, Peer]:
+        peers = await super().pair()
+        if self.kind == "ssl":
+            # Time stands still while they shake hands.
+            theirs: Any = peers[0].transport
+            ours = self.session().client.transport
+            await until(lambda: theirs._handshakeDone and not (is_writing(ours) or unacknowledged(ours)))
+        return peers
+
+
+def certificate() -> bytes:
+    """Give a key and a certificate that nobody has signed, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(key, hashes.SHA256())
+    )
+    no_password = serialization.NoEncryption()
+    form = serialization.PrivateFormat.PKCS8
+    pem = serialization.Encoding.PEM
+    return key.private_bytes(pem, form, no_password) + signed.public_bytes(pem)

@@ -1,0 +1,213 @@
+"""A test bed for relaying: the real bridge between real sockets, with peers that do as they are told.
+
+Deadlines run on a `task.Clock`, so that a test lets time pass by saying so.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
+from twisted.internet.interfaces import IHalfCloseableProtocol, ITCPTransport
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import globalLogPublisher
+from zope.interface import implementer
+
+from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.poller import Poller
+from fooproxy.relay.bridge import BridgeFactory
+from fooproxy.relay.interceptor import InterceptorFactory
+from fooproxy.relay.session import Session
+from fooproxy.relay.timeouts import Sweep, Timeouts
+from fooproxy.stats.counters import SessionStats, Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import IAddress, IListeningPort
+    from twisted.python.failure import Failure
+
+reactor: Any = _reactor
+publisher: Any = globalLogPublisher
+
+PATIENCE = 20.0
+"""Seconds after which something that a test waits for will not happen any more."""
+
+
+TIMEOUTS = Timeouts()
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Let the reactor run until `condition` holds."""
+    give_up = reactor.seconds() + PATIENCE
+    while not condition():
+        assert reactor.seconds() < give_up, "it did not happen"
+        await deferLater(reactor, 0.001)
+
+
+@implementer(IHalfCloseableProtocol)
+class Peer(Protocol):
+    """Remembers all that happens to it, and does nothing by itself."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.connected_ = self.fin = self.lost = False
+
+    def connectionMade(self) -> None:
+        self.connected_ = True
+        if ITCPTransport.providedBy(self.transport):
+            self.transport.setTcpNoDelay(True)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+
+    def readConnectionLost(self) -> None:
+        self.fin = True
+
+    def writeConnectionLost(self) -> None:
+        pass
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.lost = True
+
+    def reset(self) -> None:
+        """End the connection with a RST."""
+        self.transport.abortConnection()
+
+    def shrink_buffers(self) -> None:
+        """Make the kernel hold little, so that a reader that stops is noticed soon."""
+        handle = self.transport.getHandle()
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+
+
+class Peers(Factory):
+    """Builds peers, and keeps them."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.built: list[Peer] = []
+
+    def buildProtocol(self, addr: IAddress | None) -> Peer:
+        peer = Peer()
+        self.built.append(peer)
+        return peer
+
+
+class Bed:
+    """An upstream, the relay before it, and clients."""
+
+    def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
+        self.poller = Poller(reactor, clock=self.tick) if transports == "ours" else None
+        self.clock = Clock()
+        self._ticks = 0
+        self.stats = Stats(self.clock.seconds)
+        self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
+        self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
+        self.gate: Deferred[None] = succeed(None)
+        """Holds every connect to the upstream back until it fires."""
+        self.upstreams = Peers()
+        self.clients = Peers()
+        self.ports: list[IListeningPort] = []
+        self.failures: list[str] = []
+
+    def tick(self) -> int:
+        """Give the time in microseconds, a little more each time: what came later has a later time."""
+        self._ticks += 1
+        return round(self.clock.seconds() * 1e6) + self._ticks
+
+    def notice(self, event: Any) -> None:
+        """Remember what was logged as a failure: there must be none."""
+        if event.get("log_failure") or event.get("isError"):
+            self.failures.append(str(event.get("log_failure")))
+
+    async def start(self) -> None:
+        publisher.addObserver(self.notice)
+        self.ports = [await self.listen(self.upstreams), await self.listen_relay()]
+        self.sweep.start()
+
+    async def stop(self) -> None:
+        try:
+            await self.end_all()
+        finally:
+            publisher.removeObserver(self.notice)
+        assert not self.failures
+
+    async def end_all(self) -> None:
+        for port in self.ports:
+            await _done(port.stopListening())
+        for peer in self.clients.built + self.upstreams.built:
+            if peer.connected_ and not peer.lost:
+                peer.reset()
+        self.bridge.abort()
+        await until(lambda: not self.bridge.sessions)
+        self.sweep.stop()
+        self.clock.advance(60)
+        assert not self.clock.getDelayedCalls()
+        await until(lambda: all(peer.lost or not peer.connected_ for peer in self.clients.built + self.upstreams.built))
+
+    async def listen(self, factory: Factory) -> IListeningPort:
+        port: IListeningPort = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory)
+        return port
+
+    async def listen_relay(self) -> IListeningPort:
+        factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
+        port: IListeningPort = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(factory)
+        return port
+
+    def connect_upstream(self, factory: Any) -> Deferred[Any]:
+        tapped = InterceptorFactory(factory, lambda leg: leg.session.observer.upstream, self.tick)
+
+        async def connect() -> Any:
+            await self._opened()
+            address: Any = self.ports[0].getHost()
+            return await client_endpoint(reactor, str(address.port), self.poller).connect(tapped)
+
+        return Deferred.fromCoroutine(connect())
+
+    def _opened(self) -> Deferred[None]:
+        """Wait for the gate, without cancelling it for others when one is cancelled."""
+        mine: Deferred[None] = Deferred()
+
+        def opened(result: Any) -> Any:
+            if not mine.called:
+                mine.callback(result)
+
+        self.gate.addBoth(opened)
+        return mine
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass as it does: the sweep gets all its turns."""
+        steps = math.ceil(seconds / self.bridge.timeouts.interval)
+        self.clock.pump([seconds / steps] * steps)
+
+    async def client(self) -> Peer:
+        """Connect a client."""
+        address: Any = self.ports[1].getHost()
+        peer: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(self.clients)
+        assert isinstance(peer, Peer)
+        return peer
+
+    async def pair(self) -> tuple[Peer, Peer]:
+        """Connect a client and give it with the upstream's end of its session."""
+        before = len(self.upstreams.built)
+        client = await self.client()
+        await until(lambda: len(self.upstreams.built) > before and self.upstreams.built[-1].connected_)
+        return client, self.upstreams.built[-1]
+
+    def session(self) -> Session:
+        """Give the one session there is."""
+        (session,) = self.bridge.sessions
+        return session
+
+
+async def _done(result: Any) -> None:
+    if isinstance(result, Deferred):
+        await result

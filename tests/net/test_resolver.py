@@ -1,0 +1,157 @@
+"""A name is looked up when it must be, and never in the way of a connection that needs no look-up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionRefusedError, DNSLookupError
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+
+from fooproxy.net.resolver import FRESH, NamedEndpoint
+
+
+class Names(Clock):
+    """A reactor as far as names go: answers with `addresses`, at once or when told to."""
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__()
+        self.addresses = list(addresses)
+        self.questions = 0
+        self.nameResolver = self
+
+    def resolveHostName(self, receiver: Any, name: str, *_: Any) -> None:
+        self.questions += 1
+        receiver.resolutionBegan(None)
+        for address in self.addresses:
+            receiver.addressResolved(IPv4Address("TCP", address, 0))
+        receiver.resolutionComplete()
+
+
+class World:
+    """Addresses that take connections (`up`), hang, or refuse."""
+
+    def __init__(self, *addresses: str, up: str = "", hanging: str = "") -> None:
+        self.names = Names(*addresses)
+        self.up, self.hanging = up, hanging
+        self.tried: list[str] = []
+        self.endpoint = NamedEndpoint(self.names, "foo.example", self.to_address)
+
+    def to_address(self, address: str) -> Any:
+        world = self
+
+        class Endpoint:
+            def connect(self, factory: Any) -> Deferred[Any]:
+                world.tried.append(address)
+                if address == world.hanging:
+                    return Deferred()
+                return succeed(address) if address == world.up else fail(ConnectionRefusedError())
+
+        return Endpoint()
+
+    def connect(self) -> Any:
+        results: list[Any] = []
+        self.endpoint.connect(Factory()).addBoth(results.append)
+        return results[0] if results else None
+
+
+def test_the_first_address_that_takes_the_connection_is_kept() -> None:
+    world = World("192.0.2.1", "192.0.2.2", up="192.0.2.2")
+    assert [world.connect(), world.connect()] == ["192.0.2.2", "192.0.2.2"]
+    assert world.tried == ["192.0.2.1", "192.0.2.2", "192.0.2.2"]
+    assert world.names.questions == 1
+
+
+def test_an_address_that_hangs_gives_way_to_the_next() -> None:
+    world = World("192.0.2.1", "192.0.2.2", up="192.0.2.2", hanging="192.0.2.1")
+    assert world.connect() is None
+    world.names.advance(1)
+    assert world.tried == ["192.0.2.1", "192.0.2.2"]
+    assert world.connect() == "192.0.2.2"
+
+
+def test_a_failed_connection_has_the_name_looked_up_again() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses, world.up = ["192.0.2.9"], "192.0.2.9"
+    assert world.connect().check(ConnectionRefusedError)
+    assert world.connect() == "192.0.2.9"
+
+
+def test_an_old_answer_is_used_while_the_name_is_looked_up_in_the_background() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses = ["192.0.2.9"]
+    world.names.advance(FRESH + 1)
+    world.endpoint.connect(Factory())
+    assert world.tried == ["192.0.2.1", "192.0.2.1"]
+    world.up = "192.0.2.9"
+    assert world.connect() == "192.0.2.9"
+
+
+def test_an_answer_that_has_not_changed_is_kept() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.advance(FRESH + 1)
+    assert [world.connect(), world.connect()] == ["192.0.2.1"] * 2
+    assert world.names.questions == 2
+
+
+@pytest.mark.parametrize(("addresses", "error"), [([], DNSLookupError), (["192.0.2.1"], ConnectionRefusedError)])
+def test_no_address_to_connect_to_is_an_error(addresses: list[str], error: type[Exception]) -> None:
+    assert World(*addresses).connect().check(error)
+
+
+def test_all_who_ask_at_one_time_wait_for_one_answer() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    receivers: list[Any] = []
+    world.names.resolveHostName = lambda receiver, *_: receivers.append(receiver)  # type: ignore[method-assign]
+    first, second, third = (world.endpoint.connect(Factory()) for _ in range(3))
+    first.addErrback(lambda _: None)
+    first.cancel()
+    (receiver,) = receivers
+    receiver.addressResolved(IPv4Address("TCP", "192.0.2.1", 0))
+    receiver.resolutionComplete()
+    assert (second.result, third.result) == ("192.0.2.1", "192.0.2.1")
+
+
+def test_a_cancelled_connection_says_nothing_against_the_address() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.hanging = "192.0.2.1"
+    connecting = world.endpoint.connect(Factory())
+    connecting.addErrback(lambda _: None)
+    connecting.cancel()
+    world.hanging = ""
+    assert world.connect() == "192.0.2.1"
+    assert world.names.questions == 1
+
+
+def test_an_address_that_hangs_is_given_up_when_it_is_not_waited_for_any_more() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses, world.up, world.hanging = ["192.0.2.9"], "192.0.2.9", "192.0.2.1"
+    connecting = world.endpoint.connect(Factory())
+    connecting.addErrback(lambda _: None)
+    world.names.advance(1)
+    connecting.cancel()
+    assert world.connect() == "192.0.2.9"
+
+
+def test_the_only_address_may_take_as_long_as_the_caller_waits() -> None:
+    world = World("192.0.2.1", hanging="192.0.2.1")
+    assert world.connect() is None
+    assert not world.names.getDelayedCalls()
+
+
+def test_who_gives_up_during_a_look_up_is_not_remembered() -> None:
+    world = World()
+    world.names.resolveHostName = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(100):
+        connecting = world.endpoint.connect(Factory())
+        connecting.addErrback(lambda _: None)
+        connecting.cancel()
+    assert not world.endpoint._waiting

@@ -1,0 +1,622 @@
+"""Our TCP transports keep the contracts of Twisted's: the same tests run over both, but where ours promise more."""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from threading import Thread
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import error
+from twisted.internet.protocol import Factory
+from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
+from twisted.protocols.basic import FileSender
+
+from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.poller import Poller
+from fooproxy.net.transport import Transport
+from tests.helpers.bed import PATIENCE, Peer, Peers, reactor, until
+
+ensure = pytest_twisted.ensureDeferred
+
+
+class End(Peer):
+    """Remembers why it was lost, and does as the test says on each chunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reason: Any = None
+        self.on_data: Any = lambda data: None
+
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data)
+        self.on_data(data)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        super().connectionLost(reason)
+        self.reason = reason
+
+
+class Ends(Peers):
+    def buildProtocol(self, addr: Any) -> End:
+        end = End()
+        self.built.append(end)
+        return end
+
+
+class Wire:
+    """A listener under test and a raw socket at the other end of each connection."""
+
+    def __init__(self, poller: Poller | None) -> None:
+        self.poller = poller
+        self.ends = Ends()
+        self.sockets: list[socket.socket] = []
+        self.port: Any = None
+
+    async def start(self) -> None:
+        self.port = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(self.ends)
+
+    async def stop(self) -> None:
+        for end in self.ends.built:
+            if not end.lost:
+                end.transport.abortConnection()
+        for skt in self.sockets:
+            skt.close()
+        await self.port.stopListening()
+        await until(lambda: all(end.lost for end in self.ends.built))
+
+    async def connect(self) -> tuple[End, socket.socket]:
+        seen = len(self.ends.built)
+        skt = socket.create_connection(("127.0.0.1", self.port.getHost().port))
+        skt.settimeout(PATIENCE)
+        self.sockets.append(skt)
+        await until(lambda: len(self.ends.built) > seen and self.ends.built[-1].connected_)
+        end = self.ends.built[-1]
+        assert isinstance(end, End)
+        return end, skt
+
+
+@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+async def wire(request: Any) -> Any:
+    wire = Wire(Poller(reactor) if request.param == "ours" else None)
+    await wire.start()
+    yield wire
+    await wire.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def our_wire() -> Any:
+    wire = Wire(Poller(reactor))
+    await wire.start()
+    yield wire
+    await wire.stop()
+
+
+async def read_all(skt: socket.socket) -> bytes:
+    """Read to the FIN without blocking the reactor."""
+    skt.setblocking(False)
+    received = bytearray()
+    finished = False
+
+    def more() -> bool:
+        nonlocal finished
+        try:
+            data = skt.recv(1 << 20)
+        except BlockingIOError:
+            return False
+        received.extend(data)
+        finished = not data
+        return finished
+
+    await until(more)
+    return bytes(received)
+
+
+BIG = bytes(range(256)) * 32768
+
+
+@ensure
+async def test_a_write_is_sent_before_it_returns(our_wire: Wire) -> None:
+    end, skt = await our_wire.connect()
+    end.transport.write(b"ACK 1\n")
+    assert skt.recv(100) == b"ACK 1\n"
+
+
+@ensure
+async def test_what_the_kernel_does_not_take_follows_in_order(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.write(BIG)
+    end.transport.write(b"and more")
+    end.transport.writeSequence([b"!", b"?"])
+    end.transport.loseConnection()
+    assert await read_all(skt) == BIG + b"and more!?"
+    await until(lambda: end.lost)
+    assert end.reason.check(error.ConnectionDone)
+
+
+@ensure
+async def test_sequences_and_single_writes_keep_their_order(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.writeSequence([b"a", b"b"])
+    end.transport.write(b"c")
+    end.transport.writeSequence([b"d"])
+    end.transport.loseConnection()
+    assert await read_all(skt) == b"abcd"
+
+
+@ensure
+async def test_a_producer_may_be_pulled(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    file = BytesIO(BIG)
+    sender = FileSender()
+    sending = sender.beginFileTransfer(file, end.transport)
+    sending.addCallback(lambda _: end.transport.loseConnection())
+    assert await read_all(skt) == BIG
+
+
+@ensure
+async def test_only_bytes_can_be_written(wire: Wire) -> None:
+    end, _ = await wire.connect()
+    with pytest.raises(TypeError):
+        end.transport.write("text")
+
+
+@ensure
+async def test_writing_nothing_does_nothing(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.write(b"")
+    end.transport.write(b"x")
+    end.transport.loseConnection()
+    assert await read_all(skt) == b"x"
+
+
+@ensure
+async def test_a_producer_is_paused_while_the_peer_does_not_read(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    producer = StringTransport()
+    end.transport.registerProducer(producer, True)
+    end.transport.write(BIG)
+    assert producer.producerState == "paused"
+    end.transport.write(b"the rest")
+    skt.setblocking(False)
+    received = bytearray()
+
+    def resumed() -> bool:
+        with suppress(BlockingIOError):
+            received.extend(skt.recv(1 << 20))
+        return producer.producerState == "producing"
+
+    await until(resumed)
+    end.transport.unregisterProducer()
+    end.transport.loseConnection()
+    assert bytes(received) + await read_all(skt) == BIG + b"the rest"
+
+
+@ensure
+async def test_a_producer_is_told_when_the_connection_is_lost(wire: Wire) -> None:
+    end, _ = await wire.connect()
+    producer = StringTransport()
+    end.transport.registerProducer(producer, True)
+    end.transport.abortConnection()
+    await until(lambda: end.lost)
+    assert producer.producerState == "stopped"
+
+
+@ensure
+async def test_a_half_closed_transport_sends_a_fin_after_its_data_and_still_reads(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.write(BIG)
+    end.transport.loseWriteConnection()
+    assert await read_all(skt) == BIG
+    skt.setblocking(True)
+    skt.sendall(b"still here")
+    await until(lambda: end.received == b"still here")
+    end.transport.write(b"too late")
+    skt.shutdown(socket.SHUT_WR)
+    await until(lambda: end.fin)
+    assert not end.lost
+    end.transport.loseConnection()
+    await until(lambda: end.lost)
+
+
+@ensure
+async def test_a_fin_is_told_once_and_resuming_does_not_repeat_it(our_wire: Wire) -> None:
+    end, skt = await our_wire.connect()
+    fins: list[str] = []
+    end.readConnectionLost = lambda: fins.append("fin")  # type: ignore[method-assign]
+    skt.shutdown(socket.SHUT_WR)
+    await until(lambda: fins)
+    end.transport.pauseProducing()
+    end.transport.resumeProducing()
+    end.transport.write(b"x")
+    end.transport.loseConnection()
+    assert await read_all(skt) == b"x"
+    await until(lambda: end.lost)
+    assert fins == ["fin"]
+
+
+@ensure
+async def test_a_paused_transport_reads_nothing(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    other, other_skt = await wire.connect()
+    end.transport.pauseProducing()
+    skt.sendall(b"wait")
+    other_skt.sendall(b"go")
+    await until(lambda: other.received == b"go")
+    assert end.received == b""
+    end.transport.resumeProducing()
+    await until(lambda: end.received == b"wait")
+
+
+@ensure
+async def test_an_aborted_connection_is_reset(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    end.transport.abortConnection()
+    end.transport.abortConnection()
+    end.transport.write(b"nobody gets this")
+    await until(lambda: end.lost)
+    assert end.reason.check(error.ConnectionAborted)
+    with pytest.raises(ConnectionResetError):
+        skt.recv(1)
+
+
+@ensure
+async def test_a_reset_by_the_peer_is_told(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    skt.close()
+    await until(lambda: end.lost)
+    assert end.reason.check(error.ConnectionLost)
+
+
+@ensure
+@pytest.mark.parametrize("how", ["loseConnection", "abortConnection"])
+async def test_a_protocol_may_close_while_it_gets_data(wire: Wire, how: str) -> None:
+    end, skt = await wire.connect()
+    end.on_data = lambda data: getattr(end.transport, how)()
+    skt.sendall(b"x")
+    await until(lambda: end.lost)
+
+
+@ensure
+async def test_a_protocol_that_fails_loses_its_connection_and_no_other(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    other, other_skt = await wire.connect()
+
+    def fail(data: bytes) -> None:
+        raise RuntimeError("a defect")
+
+    said: Any = []
+    end.on_data = fail
+    globalLogPublisher.addObserver(said.append)
+    try:
+        skt.sendall(b"x")
+        await until(lambda: end.lost)
+    finally:
+        globalLogPublisher.removeObserver(said.append)
+    assert end.reason.check(RuntimeError)
+    assert said
+    other_skt.sendall(b"y")
+    await until(lambda: other.received == b"y")
+
+
+@ensure
+async def test_a_protocol_that_fails_at_its_end_hurts_no_other(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    other, other_skt = await wire.connect()
+    ends: list[str] = []
+
+    def fail(reason: Any = None) -> None:
+        end.lost = True
+        ends.append("told")
+        raise RuntimeError("a defect")
+
+    end.connectionLost = fail  # type: ignore[method-assign]
+    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    skt.close()
+    await until(lambda: ends)
+    other_skt.sendall(b"y")
+    await until(lambda: other.received == b"y")
+    await wire.connect()
+
+
+@ensure
+async def test_what_the_peer_sent_before_a_failed_write_is_still_read(our_wire: Wire) -> None:
+    end, skt = await our_wire.connect()
+    end.transport.pauseProducing()
+    skt.sendall(b"last words")
+    end.transport.write(b"unread")
+    # Closing with something unread resets the connection.
+    skt.close()
+    for _ in range(3):
+        end.transport.write(b"into the void")
+    end.transport.resumeProducing()
+    await until(lambda: end.lost)
+    assert end.received == b"last words"
+    assert end.reason.check(error.ConnectionLost)
+
+
+@ensure
+async def test_a_number_that_is_in_use_again_within_a_batch_harms_nobody(our_wire: Wire) -> None:
+    first, first_skt = await our_wire.connect()
+    second, second_skt = await our_wire.connect()
+    fds = {first: first.transport.fileno(), second: second.transport.fileno()}
+    made: list[Any] = []
+
+    def replace(which: End) -> Any:
+        def on_data(data: bytes) -> None:
+            if made:
+                return
+            victim = second if which is first else first
+            victim.transport.connectionLost(_failure(error.ConnectionDone()))
+            client_endpoint(reactor, str(our_wire.port.getHost().port), our_wire.poller).connect(Ends()).addCallback(
+                made.append
+            )
+            assert made[0].transport.fileno() == fds[victim]
+
+        return on_data
+
+    first.on_data, second.on_data = replace(first), replace(second)
+    # Both are readable before the poller looks.
+    first_skt.sendall(b"x")
+    second_skt.sendall(b"y")
+    await until(lambda: made and len(our_wire.ends.built) == 3 and our_wire.ends.built[2].connected_)
+    newcomer = made[0]
+    our_wire.ends.built[2].transport.write(b"hello")
+    await until(lambda: newcomer.received == b"hello")
+    assert not newcomer.lost
+    newcomer.transport.abortConnection()
+    await until(lambda: newcomer.lost)
+
+
+def _failure(exception: Exception) -> Any:
+    from twisted.python.failure import Failure
+
+    return Failure(exception)
+
+
+@ensure
+async def test_a_busy_connection_does_not_starve_another(wire: Wire) -> None:
+    quiet, quiet_skt = await wire.connect()
+    # Two ends that send back all they get: there is always something to read.
+    near: Any = await client_endpoint(reactor, str(wire.port.getHost().port), wire.poller).connect(Ends())
+    await until(lambda: len(wire.ends.built) == 2)
+    far: Any = wire.ends.built[1]
+    near.on_data, far.on_data = near.transport.write, far.transport.write
+    near.transport.write(b"x" * 10000)
+    await until(lambda: len(far.received) > 1_000_000)
+    quiet_skt.sendall(b"ping")
+    await until(lambda: quiet.received == b"ping")
+    near.on_data = far.on_data = lambda data: None
+    near.transport.abortConnection()
+    await until(lambda: near.lost)
+
+
+@ensure
+@pytest.mark.parametrize("poller", ["ours", "twisted's"])
+async def test_a_refused_connection_fails(poller: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        text = f"127.0.0.1:{free.getsockname()[1]}"
+        endpoint = client_endpoint(reactor, text, Poller(reactor) if poller == "ours" else None)
+        with pytest.raises(error.ConnectionRefusedError):
+            await endpoint.connect(Ends())
+
+
+def full_listener() -> socket.socket:
+    """Give a listener whose backlog is full, so that a further connection stays half-made."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    return listener
+
+
+@ensure
+async def test_a_connection_that_takes_its_time_is_waited_for_and_can_be_cancelled(our_wire: Wire) -> None:
+    with full_listener() as listener:
+        address = listener.getsockname()
+        filler = socket.create_connection(address)
+        endpoint = client_endpoint(reactor, f"127.0.0.1:{address[1]}", our_wire.poller)
+        ends = Ends()
+        waiting = endpoint.connect(ends)
+        while waiting.called:
+            waiting = endpoint.connect(ends)
+        failures: list[Any] = []
+        waiting.addErrback(failures.append)
+        waiting.cancel()
+        assert len(failures) == 1
+        later = endpoint.connect(ends)
+        assert not later.called
+        # Room in the backlog lets the kernel's next SYN through.
+        listener.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                listener.accept()[0].close()
+        end: Any = await later
+        assert isinstance(end.transport, Transport)
+        filler.close()
+        for built in ends.built:
+            if not built.lost:
+                built.transport.abortConnection()
+        await until(lambda: all(built.lost for built in ends.built))
+
+
+@ensure
+async def test_addresses_are_told_like_twisteds(wire: Wire) -> None:
+    end, skt = await wire.connect()
+    peer, host = end.transport.getPeer(), end.transport.getHost()
+    assert (peer.host, peer.port) == skt.getsockname()
+    assert (host.host, host.port) == skt.getpeername()
+    assert end.transport.getHandle().fileno() == end.transport.fileno()
+
+
+@ensure
+async def test_ipv6_works_too() -> None:
+    poller = Poller(reactor)
+    ends = Ends()
+    port: Any = await server_endpoint(reactor, "[::1]:0", poller=poller).listen(ends)
+    client: Any = await client_endpoint(reactor, f"[::1]:{port.getHost().port}", poller).connect(Ends())
+    await until(lambda: ends.built and ends.built[0].connected_)
+    assert client.transport.getPeer() == port.getHost()
+    assert isinstance(ends.built[0].transport, Transport)
+    assert ends.built[0].transport.getPeer() == client.transport.getHost()
+    for end in (client, ends.built[0]):
+        end.transport.abortConnection()
+    await until(lambda: client.lost and ends.built[0].lost)
+    await port.stopListening()
+
+
+def test_nothing_is_opened_before_it_is_needed() -> None:
+    """Twistd forks between makeService and the start."""
+    poller = Poller(reactor)
+    assert poller._epoll is None
+    server_endpoint(reactor, "0", "127.0.0.1", poller)
+    client_endpoint(reactor, "127.0.0.1:1", poller)
+    assert poller._epoll is None
+
+
+@ensure
+async def test_tls_is_refused_and_not_circumvented(our_wire: Wire) -> None:
+    end, _ = await our_wire.connect()
+    with pytest.raises(NotImplementedError):
+        end.transport.startTLS(None)
+
+
+@ensure
+async def test_a_port_in_use_is_told(our_wire: Wire) -> None:
+    endpoint = server_endpoint(reactor, str(our_wire.port.getHost().port), "127.0.0.1", our_wire.poller)
+    with pytest.raises(error.CannotListenError):
+        await endpoint.listen(Factory())
+
+
+class Taken:
+    """A tap, and its own analysis, that keeps what it is shown."""
+
+    outlet = -1
+    room = 0
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Taken, bytes, int]] = []
+        self.seen = bytearray()
+
+    def look(self) -> None:
+        self.seen += b"".join(chunk for _, chunk, _ in self.waiting)
+        self.waiting.clear()
+
+
+async def pumping(wire: Wire) -> tuple[Taken, End, socket.socket, End, socket.socket]:
+    """Connect two ends, and have the first one's transport pump to the second's."""
+    tap = Taken()
+    source, source_skt = await wire.connect()
+    sink, sink_skt = await wire.connect()
+    protocol: Any = source
+    protocol.tap = tap
+    assert wire.poller is not None
+    wire.poller.afterwards.append(tap.look)
+    source.transport.pump(sink.transport)
+    return tap, source, source_skt, sink, sink_skt
+
+
+@ensure
+async def test_what_is_pumped_goes_to_the_sink_and_the_tap_but_not_to_the_protocol(our_wire: Wire) -> None:
+    tap, source, source_skt, _, sink_skt = await pumping(our_wire)
+    for word in (b"one ", b"two ", b"three ", b"four "):
+        source_skt.sendall(word)
+        await until(partial(readable, sink_skt))
+        assert sink_skt.recv(100) == word
+    assert tap.seen == b"one two three four "
+    assert not source.received
+    source.transport.stop_pumping()
+    source_skt.sendall(b"five")
+    await until(lambda: source.received == b"five")
+
+
+def readable(skt: socket.socket) -> bool:
+    return bool(select.select([skt], [], [], 0)[0])
+
+
+@ensure
+async def test_large_chunks_are_shown_at_once_and_all_that_is_pumped_arrives_in_order(our_wire: Wire) -> None:
+    tap, source, source_skt, sink, sink_skt = await pumping(our_wire)
+    pauses: list[None] = []
+    pause = source.transport.pauseProducing
+    source.transport.pauseProducing = lambda: pauses.append(pause())
+    sink.transport.registerProducer(source.transport, True)
+    sending = Thread(target=source_skt.sendall, args=(BIG,))
+    sending.start()
+    await until(lambda: pauses)
+    assert 0 < len(tap.seen) < len(BIG)
+    received = bytearray()
+    sink_skt.setblocking(False)
+
+    def all_here() -> bool:
+        with suppress(BlockingIOError):
+            received.extend(sink_skt.recv(1 << 20))
+        return len(received) == len(BIG)
+
+    await until(all_here)
+    sending.join()
+    assert received == BIG
+    tap.look()
+    assert tap.seen == BIG
+
+
+@ensure
+async def test_what_is_pumped_is_written_before_another_end_of_the_batch_is_told(our_wire: Wire) -> None:
+    _, _, source_skt, _, sink_skt = await pumping(our_wire)
+    other, other_skt = await our_wire.connect()
+    order: list[bool] = []
+    other.readConnectionLost = lambda: order.append(readable(sink_skt))  # type: ignore[method-assign]
+    source_skt.sendall(b"before")
+    other_skt.shutdown(socket.SHUT_WR)
+    # Both are there before the poller looks.
+    await until(lambda: order)
+    assert order == [True]
+
+
+@ensure
+async def test_an_end_that_its_own_batch_brings_about_is_no_failure(our_wire: Wire) -> None:
+    _, source, source_skt, sink, sink_skt = await pumping(our_wire)
+    sink.transport.registerProducer(source.transport, True)
+    source.transport.stopProducing = sink.transport.abortConnection
+    logged: Any = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        # The chunk is read first; then it is written to a connection that has just been reset, before that is told.
+        source_skt.sendall(b"nobody gets this")
+        sink_skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sink_skt.close()
+        await until(lambda: sink.lost)
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert not [event for event in logged if event.get("log_failure")]
+
+
+@ensure
+async def test_after_each_batch_follows_what_was_asked_for_and_may_fail(our_wire: Wire) -> None:
+    poller = our_wire.poller
+    assert poller is not None
+    said: list[Any] = []
+
+    def fail() -> None:
+        raise RuntimeError("a defect")
+
+    end, skt = await our_wire.connect()
+    poller.afterwards += [fail, lambda: said.append("done")]
+    logged: Any = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        skt.sendall(b"x")
+        await until(lambda: said)
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+        poller.afterwards.clear()
+    assert end.received == b"x"
+    assert any(event.get("log_failure") for event in logged)

@@ -1,0 +1,123 @@
+"""What is written about the proxy, against the proxy: tables, paths, the documentation's build and the systemd unit."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+
+from fooproxy.options import Options
+from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
+from fooproxy.stats.fields import FIELDS
+
+ROOT = Path(__file__).resolve().parents[2]
+UNIT = ROOT / "contrib" / "systemd" / "fooproxy.service"
+SOCKET = UNIT.with_suffix(".socket")
+WITH_SOCKET = UNIT.with_name("fooproxy-socket.conf")
+OURS = re.compile(r"(?!\.data/|\.venv/)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:cfg|in|py|rst|toml)")
+"""A relative path in the checkout, or a file at its top."""
+
+# Twisted's annotation is too narrow.
+PARAMETERS: Any = Options.optParameters
+FLAGS: Any = Options.optFlags
+
+
+def parsed(name: str) -> nodes.document:
+    """Parse a document as a package index would; whatever docutils complains about fails the test."""
+    return publish_doctree((ROOT / name).read_text(), settings_overrides={"halt_level": 2, "report_level": 2})
+
+
+def table(document: nodes.document, heading: str) -> list[tuple[str, ...]]:
+    """Give the rows of the table in the section with `heading`."""
+    (section,) = (section for section in document.findall(nodes.section) if heading.lower() in section["names"])
+    (body,) = section.findall(nodes.tbody)
+    return [tuple(entry.astext() for entry in row.findall(nodes.entry)) for row in body.findall(nodes.row)]
+
+
+def test_the_readme_has_the_reports_fields() -> None:
+    expected = [(field.name, field.kind, field.unit, field.meaning) for field in FIELDS]
+    assert table(parsed("README.rst"), "Report") == expected
+
+
+def test_the_readme_has_the_options() -> None:
+    expected = [(f"--{name}", default, meaning) for name, _, default, meaning in PARAMETERS]
+    expected += [(f"--{name}", "off", meaning) for name, _, meaning in FLAGS]
+    expected += [("--allow", "all", Options.opt_allow.__doc__)]
+    assert table(parsed("README.rst"), "Options") == expected
+
+
+@pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst"])
+def test_the_files_that_are_named_exist(name: str) -> None:
+    written = [node.astext() for node in parsed(name).findall(nodes.literal)]
+    paths = [path for path in written if OURS.fullmatch(path) and path != "docs/_build"]
+    assert paths
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_changelog_is_well_formed() -> None:
+    assert parsed("CHANGELOG.rst").findall(nodes.section)
+
+
+def test_the_documentation_builds_without_a_warning_and_has_every_statistic(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-d", f"{tmp_path}/doctrees", "docs", f"{tmp_path}/html"]
+    build = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (build.returncode, build.stdout, build.stderr) == (0, "", "")
+    page = (tmp_path / "html" / "statistics.html").read_text()
+    assert [field.name for field in FIELDS if field.name not in page] == []
+    assert "fooproxy_messages_total" in page
+
+
+@pytest.mark.parametrize("activated", [False, True], ids=["alone", "with its socket"])
+def test_systemd_accepts_the_unit(tmp_path: Path, activated: bool) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    # The program must exist, and nothing is installed in /opt here.
+    text = UNIT.read_text().replace("/opt/fooproxy/bin/twistd", sys.executable)
+    (tmp_path / UNIT.name).write_text(text)
+    units = [tmp_path / UNIT.name]
+    if activated:
+        folder = tmp_path / f"{UNIT.name}.d"
+        folder.mkdir()
+        shutil.copy(WITH_SOCKET, folder)
+        units.append(Path(shutil.copy(SOCKET, tmp_path)))
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
+    verify = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # A wrong line is no error to it: it says that it ignores the line.
+    assert "fooproxy" not in verify.stdout + verify.stderr
+    assert verify.returncode == 0, verify.stderr
+
+
+def setting(name: str, unit: Path = UNIT) -> str:
+    """Give a setting of the unit."""
+    (value,) = re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
+    return str(value)
+
+
+def test_the_socket_unit_is_what_the_command_line_with_it_asks_for() -> None:
+    (environment,) = shlex.split(setting("Environment", WITH_SOCKET))
+    options = environment.removeprefix("FOOPROXY_OPTIONS=").split()
+    assert options[options.index("--listen") + 1] == "systemd:domain=INET:index=0"
+    host, port = setting("ListenStream", SOCKET).split(":")
+    assert socket.inet_aton(host)
+    assert f":{port}" == Options()["listen"]
+
+
+def test_the_units_command_line_is_one_that_the_proxy_takes() -> None:
+    (environment,) = shlex.split(setting("Environment"))
+    command = setting("ExecStart").replace("$FOOPROXY_OPTIONS", environment.removeprefix("FOOPROXY_OPTIONS="))
+    words = command.replace("%S", "/var/lib").split()
+    assert words[1:4] == ["-n", "--pidfile=", "fooproxy"]
+    options = Options()
+    options.parseOptions(words[4:])
+    assert options["recovery-path"] == "/var/lib/fooproxy/recovery.json"
+    assert options["forward"] == ":8001"
+    assert int(setting("TimeoutStopSec")) > options["drain-timeout"] + 2 * LAST_SAVE_TIMEOUT

@@ -1,0 +1,143 @@
+"""What is installed: a wheel, and an editable install, each alone in a fresh environment, bring the plugin along.
+
+The environments are fresh but for what the project depends on, which is linked in from the environment that runs the
+tests.  Twisted itself is copied, so that its plugin folder is the environment's own, as after a real installation.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import twisted
+
+from fooproxy import __version__
+from tests.helpers.proxyprocess import ROOT
+
+DEPENDENCIES = Path(twisted.__file__).parents[1]
+
+NOT_OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "dropin.cache", "_trial_temp*")
+
+
+def pip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the pip that belongs to the tests' environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout: building leaves its traces where it builds."""
+    folder = tmp_path_factory.mktemp("source")
+    reached = pip("download", "--quiet", "--no-deps", "--dest", folder / "probe", "setuptools")
+    if reached.returncode:
+        pytest.skip(f"pip cannot reach a package index to build with: {reached.stderr[-300:]}")
+    shutil.copytree(ROOT, folder / "fooproxy", ignore=NOT_OURS)
+    return folder / "fooproxy"
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """A wheel of the checkout."""
+    built = pip("wheel", "--no-deps", "--wheel-dir", source.parent, source)
+    assert built.returncode == 0, built.stderr
+    (path,) = source.parent.glob("fooproxy-*.whl")
+    return path
+
+
+class Environment:
+    """A virtual environment in which nothing of this project is to be found yet."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, symlinks=True)
+        self.folder = folder.resolve()
+        self.python = folder / "bin" / "python"
+        (self.site_packages,) = folder.glob("lib/*/site-packages")
+        for entry in DEPENDENCIES.iterdir():
+            if entry.name == "twisted":
+                shutil.copytree(entry, self.site_packages / "twisted", ignore=_plugin_of_ours)
+            elif "fooproxy" not in entry.name and entry.suffix != ".pth":
+                (self.site_packages / entry.name).symlink_to(entry)
+
+    def install(self, *what: str | Path) -> None:
+        installed = pip("--python", self.python, "install", "--no-deps", *what)
+        assert installed.returncode == 0, installed.stderr
+
+    def run(self, *arguments: str) -> str:
+        """Run this environment's interpreter with nothing else on its path; give what it prints."""
+        end = subprocess.run(
+            [self.python, "-I", *arguments], capture_output=True, text=True, cwd=self.folder, timeout=60
+        )
+        assert end.returncode == 0, end.stderr
+        return end.stdout
+
+    def twistd(self, *arguments: str) -> str:
+        return self.run("-c", "from twisted.scripts.twistd import run; run()", *arguments)
+
+    def origins(self) -> Sequence[Path]:
+        """Say where the project and its plugin are imported from."""
+        code = (
+            "import json, fooproxy.web.resource, twisted.plugins.fooproxy_plugin as p;"
+            "print(json.dumps([fooproxy.web.resource.__file__, p.__file__]))"
+        )
+        return [Path(origin).resolve() for origin in json.loads(self.run("-c", code))]
+
+
+def _plugin_of_ours(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("fooproxy") or name in ("dropin.cache", "__pycache__")]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    fresh = Environment(tmp_path / "venv")
+    assert "fooproxy" not in fresh.twistd("--help")
+    return fresh
+
+
+def contents(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.namelist()
+
+
+def test_the_wheel_holds_the_plugin_the_static_files_and_the_type_marker(wheel: Path) -> None:
+    expected = {"twisted/plugins/fooproxy_plugin.py", "fooproxy/py.typed", "fooproxy/driver/__init__.py"}
+    static = (ROOT / "fooproxy" / "web" / "static").iterdir()
+    expected |= {f"fooproxy/web/static/{path.name}" for path in static}
+    assert expected <= set(contents(wheel))
+
+
+def test_the_wheel_holds_nothing_else_than_the_packages(wheel: Path) -> None:
+    names = contents(wheel)
+    assert {name.split("/")[0] for name in names} == {"fooproxy", "twisted", f"fooproxy-{__version__}.dist-info"}
+    assert [name for name in names if name.startswith("twisted/")] == ["twisted/plugins/fooproxy_plugin.py"]
+
+
+def test_the_wheel_installed_alone_gives_twistd_the_command(wheel: Path, environment: Environment) -> None:
+    environment.install(wheel)
+    assert "fooproxy" in environment.twistd("--help")
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__}\n"
+    assert all(origin.is_relative_to(environment.site_packages.resolve()) for origin in environment.origins())
+
+
+def test_an_editable_install_gives_twistd_the_command(source: Path, environment: Environment) -> None:
+    environment.install("--editable", source)
+    assert "fooproxy" in environment.twistd("--help")
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__}\n"
+    assert all(origin.is_relative_to(source.resolve()) for origin in environment.origins())
+
+
+def test_the_commands_of_the_test_driver_are_installed(wheel: Path, environment: Environment) -> None:
+    environment.install(wheel)
+    commands = {path.name for path in environment.python.parent.iterdir()}
+    assert {"foo-server", "foo-client", "foo-demo"} <= commands

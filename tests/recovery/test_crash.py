@@ -1,0 +1,226 @@
+"""The real process after a crash, with a bad file, and without its upstream: it goes on, or says why not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+
+SAVE = 1.0
+"""Seconds between two saves of the statistics: what a crash may cost."""
+
+STREAM = b"REQ 1 a\nREQ 2 b\nREQ 3 c d\nnonsense\n"
+COUNTS = {"msg_total": 7, "msg_req": 3, "msg_ack": 2, "msg_nak": 2, "msg_invalid": 1, "connections_total": 1}
+
+
+@contextmanager
+def load(port: int) -> Iterator[None]:
+    """Keep the proxy busy, whatever becomes of it."""
+    client = connect(port)
+    enough = threading.Event()
+
+    def flood() -> None:
+        with suppress(OSError, AssertionError):
+            while not enough.wait(0.001):
+                client.sendall(b"".join(b"REQ %d data\n" % seq for seq in range(1, 21)))
+                read_lines(client, 20)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        flooding.join()
+        client.close()
+
+
+class Sights:
+    """What /stats showed, and when."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._began = time.monotonic()
+        self._seen = [(self._began, {"msg_total": 0, "msg_req": 0})]
+
+    def look_for(self, seconds: float) -> bool:
+        """Look once more; say whether it has been `seconds` since the beginning."""
+        counts = self._proxy.stats("msg_total", "msg_req")
+        self._seen.append((time.monotonic(), counts))
+        return self._seen[-1][0] - self._began > seconds
+
+    def at(self, moment: float, name: str) -> int:
+        """Give the last count that was seen by `moment`."""
+        return [0, *(counts[name] for seen_at, counts in self._seen if seen_at <= moment)][-1]
+
+
+def test_after_kill_9_under_load_the_counters_go_on_from_at_most_a_second_before(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy, load(proxy.port):
+        sights = Sights(proxy)
+        eventually(lambda: sights.look_for(5.7))
+        killed_at = time.monotonic()
+        proxy.signal(signal.SIGKILL)
+        proxy.wait()
+        # The client waits for its replies, so that no more than its last twenty requests can have missed the server.
+        at_most = b"".join(server.received + server.sent).count(b"\n") + 20
+    # The age allowed is for slow machines alone.
+    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+        restored = proxy.stats("msg_total", "msg_req", "request_rate_10s")
+        fell_out = sights.at(time.monotonic() - 10, "msg_req")
+    # The half second is for the save itself, on a busy disk.
+    assert sights.at(killed_at - SAVE - 0.5, "msg_total") <= restored["msg_total"] <= at_most
+    in_window = restored["msg_req"] - fell_out
+    assert 10 * restored["request_rate_10s"] == pytest.approx(in_window, abs=restored["msg_req"] / 10)
+
+
+def test_a_restart_after_a_stop_goes_on_from_the_exact_counts(tmp_path: Path) -> None:
+    for _ in range(2):
+        with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+            exchange(proxy.port, STREAM)
+            proxy.signal(signal.SIGTERM)
+            assert proxy.wait() == 0
+    with fooproxy(tmp_path) as proxy:
+        assert proxy.stats(*COUNTS) == {name: 2 * count for name, count in COUNTS.items()}
+
+
+def test_a_file_older_than_the_maximum_age_is_kept_aside_and_all_starts_from_zero(tmp_path: Path) -> None:
+    path = tmp_path / "recovery.json"
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        exchange(proxy.port, STREAM)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait()
+    old = path.read_bytes()
+    eventually(lambda: time.time() - json.loads(old)["saved_at"] > 1)
+    with fooproxy(tmp_path, "--recovery-max-age", "1") as proxy:
+        assert set(proxy.stats(*COUNTS).values()) == {0}
+        assert (tmp_path / "recovery.json.old").read_bytes() == old
+
+
+@pytest.mark.parametrize(("ahead", "restored"), [(5, True), (3600, False)])
+def test_a_file_from_the_future_is_restored_when_the_clock_may_have_been_set_back_so_far(
+    tmp_path: Path, ahead: int, restored: bool
+) -> None:
+    path = tmp_path / "recovery.json"
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        exchange(proxy.port, STREAM)
+        proxy.signal(signal.SIGTERM)
+        proxy.wait()
+    state = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**state, **{key: time.time() + ahead for key in ("saved_at", "time_stamp")}}))
+    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+        assert proxy.stats(*COUNTS) == (COUNTS if restored else dict.fromkeys(COUNTS, 0))
+        assert proxy.stats("request_rate_10s")["request_rate_10s"] == (0.3 if restored else 0.0)
+        assert (tmp_path / "recovery.json.old").exists() == (not restored)
+        assert "in the future (the clock was set back)" in proxy.log and " -" not in proxy.log.split("future")[0][-60:]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"index": 9, "requests_10s": [1, 2', b"\xff\xfe\x00", b'{"index": 7}'],
+    ids=["empty", "truncated", "binary", "incomplete"],
+)
+def test_an_unusable_file_is_kept_aside_with_a_warning(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "recovery.json").write_bytes(content)
+    with fooproxy(tmp_path) as proxy:
+        assert set(proxy.stats(*COUNTS).values()) == {0}
+        assert (tmp_path / "recovery.json.unusable").read_bytes() == content
+        (warning,) = [line for line in proxy.log.splitlines() if "cannot use the recovery file" in line]
+        assert "#warn]" in warning and "recovery.json.unusable" in warning
+
+
+def test_a_file_of_another_foo_proxy_is_accepted_and_its_windows_shifted(tmp_path: Path) -> None:
+    time_stamp = int(time.time()) - 2
+    foreign = {"index": 7, "time_stamp": time_stamp, "requests_10s": [100] * 10, "responses_10s": [50] * 10}
+    (tmp_path / "recovery.json").write_text(json.dumps(foreign))
+
+    def remaining() -> float:
+        """What of the ten seconds is still in the window."""
+        return max(0.0, 10 - (time.time() - time_stamp))
+
+    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+        before = remaining()
+        rates = proxy.stats("request_rate_10s", "response_rate_10s", "request_rate_1s")
+        after = remaining()
+    assert 10 * after - 1 <= rates["request_rate_10s"] <= 10 * before + 1
+    assert 5 * after - 1 <= rates["response_rate_10s"] <= 5 * before + 1
+    assert rates["request_rate_1s"] == 0.0
+    assert not (tmp_path / "recovery.json.unusable").exists()
+
+
+def test_a_save_that_fails_while_running_is_shown_and_mended(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    more = ("--recovery-path", str(folder / "recovery.json"))
+    with FooServer() as server, fooproxy(tmp_path, *more, upstream=server.port) as proxy:
+        shutil.move(folder, tmp_path / "elsewhere")
+        folder.write_text("a file where the folder was")
+        eventually(lambda: proxy.stats()["recovery_saves"]["failed"] > 1)
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        assert proxy.get("/ready") == (200, {"ready": True, "reasons": [], "warnings": ["recovery_failing"]})
+        assert proxy.log.count("cannot save the statistics") == 1
+        folder.unlink()
+        settles(lambda: proxy.get("/ready")[1]["warnings"], [])
+        assert json.loads((folder / "recovery.json").read_text())["counters"]["client_req"] == 1
+
+
+def test_an_upstream_that_is_down_costs_each_client_its_connection_and_no_more(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--connect-timeout", "0.3") as proxy:
+        for _ in range(2):
+            with connect(proxy.port) as client:
+                assert client.recv(1) == b""
+        expected = {"upstream_connect_failures": 2, "connections_active": 0, "connections_total": 2}
+        settles(lambda: proxy.stats(*expected), expected)
+
+
+def test_a_client_that_already_sends_is_closed_too_when_the_upstream_stays_down(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--connect-timeout", "0.3") as proxy, connect(proxy.port) as client:
+        client.sendall(b"REQ 1 a\n")
+        with suppress(ConnectionResetError):
+            assert client.recv(1) == b""
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
+
+
+@contextmanager
+def silent_port() -> Iterator[socket.socket]:
+    """Hold a port at which nobody listens yet."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held
+
+
+def test_an_upstream_that_comes_up_in_time_gets_what_the_client_sent_before(tmp_path: Path) -> None:
+    with (
+        silent_port() as held,
+        fooproxy(tmp_path, "--connect-timeout", "600", upstream=held.getsockname()[1]) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 early\n")
+        eventually(lambda: "cannot be connected" in proxy.log)
+        with FooServer(held) as server:
+            assert read_lines(client, 1) == b"ACK 1 early\n"
+            assert server.received == [b"REQ 1 early\n"]
+
+
+def test_ready_tells_whether_the_upstream_could_be_reached(tmp_path: Path) -> None:
+    ready: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": []})
+    unready = (503, {"ready": False, "reasons": ["upstream_unreachable"], "warnings": []})
+    with (
+        silent_port() as held,
+        fooproxy(tmp_path, "--connect-timeout", "2", upstream=held.getsockname()[1]) as proxy,
+    ):
+        with connect(proxy.port):
+            settles(lambda: proxy.get("/ready"), unready)
+        with FooServer(held):
+            assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            assert proxy.get("/ready") == ready

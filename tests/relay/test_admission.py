@@ -1,0 +1,491 @@
+"""Who may come in, and when: the gate before the listening socket, by itself and before each kind of port."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel
+
+from fooproxy.relay.admission import CALM, RESERVE, RETRY, Gate, network
+from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.bed import Peer, publisher, until
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
+
+ensure = pytest_twisted.ensureDeferred
+
+# Twisted and pyOpenSSL between themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+TEST_NET = network("192.0.2.0/24")
+
+
+# What operators write
+
+
+@pytest.mark.parametrize(
+    ("text", "means"),
+    [
+        ("192.0.2.0/24", "192.0.2.0/24"),
+        ("192.0.2.0/255.255.255.0", "192.0.2.0/24"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("2001:db8::7", "2001:db8::7/128"),
+        ("::ffff:192.0.2.7", "192.0.2.7/32"),
+        ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+    ],
+)
+def test_a_network_is_read(text: str, means: str) -> None:
+    assert network(text) == ip_network(means)
+
+
+@pytest.mark.parametrize("text", ["", "everybody", "192.0.2.0/33", "192.0.2", "192.0.2.7/24", "foo.example"])
+def test_what_is_no_network_is_refused_with_what_would_be_one(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(repr(text))} .*192\.0\.2\."):
+        network(text)
+
+
+# The gate alone
+
+
+class Listener:
+    """A listening port and its socket in one: gives what it is told to, and notes whether it is read."""
+
+    def __init__(self) -> None:
+        self.socket: Any = self
+        self.reading = True
+        self.closed = False
+        self.waiting: list[Any] = []
+
+    def accept(self) -> Any:
+        coming = self.waiting.pop(0) if self.waiting else BlockingIOError(errno.EAGAIN, "nobody")
+        if isinstance(coming, Exception):
+            raise coming
+        return coming
+
+    def close(self) -> None:
+        self.closed = True
+
+    def getsockname(self) -> str:
+        return "the socket's own"
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+
+class Caller:
+    """A client's socket, and whether it is open."""
+
+    open = True
+
+    def close(self) -> None:
+        self.open = False
+
+
+class Place:
+    """A gate before a listener, with a clock, and what it told."""
+
+    def __init__(self, limit: int = 2, allowed: tuple[str, ...] = ()) -> None:
+        self.listener, self.clock, self.sessions = Listener(), Clock(), set[Any]()
+        self.pauses = {"limit": 0, "descriptors": 0}
+        self.away = 0
+        self.logged: list[LogLevel] = []
+        self.gate = Gate(
+            *(self.listener, self.sessions, limit, self.clock, self.pauses),
+            *(list(map(network, allowed)), self.turn_away),
+        )
+
+    def turn_away(self) -> None:
+        self.away += 1
+
+    def comes(self, *addresses: str) -> list[Caller]:
+        """Let clients wait to be accepted."""
+        callers = [Caller() for _ in addresses]
+        self.listener.waiting += [(caller, (address, 99)) for caller, address in zip(callers, addresses, strict=True)]
+        return callers
+
+    def accept(self) -> int:
+        """Do as a port does in its turn: accept until there is none; give how many came in."""
+        before = len(self.sessions)
+        with pytest.raises(BlockingIOError) as raised:
+            while True:
+                client, _ = self.listener.socket.accept()
+                self.sessions.add(client)
+        assert raised.value.errno == errno.EAGAIN
+        return len(self.sessions) - before
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """What the gate logs, as level and text."""
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event.get("log_namespace") == "fooproxy.relay.admission.Gate":
+            lines.append(f"{event['log_level'].name}: {event['log_format'].format(**event)}")
+
+    publisher.addObserver(observe)
+    yield lines
+    publisher.removeObserver(observe)
+
+
+def test_a_batch_does_not_overshoot_the_limit_and_a_session_that_ends_makes_room() -> None:
+    place = Place(limit=2)
+    place.comes(*["192.0.2.1"] * 5)
+    assert place.accept() == 2
+    assert not place.listener.reading
+    place.gate.let_in()
+    assert not place.listener.reading
+    place.sessions.pop()
+    place.gate.let_in()
+    assert place.listener.reading
+    assert place.accept() == 1
+    assert place.pauses == {"limit": 2, "descriptors": 0}
+
+
+def test_the_gate_is_the_socket_in_everything_else() -> None:
+    assert Place().listener.socket.getsockname() == "the socket's own"
+
+
+def test_an_error_that_is_none_of_its_business_is_passed_on() -> None:
+    place = Place()
+    place.listener.waiting = [OSError(errno.ECONNABORTED, "gone")]
+    with pytest.raises(OSError, match="gone"):
+        place.listener.socket.accept()
+    assert place.listener.reading and not any(place.pauses.values())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_without_descriptors_accepting_waits_and_is_tried_again(number: int, logged: list[str]) -> None:
+    place = Place()
+    place.listener.waiting = [OSError(number, os.strerror(number)) for _ in range(3)]
+    place.comes("192.0.2.1")
+    for _ in range(3):
+        assert place.accept() == 0
+        assert not place.listener.reading
+        place.clock.advance(RETRY)
+        assert place.listener.reading
+    assert place.accept() == 1
+    assert place.pauses == {"limit": 0, "descriptors": 3}
+    (line,) = logged
+    assert line.startswith("warn: ") and os.strerror(number) in line
+
+
+def test_the_log_is_told_once_when_the_limit_is_reached_and_once_when_it_is_over(logged: list[str]) -> None:
+    place = Place(limit=2)
+    for _ in range(20):
+        # Clients come and go at the limit.
+        place.comes("192.0.2.1", "192.0.2.1")
+        place.accept()
+        place.clock.advance(CALM / 2)
+        place.sessions.pop()
+        place.gate.let_in()
+    assert place.pauses["limit"] == 20
+    (line,) = logged
+    assert line.startswith("warn: ") and "2 sessions" in line
+    place.listener.waiting.clear()
+    place.clock.pump([RETRY] * 20)
+    (_, line) = logged
+    assert line.startswith("info: ")
+    assert not place.clock.getDelayedCalls()
+    place.comes(*["192.0.2.1"] * 5)
+    place.accept()
+    assert len(logged) == 3
+
+
+def test_a_gate_that_is_closed_closes_the_socket_and_leaves_nothing_to_be_done() -> None:
+    place = Place(limit=1)
+    place.comes("192.0.2.1", "192.0.2.1")
+    place.accept()
+    place.listener.socket.close()
+    assert place.listener.closed
+    assert not place.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize(
+    ("address", "comes_in"),
+    [
+        ("192.0.2.7", True),
+        ("192.0.3.7", False),
+        ("::ffff:192.0.2.7", True),
+        ("::ffff:192.0.3.7", False),
+        ("2001:db8::7", True),
+        ("2001:db9::7", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_only_clients_from_the_networks_that_are_named_come_in(address: str, comes_in: bool) -> None:
+    place = Place(allowed=("192.0.2.0/24", "2001:db8::/32"))
+    (caller,) = place.comes(address)
+    assert place.accept() == comes_in
+    assert caller.open is comes_in
+    assert place.away == (not comes_in)
+
+
+def test_others_do_not_hold_up_those_who_may_come_in_and_do_not_use_up_the_limit(logged: list[str]) -> None:
+    place = Place(limit=3, allowed=("192.0.2.0/24",))
+    place.comes(*["192.0.3.1"] * 50, "192.0.2.1", *["192.0.3.1"] * 40, "192.0.2.1")
+    assert place.accept() == 2
+    assert place.away == 90
+    assert not any(place.pauses.values())
+    # Of the ninety, one is named.
+    assert len(logged) == 1 and "192.0.3.1" in logged[0]
+
+
+def test_so_many_others_at_once_let_everything_else_have_its_turn() -> None:
+    place = Place(allowed=("192.0.2.0/24",))
+    place.comes(*["192.0.3.1"] * 1000, "192.0.2.1")
+    turns = 0
+    while not place.accept():
+        turns += 1
+    assert turns >= 5
+
+
+# Before real ports
+
+
+@pytest_twisted.async_yield_fixture(params=KINDS)
+async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+    """A relay whose clients come by any kind of transports."""
+    bed = AnyBed(request.param, tmp_path)
+    await bed.start()
+    yield bed
+    await bed.stop()
+
+
+def put_up(bed: AnyBed, limit: int, *allowed: Any) -> None:
+    """Put a gate up before the relay."""
+    stats = bed.stats
+    sessions = bed.bridge.sessions
+    gate = Gate(bed.ports[1], sessions, limit, bed.clock, stats.accepts_paused, allowed, stats.not_allowed)
+    stats.on_end = lambda session, reason: gate.let_in()
+
+
+@ensure
+async def test_clients_beyond_the_limit_wait_and_are_served_when_others_leave(bed: AnyBed) -> None:
+    put_up(bed, 3)
+    clients = [await bed.client() for _ in range(10)]
+    await until(lambda: len(bed.bridge.sessions) == 3 and bed.stats.accepts_paused["limit"])
+    for ended in range(10):
+        await until(lambda: len(bed.bridge.sessions) == min(3, 10 - ended))  # noqa: B023 (awaited in the same turn)
+        assert bed.stats.connections_total == min(10, ended + 3)
+        session = next(iter(bed.bridge.sessions))
+        session.close()
+        await until(lambda: session not in bed.bridge.sessions)  # noqa: B023 (likewise)
+    await until(lambda: all(map(gone, clients)))
+
+
+def gone(peer: Peer) -> bool:
+    return peer.fin or peer.lost
+
+
+@ensure
+@pytest.mark.parametrize("bed", ["ours", "twisted's", "unix", "ssl"], indirect=True)
+async def test_clients_that_are_not_allowed_are_closed_before_there_is_an_upstream_leg(bed: AnyBed) -> None:
+    put_up(bed, 3, TEST_NET)
+    client = await bed.client()
+    if bed.kind == "unix":
+        # It has no address: its socket's file says who may connect.
+        await until(lambda: bed.bridge.sessions)
+        return
+    await until(lambda: gone(client))
+    assert not bed.upstreams.built
+    report = bed.stats.report()
+    assert (report["connections_active"], report["connections_total"]) == (0, 1)
+    assert report["connections_closed"]["not_allowed"] == 1
+
+
+# The real process
+
+
+def allowing(soft: int, hard: int) -> tuple[str, ...]:
+    """Give the command that runs twistd with so many file descriptors."""
+    return ("sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh", *TWISTD, "-n")
+
+
+@contextmanager
+def clients(count: int, port: int) -> Iterator[list[socket.socket]]:
+    """Connect clients, and close them all in the end."""
+    connected: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            connected.append(connect(port))
+        yield connected
+    finally:
+        for client in connected:
+            client.close()
+
+
+def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is_served(tmp_path: Path) -> None:
+    command = allowing(soft=170, hard=200)
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
+        limit = (200 - RESERVE) // 2
+        assert proxy.stats("connections_limit") == {"connections_limit": limit}
+        with clients(limit + 20, proxy.port) as waiting:
+            for client in waiting:
+                client.sendall(b"REQ 1 a\n")
+            for client in waiting[:limit]:
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+            assert eventually(lambda: proxy.stats("accepts_paused")["accepts_paused"]) == {"limit": 1, "descriptors": 0}
+            assert proxy.get("/ready")[1]["warnings"] == ["clients_waiting"]
+            assert len(server.sessions) == limit
+            for number, client in enumerate(waiting):
+                assert number < limit or read_lines(client, 1) == b"ACK 1 a\n"
+                client.close()
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
+        assert proxy.get("/ready")[1]["warnings"] == []
+        assert proxy.stats("connections_total", "msg_ack") == {"connections_total": limit + 20, "msg_ack": limit + 20}
+        assert len(re.findall(f"limit of {limit} sessions is reached", proxy.log)) == 1
+
+
+def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warning(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--max-connections", "5000", command=allowing(200, 200)) as proxy:
+        limit = (200 - RESERVE) // 2
+        assert proxy.stats("connections_limit") == {"connections_limit": limit}
+        (line,) = re.findall(r".*#warn\].*", proxy.log)
+        assert "--max-connections 5000" in line and f"to {limit}" in line and "LimitNOFILE" in line
+
+
+def test_a_number_that_is_less_is_taken_and_who_leaves_makes_room_at_once(tmp_path: Path) -> None:
+    # If it took until accepting is tried again anyway, the last one would lose patience.
+    count = int(PATIENCE / RETRY) + 10
+    with FooServer() as server, fooproxy(tmp_path, "--max-connections", "1", upstream=server.port) as proxy:
+        with clients(count, proxy.port) as waiting, ThreadPoolExecutor(1) as pool:
+            for client in waiting:
+                client.sendall(b"REQ 1\n")
+            last = pool.submit(read_lines, waiting[-1], 1)
+            read_lines(waiting[0], 1)
+            settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
+            assert proxy.stats("connections_limit") == {"connections_limit": 1}
+            for client in waiting[:-1]:
+                assert client is waiting[0] or read_lines(client, 1) == b"ACK 1 \n"
+                client.close()
+            assert last.result() == b"ACK 1 \n"
+        (line,) = re.findall(r".*#warn\].*", proxy.log)
+        assert "the limit of 1 sessions is reached" in line
+
+
+def test_waiting_clients_do_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, "--max-connections", "1", upstream=server.port) as proxy,
+        clients(3, proxy.port),
+    ):
+        settles(lambda: proxy.stats("accepts_paused"), {"accepts_paused": {"limit": 1, "descriptors": 0}})
+        proxy.process.terminate()
+        assert proxy.wait() == 0
+
+
+@contextmanager
+def descriptors(proxy: Proxy, spare: int) -> Iterator[None]:
+    """Let the process open so many files more, and no further, for a while."""
+    number = resource.RLIMIT_NOFILE
+    soft, hard = resource.prlimit(proxy.pid, number)
+    resource.prlimit(proxy.pid, number, (lowest_free(proxy) + spare, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(proxy.pid, number, (soft, hard))
+
+
+def lowest_free(proxy: Proxy) -> int:
+    """Give the descriptor that the process would get next, while it neither saves nor serves HTTP."""
+    looks: list[int] = []
+
+    def the_same_ten_times() -> bool:
+        used = {int(entry.name) for entry in Path(f"/proc/{proxy.pid}/fd").iterdir()}
+        looks.append(min(set(range(len(used) + 1)) - used))
+        return looks[-10:].count(min(looks)) == 10
+
+    eventually(the_same_ten_times)
+    return min(looks)
+
+
+def test_without_descriptors_clients_wait_and_those_who_are_there_are_served(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        with closing(connect(proxy.port)) as before:
+            before.sendall(b"REQ 1 a\n")
+            assert read_lines(before, 1) == b"ACK 1 a\n"
+            with descriptors(proxy, 0), closing(connect(proxy.port)) as waiting:
+                eventually(lambda: "new clients wait" in proxy.log)
+                waiting.sendall(b"REQ 2 b\n")
+                before.sendall(b"REQ 2 a\n")
+                assert read_lines(before, 1) == b"ACK 2 a\n"
+                used = cpu_seconds(proxy)
+                # Three are tried in as many seconds.
+                before.settimeout(2.5)
+                with pytest.raises(TimeoutError):
+                    before.recv(1)
+                assert cpu_seconds(proxy) - used < 1.0
+                resource.prlimit(proxy.pid, resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+                assert read_lines(waiting, 1) == b"ACK 2 b\n"
+        pauses = proxy.stats("accepts_paused")["accepts_paused"]
+        assert pauses["limit"] == 0
+        assert 1 <= pauses["descriptors"] <= 10
+        assert len(re.findall("new clients wait", proxy.log)) == 1
+
+
+def cpu_seconds(proxy: Proxy) -> float:
+    """Give the processor time that the process has used so far."""
+    fields = Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("forward", ["127.0.0.1:{}", "tcp:127.0.0.1:{}", "localhost:{}"])
+def test_without_a_descriptor_for_the_upstream_a_client_waits_for_one_until_the_connect_timeout(
+    tmp_path: Path, forward: str
+) -> None:
+    with FooServer() as server:
+        options = ("--connect-timeout", "1", "--forward", forward.format(server.port))
+        with fooproxy(tmp_path, *options, upstream=server.port) as proxy:
+            with descriptors(proxy, 1), closing(connect(proxy.port)) as client:
+                assert read_to_end(client) == b""
+            settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
+            (failures,) = proxy.stats("upstream_connect_failures").values()
+            assert failures == 1
+            assert forward.startswith("localhost") or "Too many open files" in proxy.log
+            with closing(connect(proxy.port)) as client:
+                client.sendall(b"REQ 1 a\n")
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+
+
+def test_who_is_not_allowed_is_closed_at_once_and_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    options = ("--allow", "192.0.2.0/24", "--allow", "2001:db8::7", "--log-sessions")
+    with FooServer() as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
+        before = len(proxy.log.splitlines())
+        for _ in range(5):
+            with closing(connect(proxy.port)) as client:
+                assert client.recv(1) == b""
+        closed = proxy.stats("connections_closed")["connections_closed"]
+        assert {reason: count for reason, count in closed.items() if count} == {"not_allowed": 5}
+        assert not server.sessions
+        (line,) = proxy.log.splitlines()[before:]
+        assert "no --allow names 127.0.0.1" in line
+
+
+def test_who_is_allowed_is_served(tmp_path: Path) -> None:
+    options = ("--allow", "192.0.2.0/24", "--allow", "127.0.0.1")
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, *options, upstream=server.port) as proxy,
+        closing(connect(proxy.port)) as client,
+    ):
+        client.sendall(b"REQ 1 a\n")
+        assert read_lines(client, 1) == b"ACK 1 a\n"

@@ -1,0 +1,566 @@
+"""Sessions in which nothing passes, and peers that do not read: what the sweep finds, and what it leaves in peace."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.task import Clock, deferLater
+
+from fooproxy.net.pump import LARGEST_READ
+from fooproxy.relay.leg import Leg
+from fooproxy.relay.session import FIN_TIMEOUT
+from fooproxy.relay.timeouts import Sweep, Timeouts, acknowledged, is_writing, unacknowledged
+from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.bed import Peer, reactor, until
+from tests.helpers.fooserver import FooServer, connect, exchange, read_to_end
+from tests.helpers.proxyprocess import Proxy, fooproxy, settles
+from tests.relay.test_relaying import flood, noise
+
+ensure = pytest_twisted.ensureDeferred
+
+# Twisted and pyOpenSSL between themselves.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+IDLE, CLIENT_FIN, SEND = 30.0, 3.0, 20.0
+TIMEOUTS = Timeouts(idle=IDLE, client_fin=CLIENT_FIN, send=SEND)
+LATE = 2 * TIMEOUTS.interval
+"""Seconds after a timeout by which it has been noticed at the latest."""
+
+
+@pytest_twisted.async_yield_fixture(params=KINDS)
+async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+    """A relay with short timeouts, whose clients come by any kind of transports."""
+    bed = AnyBed(request.param, tmp_path, TIMEOUTS)
+    await bed.start()
+    yield bed
+    await bed.stop()
+
+
+def only(*kinds: str) -> Any:
+    return pytest.mark.parametrize("bed", kinds, indirect=True)
+
+
+def reasons(bed: AnyBed) -> dict[str, int]:
+    """Give why sessions have ended, and how many."""
+    return {reason: count for reason, count in bed.stats.closed.items() if count}
+
+
+async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
+    """Let a peer stop reading, and the other send until it is not read any more; give them, and the first one's leg."""
+    client, upstream = await bed.pair()
+    session = bed.session()
+    assert session.upstream is not None
+    reader, writer, source, sink = (
+        (client, upstream, session.upstream, session.client)
+        if slow_side == "client"
+        else (upstream, client, session.client, session.upstream)
+    )
+    if bed.kind != "ssl":
+        reader.shrink_buffers()
+    reader.transport.pauseProducing()
+    await clog(writer, source, sink)
+    return reader, writer, sink
+
+
+async def clog(writer: Peer, source: Leg, sink: Leg) -> None:
+    """Let a peer send until it is not read any more, and that stays so: kernels make room when they like."""
+    while not source.paused:
+        await flood(writer, source)
+        await at_rest(sink)
+
+
+async def given_up(bed: AnyBed, sink: Leg, sending: Callable[[], Any] = lambda: None) -> None:
+    """Let time pass until a leg is given up; calls `sending` meanwhile.
+
+    Probes of our kernel may get some more into the peer's, which then is progress; but for nothing else it may stay.
+    """
+    for _ in range(10):
+        before = acknowledged(sink.transport)
+        for _ in range(4):
+            bed.pass_time((SEND + LATE) / 4)
+            sending()
+            await at_rest(sink)
+        if sink.lost:
+            return
+        assert acknowledged(sink.transport) != before
+    pytest.fail("it was not given up")
+
+
+async def read_a_little(reader: Peer, sink: Leg) -> None:
+    """Have the peer read until its kernel tells so."""
+    before = acknowledged(sink.transport), sink.session.pauses
+    while (acknowledged(sink.transport), sink.session.pauses) == before:
+        received = len(reader.received)
+        reader.transport.resumeProducing()
+        await until(lambda: len(reader.received) > received)  # noqa: B023 (awaited in the same turn of the loop)
+        reader.transport.pauseProducing()
+
+
+async def at_rest(sink: Leg) -> None:
+    """Wait until nothing has moved over fifty looks: kernels acknowledge when they like."""
+    seen: list[Any] = []
+
+    def unmoved() -> bool:
+        transport = sink.transport
+        if sink.lost:
+            return True
+        seen.append((is_writing(transport), acknowledged(transport), unacknowledged(transport)))
+        return len(seen) > 50 and seen[-50:].count(seen[-1]) == 50
+
+    await until(unmoved)
+
+
+# Idle sessions
+
+
+@ensure
+async def test_a_session_in_which_nothing_passes_is_ended(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    bed.pass_time(IDLE - 1)
+    assert bed.session().state == "open"
+    bed.pass_time(1 + LATE)
+    await until(lambda: not bed.bridge.sessions)
+    await until(lambda: (client.fin or client.lost) and (upstream.fin or upstream.lost))
+    assert reasons(bed) == {"idle_timeout": 1}
+
+
+@ensure
+@only("ours", "twisted's")
+@pytest.mark.parametrize("side", ["client", "upstream"])
+async def test_what_either_side_sends_keeps_a_session_open(bed: AnyBed, side: str) -> None:
+    client, upstream = await bed.pair()
+    sender, receiver = (client, upstream) if side == "client" else (upstream, client)
+    for count in range(1, 5):
+        bed.pass_time(IDLE * 2 / 3)
+        sender.transport.write(b"x")
+        await until(lambda: len(receiver.received) == count)  # noqa: B023 (awaited in the same turn of the loop)
+    assert bed.session().state == "open"
+
+
+@ensure
+@only("ours")
+async def test_a_request_that_waits_for_its_reply_does_not_make_a_session_busy(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received)
+    bed.pass_time(IDLE + LATE)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"idle_timeout": 1}
+
+
+@ensure
+@only("ours")
+async def test_a_session_that_is_still_connecting_is_not_idle(bed: AnyBed) -> None:
+    bed.gate = Deferred()
+    await bed.client()
+    await until(lambda: bed.bridge.sessions)
+    bed.pass_time(3 * IDLE)
+    assert bed.session().state == "connecting"
+    bed.gate.callback(None)
+
+
+@ensure
+async def test_a_session_whose_peer_reads_slowly_is_neither_idle_nor_given_up(bed: AnyBed) -> None:
+    reader, writer, sink = await clogged(bed, "client")
+    for _ in range(4):
+        bed.pass_time(SEND * 2 / 3)
+        await read_a_little(reader, sink)
+        assert sink.session.upstream is not None
+        await clog(writer, sink.session.upstream, sink)
+    assert bed.session().state == "open"
+    assert not reader.lost
+
+
+@ensure
+@only("ours", "twisted's")
+async def test_a_session_is_idle_only_from_when_its_peer_has_read_everything(bed: AnyBed) -> None:
+    reader, _, sink = await clogged(bed, "client")
+    bed.pass_time(SEND * 2 / 3)
+    reader.transport.resumeProducing()
+    await until(lambda: not (sink.session.paused or is_writing(sink.transport) or unacknowledged(sink.transport)))
+    bed.pass_time(IDLE - LATE)
+    assert bed.session().state == "open"
+    bed.pass_time(2 * LATE)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"idle_timeout": 1}
+
+
+@ensure
+@only("ours", "twisted's")
+async def test_a_peer_that_leaves_what_the_kernel_holds_is_not_idle_but_does_not_read(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    sink, sent = bed.session().client, 0
+    client.transport.pauseProducing()
+    client.shrink_buffers()
+    # More than the client's kernel takes, and more than may just not be acknowledged yet; less than ours takes besides.
+    while unacknowledged(sink.transport) < 200_000:
+        upstream.transport.write(noise(20_000))
+        sent += 20_000
+        await until(lambda: bed.stats.upstream.bytes == sent)  # noqa: B023 (awaited in the same turn of the loop)
+        if unacknowledged(sink.transport) >= 200_000:
+            await at_rest(sink)
+    assert not is_writing(sink.transport)
+    bed.pass_time(IDLE + LATE)
+    assert bed.session().state == "open"
+    await given_up(bed, sink)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"send_timeout": 1}
+
+
+@ensure
+@only("ours")
+async def test_without_an_idle_timeout_sessions_stay(bed: AnyBed) -> None:
+    await bed.pair()
+    bed.sweep.stop()
+    bed.sweep = Sweep(bed.bridge.sessions, Timeouts(), bed.clock, bed.stats.catch_up)
+    bed.sweep.start()
+    bed.pass_time(100_000)
+    assert bed.session().state == "open"
+
+
+# Peers that do not read
+
+
+@ensure
+@pytest.mark.parametrize("slow_side", ["client", "upstream"])
+async def test_what_is_held_for_a_peer_that_does_not_read_is_bounded(bed: AnyBed, slow_side: str) -> None:
+    _, _, sink = await clogged(bed, slow_side)
+    assert held(sink.transport) <= LARGEST_READ + FileDescriptor.bufferSize
+
+
+def held(transport: Any) -> int:
+    """Count the bytes that wait at a transport, with what the layers above the socket keep."""
+    if hasattr(transport, "dataBuffer") and "transport" not in vars(transport):
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
+    return sum(map(len, getattr(transport, "_appSendBuffer", ()))) + held(transport.transport)
+
+
+@ensure
+@pytest.mark.parametrize("slow_side", ["client", "upstream"])
+async def test_a_peer_that_does_not_read_at_all_is_aborted_while_the_session_is_open(
+    bed: AnyBed, slow_side: str
+) -> None:
+    reader, writer, sink = await clogged(bed, slow_side)
+    bed.pass_time(SEND - 1)
+    assert bed.session().state == "open"
+    await given_up(bed, sink)
+    if slow_side == "upstream":
+        # The client is given the time to read what there is for it, and to close.
+        await until(lambda: not bed.bridge.sessions or bed.session().state == "closing")
+        bed.pass_time(SEND + LATE if bed.kind == "ssl" else FIN_TIMEOUT)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"send_timeout": 1}
+    for peer in (reader, writer):
+        peer.transport.resumeProducing()
+    await until(lambda: (reader.lost or reader.fin) and (writer.lost or writer.fin))
+
+
+@ensure
+@only("ours", "twisted's", "unix")
+async def test_a_peer_that_does_not_read_is_not_helped_by_one_that_goes_on_sending_a_little(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    sink = bed.session().client
+    client.transport.pauseProducing()
+    sent = 0
+    while not is_writing(sink.transport):
+        upstream.transport.write(noise(20_000))
+        sent += 20_000
+        await until(lambda: bed.stats.upstream.bytes == sent)  # noqa: B023 (awaited in the same turn of the loop)
+        # Twisted's transports write in the next turn.
+        await deferLater(reactor, 0)
+        await deferLater(reactor, 0)
+        if is_writing(sink.transport):
+            await at_rest(sink)
+    assert not bed.session().paused
+    # A unix socket only tells what is left: to it, more would be progress.
+    await given_up(bed, sink, lambda: bed.kind == "unix" or upstream.transport.write(b"0123456789"))
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"send_timeout": 1}
+
+
+@ensure
+@only("ours", "twisted's")
+async def test_closing_waits_for_a_peer_that_reads_slowly_and_not_for_one_that_does_not_read(bed: AnyBed) -> None:
+    reader, _, sink = await clogged(bed, "client")
+    # So much that it does not all go to the kernel as soon as that has some room.
+    sink.transport.write(noise(10_000_000))
+    bed.session().close()
+    for _ in range(4):
+        bed.pass_time(SEND * 2 / 3)
+        await read_a_little(reader, sink)
+        assert bed.session().state == "closing"
+    await given_up(bed, sink)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"send_timeout": 1}
+
+
+@ensure
+@only("ssl")
+async def test_a_client_that_never_shakes_hands_is_given_up_and_costs_no_memory(bed: AnyBed) -> None:
+    address: Any = bed.ports[1].getHost()
+    silent: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
+    await until(lambda: bed.upstreams.built and bed.upstreams.built[0].connected_)
+    session = bed.session()
+    assert session.upstream is not None
+    await flood(bed.upstreams.built[0], session.upstream)
+    assert held(session.client.transport) <= LARGEST_READ + FileDescriptor.bufferSize
+    bed.pass_time(SEND + LATE)
+    await until(lambda: silent.lost and not bed.bridge.sessions)
+    assert reasons(bed) == {"send_timeout": 1}
+
+
+@ensure
+@only("ssl")
+async def test_a_client_that_does_not_take_leave_is_given_up(bed: AnyBed) -> None:
+    client, _ = await bed.pair()
+    bed.clients.built[0].transport.write(b"REQ 1\n")
+    await until(lambda: bed.upstreams.built[0].received)
+    # TLS ends when both have said so.
+    client.transport.pauseProducing()
+    bed.session().close()
+    await until(lambda: bed.session().upstream.lost)  # type: ignore[union-attr]
+    bed.pass_time(SEND + LATE)
+    await until(lambda: not bed.bridge.sessions)
+
+
+@ensure
+@only("ssl")
+async def test_a_client_that_was_not_read_when_its_session_closed_is_still_heard_taking_leave(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received)
+    drained = bed.bridge.drain()
+    assert bed.session().client.paused
+    upstream.transport.write(b"ACK 1\n")
+    await drained
+    assert client.received == b"ACK 1\n"
+    assert reasons(bed) == {"drained": 1}
+
+
+# Half-closed clients
+
+
+@ensure
+@only("ours", "twisted's", "unix")
+async def test_a_client_that_has_closed_its_side_waits_so_long_for_each_reply(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\nREQ 2\n")
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    bed.pass_time(CLIENT_FIN * 2 / 3)
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.received)
+    bed.pass_time(CLIENT_FIN * 2 / 3)
+    assert bed.session().state == "half-closed"
+    bed.pass_time(CLIENT_FIN)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"half_close_timeout": 1}
+
+
+# The sweep itself
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "interval"),
+    [
+        (Timeouts(), 5.0),
+        (Timeouts(send=3600), 5.0),
+        (Timeouts(idle=3600), 5.0),
+        (Timeouts(idle=20), 2.0),
+        (Timeouts(send=10), 1.0),
+        (Timeouts(idle=0.5), 0.1),
+        (Timeouts(client_fin=1), 5.0),
+    ],
+)
+def test_a_timeout_is_noticed_within_a_tenth_of_it_and_five_seconds(timeouts: Timeouts, interval: float) -> None:
+    assert timeouts.interval == interval
+
+
+@ensure
+@only("ours")
+async def test_what_came_while_the_process_was_held_up_is_read_before_a_session_is_called_idle(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    bed.pass_time(LATE)
+    client.transport.write(b"REQ 1\n")
+    bed.clock.advance(10 * IDLE)
+    assert bed.session().state == "open"
+    await until(lambda: upstream.received and bed.stats.client.bytes)
+    bed.pass_time(IDLE - LATE)
+    assert bed.session().state == "open"
+    bed.pass_time(2 * LATE)
+    await until(lambda: not bed.bridge.sessions)
+
+
+class Forgotten:
+    """A session without legs in which nothing has passed for ever."""
+
+    client = upstream = None
+    state = "open"
+    stirred = float("-inf")
+    observer: Any = SimpleNamespace(idle=float("inf"))
+
+    def __init__(self, expired: list[Any]) -> None:
+        self._expired = expired
+
+    def expire(self) -> None:
+        self._expired.append(self)
+
+
+class TurningClock(Clock):
+    """Counts how often somebody lets others have their turn."""
+
+    turns = 0
+
+    def callLater(self, delay: float, callable: Any, *args: object, **kw: object) -> Any:
+        self.turns += not delay
+        return super().callLater(delay, callable, *args, **kw)
+
+
+def test_a_sweep_over_very_many_sessions_lets_others_have_their_turns() -> None:
+    clock, expired = TurningClock(), list[Any]()
+    sessions: Any = {Forgotten(expired) for _ in range(3500)}
+    sweep = Sweep(sessions, TIMEOUTS, clock, lambda: None)
+    sweep.start()
+    clock.advance(TIMEOUTS.interval)
+    assert clock.turns == 3
+    assert len(expired) == 3500
+    assert set(expired) == sessions
+    sweep.stop()
+    assert not clock.getDelayedCalls()
+
+
+@ensure
+@only("ours")
+async def test_a_sweep_that_fails_is_not_the_last_one(bed: AnyBed) -> None:
+    await bed.pair()
+    bed.sweep.stop()
+    failures = iter([RuntimeError("once")])
+
+    def prepare() -> None:
+        for failure in failures:
+            raise failure
+
+    bed.sweep = Sweep(bed.bridge.sessions, TIMEOUTS, bed.clock, prepare)
+    bed.sweep.start()
+    bed.pass_time(IDLE + LATE)
+    await until(lambda: not bed.bridge.sessions)
+    (failure,) = bed.failures
+    assert "once" in failure
+    bed.failures.clear()
+
+
+# The real process
+
+
+def test_the_process_ends_a_session_in_which_nothing_passes(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, "--idle-timeout", "0.3", upstream=server.port) as proxy:
+        with closing(connect(proxy.port)) as client:
+            client.sendall(b"REQ 1 a\n")
+            assert read_to_end(client) == b"ACK 1 a\n"
+        settles(lambda: closed(proxy), {"idle_timeout": 1})
+        assert "idle_timeout" in proxy.log
+
+
+def test_the_process_gives_up_replies_that_do_not_come_for_a_client_that_has_closed_its_side(tmp_path: Path) -> None:
+    options = ("--client-fin-timeout", "0.3")
+    with FooServer(holding=True) as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
+        assert exchange(proxy.port, b"REQ 1 a\n") == b""
+        settles(lambda: closed(proxy), {"half_close_timeout": 1})
+
+
+def flooding(client: socket.socket) -> None:
+    """Send requests for as long as that works."""
+    with contextlib.suppress(OSError):
+        while True:
+            client.sendall(1000 * b"REQ 1 some-data\n")
+
+
+def test_the_process_gives_up_a_client_that_does_not_read(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, "--send-timeout", "0.3", upstream=server.port) as proxy:
+        with closing(connect(proxy.port)) as client:
+            flooding(client)
+        settles(lambda: closed(proxy), {"send_timeout": 1})
+
+
+def test_the_process_gives_up_an_upstream_that_does_not_read(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, "--send-timeout", "0.3", upstream=server.port) as proxy:
+        server.reading.clear()
+        with closing(connect(proxy.port)) as client:
+            sender = threading.Thread(target=flooding, args=(client,))
+            sender.start()
+            assert read_to_end(client) == b""
+            client.shutdown(socket.SHUT_RDWR)
+            sender.join()
+        settles(lambda: closed(proxy), {"send_timeout": 1})
+
+
+def closed(proxy: Proxy) -> dict[str, int]:
+    """Give why sessions have ended, and how many."""
+    found: dict[str, int] = proxy.stats("connections_closed")["connections_closed"]
+    return {reason: count for reason, count in found.items() if count}
+
+
+@ensure
+@pytest.mark.parametrize("size", [40_000, 60_000, 4_000_000])
+async def test_a_drain_that_is_cut_short_is_over_whatever_the_client_has_still_to_take(bed: AnyBed, size: int) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received == b"REQ 1\n")
+    client.transport.pauseProducing()
+    upstream.transport.write(b"ACK 1 ".ljust(size, b"x") + b"\n")
+    session = bed.session()
+    await until(lambda: session.observer.settled or session.paused)
+    drained = bed.bridge.drain()
+    await deferLater(reactor, 0.01)
+    bed.bridge.abort()
+    await until(lambda: drained.called)
+    assert not bed.bridge.sessions
+
+
+# Why sessions end, by any kind of transports
+
+
+@ensure
+async def test_a_client_that_closes_is_not_taken_for_one_that_resets(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received == b"REQ 1\n")
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.received == b"ACK 1\n")
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@ensure
+@only("ours", "twisted's", "unix", "haproxy")
+async def test_replies_arrive_after_the_clients_fin(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.lost or client.fin)
+    assert client.received == b"ACK 1\n"
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@ensure
+async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
+    client, _ = await bed.pair()
+    client.reset()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed" if bed.kind == "unix" else "client_reset": 1}

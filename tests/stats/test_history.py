@@ -1,0 +1,135 @@
+"""The history tells what passed in each of the last seconds."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.history import LENGTH, Second, parse
+
+
+class World:
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.stats = Stats(lambda: self.now)
+        self.session = SessionStats(self.stats)
+        self.history = self.stats.history
+        self.history.begin()
+
+    def second(self, requests: int = 0, delay: float = 0.001, naks: int = 0) -> None:
+        """Let a second pass in which so many requests are answered after `delay`."""
+        if requests:
+            self.session.client.feed(b"REQ 1\n" * requests, round(self.now * 1e6))
+            self.session.upstream.feed(
+                b"NAK 1\n" * naks + b"ACK 1\n" * (requests - naks), round((self.now + delay) * 1e6)
+            )
+        self.now += 1
+        self.history.record()
+
+
+def test_each_second_has_its_own_figures() -> None:
+    world = World()
+    world.second(5, 0.005, naks=2)
+    world.second()
+    world.second(1, 0.05)
+    report = world.history.report(0, 1234.0)
+    assert (report["last"], report["time"]) == (3, 1234.0)
+    assert report["requests"] == report["responses"] == [5, 0, 1]
+    assert report["naks"] == [2, 0, 0]
+    assert report["sessions"] == [1, 1, 1]
+    for name in ("p50", "p99"):
+        assert report[name][1] is None
+        assert report[name][::2] == pytest.approx([0.005, 0.05], rel=0.035)
+
+
+def test_only_what_is_new_is_told_to_those_who_know_the_rest() -> None:
+    world = World()
+    for number in range(5):
+        world.second(number + 1)
+    assert world.history.report(3, 0.0)["requests"] == [4, 5]
+    assert world.history.report(5, 0.0)["requests"] == []
+    # Who knows more than there is knows another life of the proxy.
+    assert world.history.report(77, 0.0)["requests"] == [1, 2, 3, 4, 5]
+
+
+def test_a_quarter_of_an_hour_is_kept_and_no_more() -> None:
+    world = World()
+    for _ in range(LENGTH + 50):
+        world.second(1)
+    report = world.history.report(0, 0.0)
+    assert report["last"] == LENGTH + 50
+    assert len(report["requests"]) == LENGTH
+    assert len(world.history.state()) < 20 * LENGTH
+
+
+def test_seconds_in_which_the_loop_was_blocked_are_not_left_out() -> None:
+    world = World()
+    world.second(1)
+    world.now += 3
+    world.second(7)
+    assert world.history.report(0, 0.0)["requests"] == [1, 0, 0, 0, 7]
+
+
+def test_stalls_of_half_seconds_do_not_make_it_run_ahead() -> None:
+    world = World()
+    for _ in range(10):
+        world.now += 1.7
+        world.history.record()
+        world.now += 0.3
+        world.history.record()
+    assert world.history.last == 20
+
+
+def test_recent_latencies_are_those_of_ten_seconds() -> None:
+    world = World()
+    world.second(4, 0.5)
+    for number in range(10):
+        assert world.history.recent().count == 4 + number
+        world.second(1, 0.001)
+    assert world.history.recent().count == 10
+    assert world.stats.report()["latency_seconds"]["count"] == 14
+    assert world.stats.report()["latency_seconds_10s"]["count"] == 10
+    world.now += 20
+    world.history.record()
+    assert world.history.recent().count == 0
+
+
+def test_what_came_before_the_first_record_belongs_to_no_second() -> None:
+    world = World()
+    fresh = Stats(lambda: world.now)
+    fresh.restore(world.stats.counters() | {"client_req": 1000})
+    fresh.history.record()
+    world.now += 1
+    fresh.history.record()
+    assert fresh.history.report(0, 0.0)["requests"] == [0]
+
+
+SECONDS = st.lists(
+    st.builds(
+        Second,
+        st.integers(0, 10**6),
+        st.integers(0, 10**6),
+        st.integers(0, 10**6),
+        st.none() | st.integers(0, 10**8),
+        st.none() | st.integers(0, 10**8),
+        st.integers(0, 10**5),
+    ),
+    max_size=20,
+)
+
+
+@given(SECONDS)
+def test_it_comes_back_as_it_was(seconds: list[Second]) -> None:
+    before, after = World().history, World().history
+    before.restore(seconds, 0.0)
+    assert parse(before.state()) == seconds
+    after.restore(parse(before.state()), 2.4)
+    assert after.report(0, 0.0)["requests"] == [second.requests for second in seconds] + [0, 0]
+
+
+@pytest.mark.parametrize("text", ["x", "1,2,3", "1,2,3,,,x", "1,2,3,4,5,6,7", ",2,3,,,4", "-1,2,3,,,4", "1" * 30, ";"])
+def test_what_is_no_history_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse(text)

@@ -1,0 +1,299 @@
+"""Connecting to the upstream: retries, those who wait together, the deadline, and what is known afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError, TimeoutError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from fooproxy.upstreams.upstream import Upstream
+
+TIMEOUT = 5.0
+
+
+class Endpoint:
+    """Lets the test decide what becomes of each attempt."""
+
+    def __init__(self) -> None:
+        self.attempts: list[Deferred[Any]] = []
+        self.factories: list[Factory] = []
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        # Like Twisted's TCP endpoints, which fail so when they are cancelled.
+        attempt: Deferred[Any] = Deferred(lambda d: d.errback(ConnectingCancelledError(None)))
+        self.attempts.append(attempt)
+        self.factories.append(factory)
+        return attempt
+
+
+class Case:
+    def __init__(self, timeout: float = TIMEOUT) -> None:
+        self.clock = Clock()
+        self.endpoint = Endpoint()
+        self.upstream = Upstream(self.endpoint, "foo:8001", self.clock, timeout)  # type: ignore[arg-type]
+        self.results: list[Any] = []
+        self.connecting = self.upstream.connect(Factory.forProtocol(Protocol))
+        self.connecting.addBoth(self.results.append)
+
+    def refuse(self) -> None:
+        self.endpoint.attempts[-1].errback(ConnectionRefusedError())
+
+
+def test_a_connection_is_handed_on() -> None:
+    case = Case()
+    case.endpoint.attempts[0].callback("protocol")
+    assert case.results == ["protocol"]
+    case.clock.advance(TIMEOUT)
+    assert not case.clock.getDelayedCalls()
+
+
+def test_a_connection_made_at_once_leaves_no_timer() -> None:
+    class AtOnce:
+        def connect(self, factory: Factory) -> Deferred[Any]:
+            return succeed("protocol")
+
+    clock = Clock()
+    results: list[Any] = []
+    Upstream(AtOnce(), "foo:8001", clock, TIMEOUT).connect(Factory()).addCallback(results.append)  # type: ignore[arg-type]
+    assert results == ["protocol"]
+    assert not clock.getDelayedCalls()
+
+
+def test_a_refused_attempt_is_repeated_after_a_pause_that_grows() -> None:
+    case = Case()
+    pauses = []
+    for _ in range(5):
+        case.refuse()
+        seen, pause = len(case.endpoint.attempts), 0.0
+        while len(case.endpoint.attempts) == seen:
+            case.clock.advance(0.01)
+            pause += 0.01
+        pauses.append(pause)
+    assert pauses[0] <= 0.06
+    assert pauses[3] > pauses[0]
+    assert max(pauses) <= 1.01
+
+
+class Crowd:
+    """Many who want a connection at one time from an upstream that is down until `up` is set."""
+
+    def __init__(self, count: int, timeout: float = TIMEOUT) -> None:
+        self.clock = Clock()
+        self.up = False
+        self.tries: list[float] = []
+        self.upstream = Upstream(self, "foo:8001", self.clock, timeout)  # type: ignore[arg-type]
+        self.results: list[Any] = []
+        self.waiting = [self.join() for _ in range(count)]
+
+    def join(self) -> Deferred[Any]:
+        return self.upstream.connect(Factory.forProtocol(Protocol)).addBoth(self.results.append)
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        self.tries.append(self.clock.seconds())
+        return succeed(factory.buildProtocol(None)) if self.up else fail(ConnectionRefusedError())
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds / 0.01)):
+            self.clock.advance(0.01)
+
+
+def test_all_who_wait_share_one_series_of_attempts_and_are_let_in_one_after_the_other() -> None:
+    crowd = Crowd(1000)
+    crowd.pass_time(3)
+    assert 5 <= len(crowd.tries) <= 12
+    assert not crowd.results
+    crowd.up, down = True, len(crowd.tries)
+    crowd.pass_time(1.8)
+    assert len(crowd.results) == 1000
+    assert not any(isinstance(result, Failure) for result in crowd.results)
+    moments = crowd.tries[down:]
+    assert len(moments) == 1000
+    # Forty to a hundred moments, not one.
+    assert max(map(moments.count, moments)) <= 20
+    crowd.pass_time(60)
+    assert not crowd.clock.getDelayedCalls()
+
+
+def test_who_comes_while_the_upstream_is_down_joins_those_who_wait() -> None:
+    crowd = Crowd(1)
+    crowd.pass_time(1)
+    tried = len(crowd.tries)
+    for _ in range(100):
+        crowd.join()
+    assert len(crowd.tries) == tried
+    crowd.up = True
+    crowd.pass_time(2)
+    assert len(crowd.results) == 101
+
+
+def test_after_a_success_a_new_failure_begins_with_short_pauses() -> None:
+    crowd = Crowd(1)
+    crowd.pass_time(4)
+    crowd.up = True
+    crowd.pass_time(1)
+    assert crowd.upstream.state == "reachable"
+    crowd.up, crowd.tries = False, []
+    crowd.join()
+    crowd.pass_time(0.2)
+    assert len(crowd.tries) >= 3
+
+
+def test_each_who_waits_fails_at_his_own_deadline_for_the_last_reason() -> None:
+    crowd = Crowd(1)
+    crowd.pass_time(2)
+    crowd.join()
+    crowd.pass_time(3.2)
+    assert len(crowd.results) == 1
+    crowd.pass_time(2)
+    assert [result.check(ConnectionRefusedError) for result in crowd.results] == [ConnectionRefusedError] * 2
+
+
+def test_letting_in_stops_when_the_upstream_goes_down_again_and_goes_on_later() -> None:
+    crowd = Crowd(100)
+    crowd.up = True
+    while len(crowd.results) < 10:
+        crowd.clock.advance(0.01)
+    crowd.up, crowd.tries = False, []
+    crowd.pass_time(1)
+    assert len(crowd.tries) <= 10
+    crowd.up = True
+    crowd.pass_time(2)
+    assert len(crowd.results) == 100
+    assert not any(isinstance(result, Failure) for result in crowd.results)
+
+
+def test_the_connection_made_for_all_goes_to_who_has_waited_longest_of_those_still_there() -> None:
+    case = Case()
+    case.refuse()
+    case.clock.advance(0.05)
+    (attempt,) = case.endpoint.attempts[1:]
+    second = case.upstream.connect(Factory.forProtocol(Protocol))
+    case.connecting.addErrback(lambda _: None).cancel()
+    factory = case.endpoint.factories[1]
+    attempt.callback(factory.buildProtocol(None))
+    assert isinstance(second.result, Protocol)
+    assert len(case.endpoint.attempts) == 2
+
+
+def test_an_attempt_for_those_who_wait_that_hangs_is_made_anew() -> None:
+    case = Case(timeout=60)
+    case.refuse()
+    case.clock.advance(0.05)
+    case.clock.advance(5.1)
+    case.clock.advance(1)
+    assert len(case.endpoint.attempts) == 3
+    assert case.upstream.error == "no answer within 5 s"
+    assert not case.results
+
+
+def test_a_success_elsewhere_ends_an_attempt_that_hangs_and_lets_in_those_who_wait() -> None:
+    case = Case()
+    other: list[Any] = []
+    case.upstream.connect(Factory()).addBoth(other.append)
+    case.endpoint.attempts[0].errback(ConnectionRefusedError())
+    case.clock.advance(0.05)
+    assert len(case.endpoint.attempts) == 3
+    case.endpoint.attempts[1].callback("protocol")
+    assert other == ["protocol"]
+    case.clock.advance(0.01)
+    case.endpoint.attempts[3].callback("another")
+    assert case.results == ["another"]
+    assert case.upstream.state == "reachable"
+
+
+def test_the_attempts_end_at_the_deadline_with_the_last_reason() -> None:
+    case = Case()
+    for _ in range(200):
+        if not case.endpoint.attempts[-1].called:
+            case.refuse()
+        case.clock.advance(TIMEOUT / 100)
+    assert case.results[0].check(ConnectionRefusedError)
+    assert "refused" in str(case.results[0].value)
+    attempts = len(case.endpoint.attempts)
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == attempts
+
+
+def test_each_connect_fails_for_its_own_reason_and_renews_the_news() -> None:
+    case = Case()
+    case.refuse()
+    case.clock.advance(TIMEOUT)
+    assert case.results[0].check(ConnectionRefusedError)
+    case.clock.advance(11)
+    assert case.upstream.unreachable(10) is None
+    results: list[Any] = []
+    case.upstream.connect(Factory()).addBoth(results.append)
+    case.clock.advance(TIMEOUT)
+    assert results[0].check(TimeoutError)
+    assert case.upstream.unreachable(10) == "no answer within 5 s"
+
+
+def test_a_probe_tells_whether_the_upstream_can_be_connected() -> None:
+    case = Case()
+    seen = len(case.endpoint.attempts)
+    probing = Deferred.fromCoroutine(case.upstream.probe(1.0))
+    assert len(case.endpoint.attempts) == seen + 1
+    case.clock.advance(1.0)
+    assert probing.called
+    assert (case.upstream.state, case.upstream.error) == ("unreachable", "no answer within 1 s")
+
+
+def test_an_attempt_that_hangs_is_ended_at_the_deadline() -> None:
+    case = Case()
+    case.clock.advance(TIMEOUT)
+    assert case.results[0].check(TimeoutError)
+    assert case.upstream.unreachable(10) == "no answer within 5 s"
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == 1
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_cancelling_ends_the_attempts_and_blames_nobody(refused: bool) -> None:
+    case = Case()
+    if refused:
+        case.refuse()
+    blamed = case.upstream.error
+    case.connecting.cancel()
+    assert case.results[0].check(CancelledError, ConnectingCancelledError)
+    case.clock.advance(60)
+    assert len(case.endpoint.attempts) == 1
+    assert case.upstream.error == blamed
+    assert not case.clock.getDelayedCalls()
+
+
+def test_one_sweep_serves_all_that_are_connecting() -> None:
+    case = Case()
+    case.clock.advance(1)
+    later = [case.upstream.connect(Factory()) for _ in range(100)]
+    for connecting in later:
+        connecting.addErrback(case.results.append)
+    assert len(case.clock.getDelayedCalls()) == 1
+    case.clock.advance(TIMEOUT - 1)
+    assert len(case.results) == 1
+    case.clock.advance(1)
+    assert len(case.results) == 101
+    assert not case.clock.getDelayedCalls()
+
+
+def test_the_upstream_is_unreachable_from_a_failure_to_the_next_success() -> None:
+    case = Case()
+    assert case.upstream.unreachable(10) is None
+    case.refuse()
+    assert "refused" in str(case.upstream.unreachable(10))
+    case.clock.advance(0.05)
+    case.endpoint.attempts[-1].callback(case.endpoint.factories[-1].buildProtocol(None))
+    assert case.upstream.unreachable(10) is None
+
+
+def test_a_failure_is_forgotten_when_nobody_tried_again() -> None:
+    case = Case()
+    case.refuse()
+    case.connecting.cancel()
+    case.connecting.addErrback(lambda failure: None)
+    case.clock.advance(11)
+    assert case.upstream.unreachable(10) is None

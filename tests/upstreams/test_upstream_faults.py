@@ -1,0 +1,255 @@
+"""The real process and an upstream in every kind of trouble: what clients and operators see, and that it passes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+
+CROWD = 300
+
+
+def closed(proxy: Proxy) -> dict[str, int]:
+    """Give the reasons for which sessions have ended, with their numbers."""
+    reasons: dict[str, int] = proxy.stats("connections_closed")["connections_closed"]
+    return {reason: count for reason, count in reasons.items() if count}
+
+
+def unready(proxy: Proxy) -> list[str]:
+    status, report = proxy.get("/ready")
+    assert status == (503 if report["reasons"] else 200)
+    reasons: list[str] = report["reasons"]
+    return reasons
+
+
+@contextmanager
+def bound() -> Iterator[socket.socket]:
+    """Hold a port that refuses connections until somebody calls `listen`."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server
+
+
+def is_refused(proxy: Proxy) -> bool:
+    """Send a request as a client that the proxy closes; since that was not read, it may see a reset."""
+    with connect(proxy.port) as client:
+        client.sendall(b"REQ 1 a\n")
+        try:
+            return client.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def is_served(proxy: Proxy) -> bool:
+    return exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+
+
+def looking_up(code: str) -> tuple[str, ...]:
+    """Give the command of a twistd in which `code` answers for the name service, as `look_up(host, *rest)`."""
+    program = f"import os, socket, threading\ntrue = socket.getaddrinfo\n{code}\nsocket.getaddrinfo = look_up\n"
+    return (sys.executable, "-c", f"{program}from twisted.scripts.twistd import run; run()", "-n")
+
+
+def test_an_upstream_that_refuses_ends_the_clients_that_need_it_and_is_counted(tmp_path: Path) -> None:
+    with bound() as server, fooproxy(tmp_path, "--connect-timeout", "0.5", upstream=server.getsockname()[1]) as proxy:
+        assert is_refused(proxy)
+        settles(lambda: closed(proxy), {"upstream_refused": 1})
+        assert unready(proxy) == ["upstream_unreachable"]
+        assert proxy.stats("upstream_connect_failures", "connections_active") == {
+            "upstream_connect_failures": 1,
+            "connections_active": 0,
+        }
+        assert "Connection refused" in proxy.log and "ended: upstream_refused" in proxy.log
+        with FooServer(server):
+            assert is_served(proxy)
+            assert unready(proxy) == []
+            assert "can be connected again" in proxy.log
+
+
+def test_an_upstream_that_no_route_leads_to_is_told_apart(tmp_path: Path) -> None:
+    # The kernel routes no TCP to a broadcast address, not even on loopback.
+    more = ("--forward", "127.255.255.255:9", "--connect-timeout", "0.5")
+    with fooproxy(tmp_path, *more) as proxy:
+        assert is_refused(proxy)
+        settles(lambda: closed(proxy), {"upstream_unreachable": 1})
+        assert "unreachable" in proxy.log
+
+
+def test_a_name_that_does_not_resolve_is_told_apart(tmp_path: Path) -> None:
+    command = looking_up("def look_up(*_): raise socket.gaierror(-2, 'no such name')")
+    more = ("--forward", "foo.example:8001", "--connect-timeout", "0.5")
+    with fooproxy(tmp_path, *more, command=command) as proxy:
+        assert is_refused(proxy)
+        settles(lambda: closed(proxy), {"upstream_unresolved": 1})
+        assert "foo.example" in proxy.log
+
+
+def test_a_name_is_looked_up_again_when_its_address_takes_no_connections_any_more(tmp_path: Path) -> None:
+    command = looking_up("def look_up(host, *rest): return true(open('address').read(), *rest)")
+    (tmp_path / "address").write_text("127.0.0.2")
+    with ExitStack() as stack:
+        old = stack.enter_context(FooServer(socket.create_server(("127.0.0.2", 0))))
+        more = ("--forward", f"foo.example:{old.port}")
+        proxy = stack.enter_context(fooproxy(tmp_path, *more, command=command))
+        assert is_served(proxy)
+        old.close()
+        stack.enter_context(FooServer(socket.create_server(("127.0.0.3", old.port))))
+        (tmp_path / "address").write_text("127.0.0.3")
+        assert is_served(proxy)
+
+
+def full_backlog(server: socket.socket, stack: ExitStack) -> None:
+    """Connect until the kernel answers nobody any more, as for a host that is gone or hopelessly busy."""
+    server.listen(0)
+    while True:
+        peer = stack.enter_context(socket.socket())
+        peer.settimeout(0.2)
+        try:
+            peer.connect(server.getsockname())
+        except TimeoutError:
+            return
+
+
+def test_an_upstream_that_does_not_answer_the_connect_ends_its_clients_in_time(tmp_path: Path) -> None:
+    with bound() as server, ExitStack() as stack:
+        full_backlog(server, stack)
+        upstream = server.getsockname()[1]
+        with fooproxy(tmp_path, "--connect-timeout", "0.5", upstream=upstream) as proxy:
+            clients = [stack.enter_context(connect(proxy.port)) for _ in range(20)]
+            for client in clients:
+                assert client.recv(1) == b""
+            settles(lambda: closed(proxy), {"connect_timeout": 20})
+            assert unready(proxy) == ["upstream_unreachable"]
+            assert "no answer within 0.5 s" in proxy.log
+
+
+def test_clients_that_wait_for_a_connect_are_served_when_it_is_answered_at_last(tmp_path: Path) -> None:
+    with bound() as server, ExitStack() as stack:
+        full_backlog(server, stack)
+        upstream = server.getsockname()[1]
+        proxy = stack.enter_context(fooproxy(tmp_path, "--connect-timeout", "60", upstream=upstream))
+        client = stack.enter_context(connect(proxy.port))
+        client.sendall(b"REQ 1 a\n")
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
+        stack.enter_context(FooServer(server))
+        assert read_lines(client, 1) == b"ACK 1 a\n"
+
+
+def test_a_server_that_is_stopped_holds_its_own_sessions_alone_and_answers_when_it_goes_on(tmp_path: Path) -> None:
+    program = (
+        "import socket\n"
+        "server = socket.create_server(('127.0.0.1', 0)); print(server.getsockname()[1], flush=True)\n"
+        "while True: peer, _ = server.accept(); peer.sendall(b'ACK ' + peer.recv(99)[4:])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            port = int(server.stdout.readline())
+            with fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as client:
+                os.kill(server.pid, signal.SIGSTOP)
+                client.sendall(b"REQ 1 a\n")
+                settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
+                # Its kernel still accepts, so it cannot be told from a slow one.
+                assert unready(proxy) == []
+                os.kill(server.pid, signal.SIGCONT)
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize(("how", "reason"), [("reset", "upstream_reset"), ("close", "upstream_closed")])
+@pytest.mark.parametrize("said", [b"", b"ACK 1 a\nACK 2 half of a mess"], ids=["at once", "in a message"])
+def test_an_upstream_that_leaves_is_told_to_its_client_with_all_that_it_said(
+    tmp_path: Path, how: str, reason: str, said: bytes
+) -> None:
+    with bound() as server:
+        server.listen()
+        with fooproxy(tmp_path, upstream=server.getsockname()[1]) as proxy:
+            with connect(proxy.port) as client:
+                peer, _ = server.accept()
+                with peer:
+                    client.sendall(b"REQ 1 a\nREQ 2 b\n")
+                    assert peer.recv(99) == b"REQ 1 a\nREQ 2 b\n"
+                    peer.sendall(said)
+                    # A reset overtakes what its receiver has not read yet.
+                    settles(lambda: proxy.stats("bytes_from_upstream"), {"bytes_from_upstream": len(said)})
+                    if how == "reset":
+                        reset(peer)
+                assert read_to_end(client) == said
+            settles(lambda: closed(proxy), {reason: 1})
+
+
+def test_a_crowd_that_waits_for_a_server_that_is_down_is_served_when_it_comes_back(tmp_path: Path) -> None:
+    with bound() as server, ExitStack() as stack:
+        upstream = server.getsockname()[1]
+        proxy = stack.enter_context(fooproxy(tmp_path, "--connect-timeout", "60", upstream=upstream))
+        clients = [stack.enter_context(connect(proxy.port)) for _ in range(CROWD)]
+        for seq, client in enumerate(clients):
+            client.sendall(b"REQ %d a\n" % seq)
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": CROWD})
+        stack.enter_context(FooServer(server))
+        for seq, client in enumerate(clients):
+            assert read_lines(client, 1) == b"ACK %d a\n" % seq
+        assert closed(proxy) == {}
+        assert proxy.log.count("can be connected again") == 1
+
+
+def test_a_server_that_restarts_under_its_clients_costs_only_the_sessions_it_had(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, "--connect-timeout", "60", upstream=server.port) as proxy:
+        with connect(proxy.port) as client:
+            client.sendall(b"REQ 1 a\n")
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+            server.close()
+            server.forget()
+            assert client.recv(1) == b""
+        with connect(proxy.port) as client:
+            client.sendall(b"REQ 1 b\n")
+            eventually(lambda: unready(proxy) == ["upstream_unreachable"])
+            with FooServer(socket.create_server(("127.0.0.1", server.port))):
+                client.settimeout(PATIENCE)
+                assert read_lines(client, 1) == b"ACK 1 b\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def look_up(host, *rest):\n"
+        "    if os.path.exists('exhausted'): raise OSError(24, 'Too many open files')\n"
+        "    return true('127.0.0.1', *rest)",
+        "start = threading.Thread.start\n"
+        "def start_if_possible(thread):\n"
+        "    if 'names' in thread.name and os.path.exists('exhausted'): raise RuntimeError('too many threads')\n"
+        "    start(thread)\n"
+        "threading.Thread.start = start_if_possible\n"
+        "def look_up(host, *rest): return true('127.0.0.1', *rest)",
+    ],
+    ids=["descriptors", "threads"],
+)
+def test_a_look_up_for_which_there_is_nothing_left_is_a_failure_that_passes(tmp_path: Path, code: str) -> None:
+    (tmp_path / "exhausted").touch()
+    with (
+        FooServer() as server,
+        fooproxy(
+            tmp_path, "--forward", f"foo.example:{server.port}", "--connect-timeout", "1", command=looking_up(code)
+        ) as proxy,
+    ):
+        assert is_refused(proxy)
+        assert closed(proxy) == {"upstream_unresolved": 1}
+        (tmp_path / "exhausted").unlink()
+        assert is_served(proxy)
+
+
+def test_a_name_that_is_none_is_not_resolved(tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--forward", "foo..example:8001", "--connect-timeout", "0.5") as proxy:
+        assert is_refused(proxy)
+        assert closed(proxy) == {"upstream_unresolved": 1}

@@ -1,0 +1,436 @@
+"""The page in a real browser, on a real proxy with real traffic.
+
+What an operator sees has to be true, and nothing that a client sends may do anything to the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.fooserver import FooServer, connect, read_lines
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+
+webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and CHROMEDRIVER), reason="chromium or chromedriver is not installed")
+
+FLAGS = [
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage"),
+    *("--no-first-run", "--disable-background-networking", "--window-size=1300,900"),
+]
+
+HOSTILE = b"<script>document.title='hacked'</script><img src=x onerror=alert(1)>"
+
+
+class Page:
+    """The page of a proxy, in the browser."""
+
+    def __init__(self, browser: Any, proxy: Proxy) -> None:
+        self.browser = browser
+        self.proxy = proxy
+        self.browser.get(f"http://127.0.0.1:{proxy.http_port}/")
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def text(self, selector: str) -> str:
+        """Give the text of an element as it is seen, with plain spaces."""
+        found = self.run("return document.querySelector(arguments[0]).innerText", selector)
+        return str(found).replace("\u00a0", " ").strip()
+
+    def figure(self, path: str) -> str:
+        """Give the text that stands for a value of the proxy's answer."""
+        return self.text(f'[data-show="{path}"]')
+
+    @property
+    def word(self) -> str:
+        return self.text("#word")
+
+    @property
+    def title(self) -> str:
+        return str(self.browser.title)
+
+    def points(self, chart: str) -> int:
+        """Count the points of a chart's first line."""
+        path = self.run("return document.querySelector(`#${arguments[0]} .line`).getAttribute('d') ?? ''", chart)
+        return int(path.count(","))
+
+    def column(self, name: str) -> list[str]:
+        """Give a column of the table of sessions."""
+        script = """
+            const heads = [...document.querySelectorAll("#heads th")];
+            const index = heads.findIndex((th) => th.dataset.column === arguments[0]);
+            return [...document.querySelectorAll("#rows tr")].map((row) => row.cells[index].textContent);
+        """
+        return [str(text) for text in self.run(script, name)]
+
+    def sorted_by(self) -> dict[str, str]:
+        """Give the columns that are said to be sorted, and how."""
+        script = """
+            const heads = document.querySelectorAll("#heads th[aria-sort]");
+            return Object.fromEntries([...heads].map((th) => [th.dataset.column, th.getAttribute("aria-sort")]));
+        """
+        found: dict[str, str] = self.run(script)
+        return found
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def requests(self) -> int:
+        """Count the requests for figures so far."""
+        script = (
+            "return performance.getEntriesByType('resource').filter((entry) => entry.name.includes('/live')).length"
+        )
+        return int(self.run(script))
+
+    def fits(self, width: int) -> bool:
+        """Tell whether nothing sticks out at the side of a window that is so wide."""
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": False}
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        try:
+            eventually(lambda: self.run("return innerWidth") == width)
+            return int(self.run("return document.documentElement.scrollWidth")) <= width
+        finally:
+            self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def complaints(self) -> list[str]:
+        """Give what the browser's console says: errors, and violations of the content security policy."""
+        return [str(entry["message"]) for entry in self.browser.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(CHROMEDRIVER)
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy that many tests use, one after the other."""
+    with FooServer() as server, fooproxy(tmp_path_factory.mktemp("steady"), upstream=server.port) as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def opened(browser: Any, proxy: Proxy, *, may_go: bool = False) -> Iterator[Page]:
+    """Open the page; the console has to stay empty but for what it says of a proxy that `may_go`."""
+    page = Page(browser, proxy)
+    settles(lambda: page.word, "OK")
+    yield page
+    complaints = page.complaints()
+    assert [line for line in complaints if not (may_go and "Failed to load resource: net::ERR_" in line)] == []
+    browser.get("about:blank")
+
+
+@pytest.fixture
+def page(browser: Any, steady: Proxy) -> Iterator[Page]:
+    """The page of a proxy that may have counted already, and has no sessions."""
+    settles(lambda: steady.stats("connections_active"), {"connections_active": 0})
+    with opened(browser, steady) as page:
+        yield page
+
+
+@pytest.fixture
+def server() -> Iterator[FooServer]:
+    with FooServer() as server:
+        yield server
+
+
+@pytest.fixture
+def fresh_page(browser: Any, server: FooServer, tmp_path: Path) -> Iterator[Page]:
+    """The page of a proxy that has counted nothing, which the test may end."""
+    with (
+        fooproxy(tmp_path, "--http", f"127.0.0.1:{free_port()}", upstream=server.port) as proxy,
+        opened(browser, proxy, may_go=True) as page,
+    ):
+        yield page
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def clients(proxy: Proxy, *messages: int) -> Iterator[list[socket.socket]]:
+    """Open a session for each number, and send so many requests on it; every second reply is a NAK."""
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(connect(proxy.port)) for _ in messages]
+        for peer, count in zip(peers, messages, strict=True):
+            exchange(peer, count)
+        yield peers
+
+
+def exchange(peer: socket.socket, count: int) -> None:
+    peer.sendall(b"".join(b"REQ %d %s\n" % (seq, b"not good" if seq % 2 else b"good") for seq in range(count)))
+    read_lines(peer, count)
+
+
+def test_the_page_shows_what_the_clients_sent(fresh_page: Page) -> None:
+    page = fresh_page
+    with clients(page.proxy, 1500, 2) as peers:
+        peers[1].sendall(b"ACK 7\nnonsense\n")
+        read_lines(peers[1], 2)
+        settles(lambda: page.figure("report.msg_req"), "1,502")
+        settles(lambda: page.figure("report.msg_invalid"), "1")
+        settles(lambda: page.figure("report.msg_misdirected"), "1")
+        settles(lambda: page.figure("report.connections_active"), "2")
+        assert page.figure("report.bytes_from_clients").endswith(" KiB")
+        assert page.figure("report.latency_seconds_10s.p99").split(" ")[1] in ("µs", "ms", "s")
+        settles(lambda: page.figure("nak_share"), "50.0 %")
+    settles(lambda: page.figure("report.connections_active"), "0")
+    settles(lambda: page.text("#closed div:first-child"), "client closed\n2")
+
+
+def test_the_page_agrees_with_the_report(page: Page) -> None:
+    with clients(page.proxy, 1234):
+        names = ("msg_total", "msg_req", "msg_ack", "msg_nak", "requests_in_flight", "connections_total")
+        report = page.proxy.stats(*names)
+        assert report["msg_req"] >= 1234
+        settles(lambda: {name: page.figure(f"report.{name}") for name in names}, {n: f"{report[n]:,}" for n in names})
+
+
+def test_rates_are_shown_while_there_is_traffic_and_fall_to_zero_after_it(page: Page) -> None:
+    settles(lambda: page.figure("report.request_rate_1s"), "0 /s")
+    with clients(page.proxy, 0) as (peer,):
+
+        def moves() -> bool:
+            exchange(peer, 100)
+            return page.figure("report.request_rate_1s")[0] in "123456789"
+
+        eventually(moves)
+        settles(lambda: page.figure("report.request_rate_1s"), "0 /s")
+
+
+def test_charts_grow_with_time(page: Page) -> None:
+    charts = ("requests-chart", "replies-chart", "sessions-chart")
+    eventually(lambda: page.points(charts[0]))
+    before = [page.points(chart) for chart in charts]
+    eventually(lambda: all(page.points(chart) >= count + 2 for chart, count in zip(charts, before, strict=True)))
+
+
+def test_the_latency_charts_show_replies(page: Page) -> None:
+    with clients(page.proxy, 10):
+        assert eventually(lambda: page.points("latency-chart")) >= 1
+        eventually(lambda: page.run("return document.querySelector('#spread-chart .bars').getAttribute('d')"))
+        label = page.run("return document.querySelector('#latency-chart').getAttribute('aria-label')")
+        assert label.startswith("Latency: p50 now ")
+
+
+def test_every_chart_tells_its_values_to_those_who_cannot_see_it(page: Page) -> None:
+    script = "return [...document.querySelectorAll('svg[role=img]')].map((svg) => svg.getAttribute('aria-label'))"
+    with clients(page.proxy, 10):
+        eventually(lambda: all(label and "none yet" not in label for label in page.run(script)))
+        labels = page.run(script)
+    assert len(labels) == 5
+    assert all("lowest" in label and "highest" in label for label in labels[:4])
+
+
+def test_a_header_sorts_the_sessions_one_way_and_then_the_other(page: Page) -> None:
+    with clients(page.proxy, 5, 1100, 30, 0):
+        eventually(lambda: len(page.column("msg_req")) == 4)
+        assert page.sorted_by() == {"age_seconds": "descending"}
+        page.click("th[data-column=msg_req] button")
+        settles(page.sorted_by, {"msg_req": "descending"})
+        settles(lambda: page.column("msg_req"), ["1,100", "30", "5", "0"])
+        page.click("th[data-column=msg_req] button")
+        settles(page.sorted_by, {"msg_req": "ascending"})
+        settles(lambda: page.column("msg_req"), ["0", "5", "30", "1,100"])
+
+
+def test_sessions_are_named_by_their_clients_addresses(page: Page) -> None:
+    with clients(page.proxy, 1, 1, 1) as peers:
+        page.click("th[data-column=client] button")
+        addresses = sorted("{}:{}".format(*peer.getsockname()) for peer in peers)
+        settles(lambda: page.column("client"), addresses)
+
+
+def test_no_more_rows_are_shown_than_were_chosen_and_the_page_says_so(page: Page) -> None:
+    with clients(page.proxy, *[1] * 120):
+        settles(lambda: page.text("#shown"), "showing 100 of 120")
+        assert len(page.column("id")) == 100
+        page.run("limit.value = 25; limit.dispatchEvent(new Event('change'))")
+        settles(lambda: page.text("#shown"), "showing 25 of 120")
+        assert len(page.column("id")) == 25
+
+
+def test_rows_are_used_again(page: Page) -> None:
+    with clients(page.proxy, 1, 1):
+        eventually(lambda: len(page.column("id")) == 2)
+        page.run("document.querySelector('#rows tr').marked = true")
+        before = page.requests()
+        eventually(lambda: page.requests() >= before + 2)
+        assert page.run("return document.querySelector('#rows tr').marked === true")
+
+
+def test_markup_from_clients_does_nothing(page: Page) -> None:
+    with clients(page.proxy, 0) as (peer,):
+        peer.sendall(b"REQ 1 %s\n%s\n" % (HOSTILE, HOSTILE))
+        read_lines(peer, 2)
+        settles(lambda: page.column("msg_invalid"), ["1"])
+        assert page.title.startswith("OK")
+        assert page.run("return document.querySelectorAll('img, body script').length") == 0
+
+
+def test_markup_from_the_proxy_is_text(page: Page) -> None:
+    """The proxy would never send this; the page does not rely on that."""
+    script = """
+        const given = window.fetch;
+        window.fetch = async (...request) => {
+            const answer = await (await given(...request)).json();
+            answer.upstream.address = arguments[0];
+            answer.report.connections_closed = { [arguments[0]]: 1 };
+            for (const row of answer.connections.connections) row.client = row.state = arguments[0];
+            return { ok: true, json: async () => answer };
+        };
+    """
+    with clients(page.proxy, 1):
+        page.run(script, HOSTILE.decode())
+        settles(lambda: page.column("client"), [HOSTILE.decode()])
+        settles(lambda: page.figure("upstream.address"), HOSTILE.decode())
+        assert page.run("return document.querySelectorAll('img, body script').length") == 0
+
+
+def test_a_proxy_that_is_killed_is_announced_and_its_figures_are_marked_as_old(fresh_page: Page) -> None:
+    with clients(fresh_page.proxy, 3):
+        settles(lambda: fresh_page.figure("report.msg_req"), "3")
+    assert fresh_page.title.startswith("OK")
+    fresh_page.proxy.process.kill()
+    settles(lambda: fresh_page.word, "Lost")
+    assert fresh_page.title.startswith("Lost")
+    assert "The proxy does not answer" in fresh_page.text("#why")
+    assert "ago" in fresh_page.text("#why")
+    assert fresh_page.run("return document.documentElement.classList.contains('old')")
+    assert fresh_page.figure("report.msg_req") == "3"
+
+
+def test_a_proxy_that_hangs_is_announced(fresh_page: Page) -> None:
+    fresh_page.proxy.signal(signal.SIGSTOP)
+    try:
+        settles(lambda: fresh_page.word, "Lost")
+        assert "has not answered for 5 seconds" in fresh_page.text("#why")
+    finally:
+        fresh_page.proxy.signal(signal.SIGCONT)
+    settles(lambda: fresh_page.word, "OK")
+    assert not fresh_page.run("return document.documentElement.classList.contains('old')")
+
+
+def test_a_restarted_proxy_is_followed_again(fresh_page: Page, server: FooServer, tmp_path: Path) -> None:
+    eventually(lambda: fresh_page.points("requests-chart") >= 3)
+    with clients(fresh_page.proxy, 3):
+        settles(lambda: fresh_page.figure("report.msg_req"), "3")
+    fresh_page.proxy.process.kill()
+    fresh_page.proxy.process.wait()
+    settles(lambda: fresh_page.word, "Lost")
+    (tmp_path / "recovery.json").unlink()
+    before = fresh_page.points("requests-chart")
+    with fooproxy(tmp_path, "--http", f"127.0.0.1:{fresh_page.proxy.http_port}", upstream=server.port):
+        settles(lambda: fresh_page.word, "OK")
+        settles(lambda: fresh_page.figure("report.msg_req"), "0")
+        eventually(lambda: fresh_page.points("requests-chart") >= before + 2)
+
+
+def test_a_drain_is_announced(browser: Any, tmp_path: Path) -> None:
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, upstream=server.port) as proxy,
+        opened(browser, proxy, may_go=True) as page,
+        connect(proxy.port) as peer,
+    ):
+        peer.sendall(b"REQ 1\n")
+        settles(lambda: page.figure("report.requests_in_flight"), "1")
+        proxy.signal(signal.SIGTERM)
+        settles(lambda: page.word, "Draining")
+        assert "one session is still open" in page.text("#why")
+        server.release()
+        assert proxy.wait() == 0
+
+
+def test_an_upstream_that_is_down_is_announced(browser: Any, tmp_path: Path) -> None:
+    with fooproxy(tmp_path, "--connect-timeout", "0.5") as proxy, opened(browser, proxy) as page:
+        with connect(proxy.port) as peer:
+            assert peer.recv(1) == b""
+        settles(lambda: page.word, "Not ready")
+        assert f"{tmp_path}/nobody cannot be reached" in page.text("#why")
+
+
+def test_one_request_is_under_way_at_most(page: Page) -> None:
+    script = """
+        const given = window.fetch;
+        window.under = window.most = window.done = 0;
+        window.fetch = async (...request) => {
+            window.most = Math.max(window.most, ++window.under);
+            try { return await given(...request); } finally { window.under--; window.done++; }
+        };
+        for (let click = 0; click < 10; click++) document.querySelector("th[data-column=msg_req] button").click();
+    """
+    page.run(script)
+    eventually(lambda: page.run("return window.done") >= 3)
+    assert page.run("return window.most") == 1
+
+
+def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page) -> None:
+    hide = """
+        Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    """
+    eventually(lambda: page.points("requests-chart") >= 2)
+    page.run(hide, True)
+    # What was under way is still shown.
+    eventually(
+        lambda: page.run("return performance.now() - performance.getEntriesByType('resource').at(-1).startTime > 900")
+    )
+    before, points = page.requests(), page.points("requests-chart")
+    last = page.proxy.get("/history")[1]["last"]
+    eventually(lambda: page.proxy.get("/history")[1]["last"] >= last + 3)
+    assert page.requests() == before
+    page.run(hide, False)
+    eventually(lambda: page.points("requests-chart") >= points + 3)
+
+
+def test_the_page_can_be_paused_and_says_so(page: Page) -> None:
+    page.click("#pause")
+    settles(lambda: page.word, "Paused")
+    with clients(page.proxy, 7):
+        last = page.proxy.get("/history")[1]["last"]
+        eventually(lambda: page.proxy.get("/history")[1]["last"] >= last + 2)
+        assert page.column("msg_req") == []
+        page.click("#pause")
+        settles(lambda: page.column("msg_req"), ["7"])
+        assert page.word == "OK"
+
+
+def test_nothing_sticks_out_on_a_narrow_screen(page: Page) -> None:
+    with clients(page.proxy, 1200):
+        settles(lambda: len(page.column("id")), 1)
+        assert page.fits(360)
+        assert page.fits(700)
+
+
+def test_a_pointer_on_a_chart_reads_it_out(page: Page) -> None:
+    script = """
+        const chart = document.getElementById("sessions-chart");
+        const box = chart.getBoundingClientRect();
+        chart.dispatchEvent(new PointerEvent("pointermove", { clientX: box.right - 6, clientY: box.top + 20 }));
+        return document.querySelector("#sessions-chart + figcaption").textContent.replace(/\\u00a0/g, " ");
+    """
+    with clients(page.proxy, 1, 1):
+        settles(lambda: page.run(script), "now: sessions 2")

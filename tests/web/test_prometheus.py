@@ -1,0 +1,499 @@
+"""The exposition, the rules and the dashboard against real Prometheus: promtool's checks, scrapes, queries.
+
+One Prometheus watches, by the configuration that we ship, one proxy through which a known traffic has passed; most
+tests ask it about that.  What Debian's package ``prometheus`` brings is needed; without it the tests are skipped.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from docutils import nodes
+
+from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, read_lines
+from tests.helpers.proxyprocess import ROOT, Proxy, eventually, fooproxy, settles
+from tests.project.test_docs import parsed
+
+FOLDER = ROOT / "contrib" / "prometheus"
+CONFIGURATION, RULES, RULES_TEST = (
+    FOLDER / name for name in ("prometheus.yml", "fooproxy.rules.yml", "fooproxy.rules.test.yml")
+)
+DASHBOARD: dict[str, Any] = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+
+SELECTORS = re.compile(r"(?:\b\w+:)?\b(?:fooproxy|process)_[\w:]+(?:\{[^}]*\})?")
+"""In an expression: what is exposed or recorded, and by which labels it is chosen."""
+
+SCRAPE_INTERVAL = "250ms"
+BATCH, BATCHES = 20, 60
+"""How many requests are sent at once, and how many times."""
+PACE = 0.1
+"""Seconds from one batch to the next, which makes 200 requests/s."""
+DELAY = 0.04
+"""Seconds that the server keeps replies back."""
+WINDOW = 4
+"""Seconds of steady traffic that queries look at."""
+
+
+def program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian: prometheus)")
+    return path
+
+
+def promtool(*arguments: str | Path, given: str | None = None) -> tuple[int, str, str]:
+    """Give the exit status, standard output and standard error."""
+    done = subprocess.run(
+        [program("promtool"), *arguments],
+        input=given,
+        stdin=subprocess.DEVNULL if given is None else None,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def get(port: int, path: str, accept: str = "*/*") -> tuple[int, str, str]:
+    """Give the status, the content type and the body."""
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+        connection.request("GET", path, headers={"Accept": accept})
+        answer = connection.getresponse()
+        return answer.status, answer.headers.get("Content-Type", ""), answer.read().decode()
+
+
+class Prometheus:
+    """A running Prometheus, asked over its HTTP API."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    @property
+    def ready(self) -> bool:
+        return get(self._port, "/-/ready")[0] == 200
+
+    def ask(self, path: str, **parameters: str | float) -> Any:
+        _, _, body = get(self._port, f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")
+        answer = json.loads(body)
+        assert answer["status"] == "success", (parameters, answer)
+        return answer["data"]
+
+    def query(self, expression: str, at: float | None = None) -> list[float]:
+        """Give the values of an instant query, now or at a time since 1970."""
+        when: dict[str, str | float] = {} if at is None else {"time": at}
+        return [float(sample["value"][1]) for sample in self.ask("query", query=expression, **when)["result"]]
+
+    def target(self) -> dict[str, Any]:
+        """Give the only target, once it was scraped."""
+
+        def scraped() -> dict[str, Any] | None:
+            targets: list[dict[str, Any]] = self.ask("targets")["activeTargets"]
+            return next((target for target in targets if target["health"] != "unknown"), None)
+
+        target = eventually(scraped)
+        assert target is not None
+        return target
+
+    def rules(self, kind: str) -> list[dict[str, Any]]:
+        """Give the rules of a kind (alerting or recording), once each was evaluated."""
+
+        def evaluated() -> list[dict[str, Any]] | None:
+            rules = [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
+            return None if any(rule["health"] == "unknown" for rule in rules) else rules
+
+        rules = eventually(evaluated)
+        assert rules is not None
+        return [rule for rule in rules if rule["type"] == kind]
+
+
+@contextmanager
+def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
+    """Run a Prometheus that keeps all it has in `folder`."""
+    (folder / "prometheus.yml").write_text(configuration)
+    log = folder / "prometheus.log"
+    command = [
+        program("prometheus"),
+        *("--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:0"),
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+        )
+    try:
+
+        def listening() -> re.Match[str] | None:
+            assert process.poll() is None, log.read_text()
+            return re.search(r'"Listening on".* address=127\.0\.0\.1:(\d+)', log.read_text())
+
+        match = eventually(listening)
+        assert match is not None
+        server = Prometheus(int(match[1]))
+        eventually(lambda: server.ready)
+        yield server
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
+
+
+def shipped_configuration(folder: Path, port: int) -> str:
+    """Put our rules into `folder`, and give our configuration for a proxy on `port`, quicker than it is."""
+    shutil.copy(RULES, folder)
+    text = CONFIGURATION.read_text()
+    for ours, theirs in (("127.0.0.1:8088", f"127.0.0.1:{port}"), ("_interval: 15s", f"_interval: {SCRAPE_INTERVAL}")):
+        assert ours in text
+        text = text.replace(ours, theirs)
+    return text
+
+
+class Batch(NamedTuple):
+    """When a batch was sent, in seconds since 1970, and how many until its last reply had come."""
+
+    sent_at: float
+    latency: float
+
+
+class Traffic:
+    """What was sent, and what was answered."""
+
+    def __init__(self, batches: list[Batch], counts: dict[str, int]) -> None:
+        self.batches = batches
+        self.counts = counts
+        self.middle = batches[-1].sent_at
+        """The end of a window of steady traffic."""
+
+    @property
+    def rate(self) -> float:
+        """Requests per second in the window."""
+        within = [batch for batch in self.batches if self.middle - WINDOW < batch.sent_at <= self.middle]
+        return len(within) * BATCH / WINDOW
+
+
+def requests(number: int) -> bytes:
+    """Give a batch of requests; a tenth of them has data that the server refuses."""
+    first = number * BATCH + 1
+    return b"".join(b"REQ %d %s\n" % (seq, b"a b" if seq % 10 == 0 else b"ab") for seq in range(first, first + BATCH))
+
+
+def send(client: socket.socket, session: FooSession, number: int) -> Batch:
+    """Send a batch, keep its replies back, and read them."""
+    expected = len(session.received) + len(requests(number))
+    sent_at, begin = time.time(), time.monotonic()
+    client.sendall(requests(number))
+    eventually(lambda: len(session.received) == expected)
+    time.sleep(DELAY)
+    session.reply()
+    read_lines(client, BATCH)
+    return Batch(sent_at, time.monotonic() - begin)
+
+
+def send_steadily(port: int, server: FooServer) -> Traffic:
+    """Send all batches, each in its time; one that comes late does not put off the others."""
+    with connect(port) as client:
+        eventually(lambda: server.sessions)
+        begin = time.monotonic()
+        batches = []
+        for number in range(BATCHES):
+            time.sleep(max(0.0, begin + number * PACE - time.monotonic()))
+            batches.append(send(client, server.sessions[0], number))
+    return Traffic(batches, counted(server.received, server.sent))
+
+
+class Watched(NamedTuple):
+    """A proxy, the traffic that has passed through it, and the Prometheus that saw it pass."""
+
+    proxy: Proxy
+    prometheus: Prometheus
+    traffic: Traffic
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    program("prometheus")
+    folder = tmp_path_factory.mktemp("watched")
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(folder, upstream=server.port) as proxy,
+        prometheus(folder, shipped_configuration(folder, proxy.http_port)) as watcher,
+    ):
+        # A rate is right from the first request on only when a scrape has seen none.
+        settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [0.0])
+        traffic = send_steadily(proxy.port, server)
+        settles(lambda: watcher.query('fooproxy_connections_closed_total{reason="client_closed"}'), [1.0])
+        yield Watched(proxy, watcher, traffic)
+
+
+def test_promtool_finds_no_fault_in_the_exposition_of_an_idle_proxy(tmp_path: Path) -> None:
+    program("promtool")
+    with fooproxy(tmp_path) as proxy:
+        _, _, text = get(proxy.http_port, "/metrics", accept="text/plain")
+    assert promtool("check", "metrics", given=text) == (0, "", "")
+
+
+def test_promtool_finds_no_fault_in_the_exposition_after_traffic(watched: Watched) -> None:
+    _, _, text = get(watched.proxy.http_port, "/metrics", accept="text/plain")
+    assert f"fooproxy_request_duration_seconds_count {BATCH * BATCHES}.0" in text
+    assert promtool("check", "metrics", given=text) == (0, "", "")
+
+
+def test_promtool_accepts_the_rules() -> None:
+    status, output, errors = promtool("check", "rules", RULES)
+    assert (status, errors) == (0, "")
+    assert "SUCCESS" in output
+
+
+def test_the_rules_pass_their_unit_tests() -> None:
+    status, output, errors = promtool("test", "rules", RULES_TEST)
+    assert status == 0, output + errors
+
+
+def test_promtool_accepts_the_configuration_and_finds_the_rules_by_it() -> None:
+    status, output, errors = promtool("check", "config", CONFIGURATION)
+    assert status == 0, output + errors
+    assert "1 rule files found" in output
+
+
+def test_prometheus_scrapes_by_our_configuration(watched: Watched) -> None:
+    target = watched.prometheus.target()
+    assert (target["health"], target["lastError"]) == ("up", "")
+    assert target["labels"] == {"instance": f"127.0.0.1:{watched.proxy.http_port}", "job": "fooproxy"}
+
+
+def test_a_rate_is_what_was_sent_per_second(watched: Watched) -> None:
+    rate = watched.prometheus.query(
+        f'rate(fooproxy_messages_total{{type="req"}}[{WINDOW}s])', at=watched.traffic.middle
+    )
+    assert rate == [pytest.approx(watched.traffic.rate, rel=0.15)]
+
+
+def test_an_increase_over_all_the_traffic_is_what_was_sent(watched: Watched) -> None:
+    # Prometheus extrapolates by up to a scrape interval at each end.
+    increase = watched.prometheus.query('increase(fooproxy_messages_total{type="req"}[10m])')
+    assert increase == [pytest.approx(BATCH * BATCHES, rel=0.1)]
+
+
+def test_counters_are_exactly_what_was_sent_and_answered(watched: Watched) -> None:
+    expected = {
+        'fooproxy_messages_total{type="req"}': BATCH * BATCHES,
+        'fooproxy_messages_total{type="ack"}': watched.traffic.counts["msg_ack"],
+        'fooproxy_messages_total{type="nak"}': watched.traffic.counts["msg_nak"],
+        'fooproxy_received_bytes_total{leg="client"}': watched.traffic.counts["bytes_from_clients"],
+        'fooproxy_received_bytes_total{leg="upstream"}': watched.traffic.counts["bytes_from_upstream"],
+        "sum(fooproxy_invalid_messages_total)": 0,
+        "fooproxy_misdirected_messages_total": 0,
+        "fooproxy_responses_unmatched_total": 0,
+        "fooproxy_requests_in_flight": 0,
+        "fooproxy_connections_total": 1,
+        "fooproxy_connections_active": 0,
+        "sum(fooproxy_connections_closed_total)": 1,
+        "sum(fooproxy_upstream_connect_failures_total)": 0,
+        "fooproxy_request_duration_seconds_count": BATCH * BATCHES,
+        'fooproxy_request_duration_seconds_bucket{le="+Inf"}': BATCH * BATCHES,
+    }
+    assert {name: watched.prometheus.query(name) for name in expected} == {
+        name: [float(value)] for name, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.99])
+def test_a_quantile_is_the_servers_delay_to_a_bucket(watched: Watched, quantile: float) -> None:
+    # The proxy sees more than the delay, and less than the client.
+    least, most = DELAY, max(batch.latency for batch in watched.traffic.batches)
+    (found,) = watched.prometheus.query(
+        f"histogram_quantile({quantile}, rate(fooproxy_request_duration_seconds_bucket[{WINDOW}s]))",
+        at=watched.traffic.middle,
+    )
+    bounds = [2**power / 1e6 for power in range(6, 27)]
+    assert max(bound for bound in bounds if bound < least) < found <= min(bound for bound in bounds if bound > most)
+
+
+def test_the_sum_of_durations_is_between_the_servers_delay_and_what_the_client_waited(watched: Watched) -> None:
+    (total,) = watched.prometheus.query("fooproxy_request_duration_seconds_sum")
+    waited = sum(batch.latency for batch in watched.traffic.batches)
+    assert BATCH * BATCHES * DELAY < total < BATCH * waited
+
+
+class Through:
+    """Hands a Prometheus's scrapes on to a proxy, as they are or with another ``Accept``; notes the content types."""
+
+    def __init__(self, port: int, accept: str | None) -> None:
+        self.content_types: set[str] = set()
+        through = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, content_type, body = get(port, self.path, accept or self.headers["Accept"])
+                through.content_types.add(content_type.partition(";")[0])
+                self.send_response(status)
+                self.send_header("Content-Type", content_type)
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever)
+
+    def __enter__(self) -> Through:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE)
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        pytest.param(None, "application/openmetrics-text", id="as it asks by itself"),
+        pytest.param("text/plain;version=0.0.4;q=1,*/*;q=0.1", "text/plain", id="as one without OpenMetrics asks"),
+    ],
+)
+def test_prometheus_reads_either_format(tmp_path: Path, accept: str | None, content_type: str) -> None:
+    program("prometheus")
+    with fooproxy(tmp_path) as proxy, Through(proxy.http_port, accept) as through:
+        job = {"job_name": "fooproxy", "static_configs": [{"targets": [f"127.0.0.1:{through.port}"]}]}
+        # JSON is YAML.
+        configuration = json.dumps({"global": {"scrape_interval": SCRAPE_INTERVAL}, "scrape_configs": [job]})
+        with prometheus(tmp_path, configuration) as watcher:
+            target = watcher.target()
+            assert (target["health"], target["lastError"]) == ("up", "")
+            settles(lambda: watcher.query("fooproxy_ready"), [1.0])
+            assert watcher.query('fooproxy_request_duration_seconds_bucket{le="6.4e-05"}') == [0.0]
+    assert through.content_types == {content_type}
+
+
+def test_every_rule_can_be_evaluated_and_none_fires_at_a_healthy_proxy(watched: Watched) -> None:
+    rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
+    assert {rule["name"]: rule.get("lastError", "") for rule in rules if rule["health"] != "ok"} == {}
+    assert [rule["name"] for rule in rules if rule.get("state") == "firing"] == []
+
+
+def test_every_alert_says_how_grave_it_is_what_happened_and_what_to_do(watched: Watched) -> None:
+    alerts = watched.prometheus.rules("alerting")
+    assert alerts
+    assert {alert["labels"]["severity"] for alert in alerts} == {"critical", "warning"}
+    assert [alert["name"] for alert in alerts if alert["duration"] == 0] == []
+    assert {frozenset(alert["annotations"]) for alert in alerts} == {frozenset({"summary", "description"})}
+
+
+@pytest.mark.parametrize("expected", [r" \[\]$", r"(?! \[\])"], ids=["it is silent", "it fires"])
+def test_every_alert_has_a_unit_test_in_which(watched: Watched, expected: str) -> None:
+    checks = re.compile(rf"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:{expected}", re.MULTILINE)
+    tested = set(checks.findall(RULES_TEST.read_text()))
+    assert tested == {alert["name"] for alert in watched.prometheus.rules("alerting")}
+
+
+def test_the_rules_record_rates_shares_and_quantiles_of_the_traffic(watched: Watched) -> None:
+    eventually(lambda: watched.prometheus.query("instance:fooproxy_requests:rate5m > 0"))
+    assert watched.prometheus.query("instance:fooproxy_naks:ratio_rate5m") == [pytest.approx(0.1, rel=0.1)]
+    (p99,) = watched.prometheus.query("instance:fooproxy_request_duration_seconds:p99_5m")
+    assert p99 > DELAY / 2
+
+
+def test_every_selector_in_the_rules_selects_something(watched: Watched) -> None:
+    rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
+    selectors = {selector for rule in rules for selector in SELECTORS.findall(rule["query"])}
+    assert selectors
+    # What is recorded comes with the second look at the traffic.
+    settles(lambda: {selector for selector in selectors if not watched.prometheus.query(selector)}, set())
+
+
+def exposed(watched: Watched) -> set[str]:
+    """Name all series that the proxy exposes."""
+    _, _, text = get(watched.proxy.http_port, "/metrics", accept="text/plain")
+    return set(re.findall(r"^\w+", text, re.MULTILINE))
+
+
+PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+TARGETS = [
+    pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
+    for panel in PANELS
+    for target in panel["targets"]
+]
+EXPRESSIONS: list[str] = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+@pytest.mark.parametrize("expression", TARGETS)
+def test_the_dashboards_expression_has_an_answer(watched: Watched, expression: str) -> None:
+    asked = expression.replace("$__rate_interval", "10m").replace("$instance", f"127.0.0.1:{watched.proxy.http_port}")
+    assert "$" not in asked
+    assert eventually(lambda: watched.prometheus.query(asked))
+
+
+def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: Watched) -> None:
+    named = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
+    known = exposed(watched)
+    assert named - known == set()
+    # The version is what the list of instances comes from; a quantile needs no sum and no count.
+    unseen = {name for name in known - named if name.startswith("fooproxy_")}
+    assert unseen == {
+        "fooproxy_build_info",
+        "fooproxy_request_duration_seconds_sum",
+        "fooproxy_request_duration_seconds_count",
+    }
+
+
+def test_the_dashboards_expressions_look_at_the_chosen_instances_alone() -> None:
+    selectors = [selector for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)]
+    assert [selector for selector in selectors if 'instance=~"$instance"' not in selector] == []
+
+
+def test_the_dashboard_can_be_imported_and_asks_which_prometheus_to_use() -> None:
+    assert DASHBOARD["id"] is None
+    assert DASHBOARD["schemaVersion"] == 38
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
+    source = {"type": "prometheus", "uid": "${datasource}"}
+    users = [variables["instance"], *PANELS, *(target for panel in PANELS for target in panel["targets"])]
+    assert [user for user in users if user["datasource"] != source] == []
+
+
+def test_the_dashboards_panels_say_what_they_show_and_in_which_unit() -> None:
+    assert [panel["title"] for panel in PANELS if not panel["description"].endswith(".")] == []
+    units = {
+        panel["title"]: panel["fieldConfig"]["defaults"].get("unit")
+        or panel.get("options", {}).get("yAxis", {}).get("unit")
+        for panel in PANELS
+    }
+    assert [title for title, unit in units.items() if not unit] == []
+
+
+def test_the_dashboards_panels_fill_the_grid_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [panel["gridPos"] for panel in panels]
+    assert sum(place["w"] * place["h"] for place in places) == 24 * max(place["y"] + place["h"] for place in places)
+    assert [place for place in places if place["x"] + place["w"] > 24] == []
+    assert [
+        (one, other)
+        for one, other in combinations(places, 2)
+        if one["x"] < other["x"] + other["w"]
+        and other["x"] < one["x"] + one["w"]
+        and one["y"] < other["y"] + other["h"]
+        and other["y"] < one["y"] + one["h"]
+    ] == []
+
+
+def test_the_readme_tells_of_each_file_beside_it() -> None:
+    named = {node.astext() for node in parsed("contrib/prometheus/README.rst").findall(nodes.literal)}
+    files = {path.name for path in FOLDER.iterdir()} - {"README.rst"}
+    assert files - named == set()

@@ -1,0 +1,326 @@
+"""The web side, in memory: what each URL answers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from treq.testing import StubTreq
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from fooproxy import __version__
+from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.fields import FIELDS
+from fooproxy.web.resource import Health, Web
+
+
+class Reachability:
+    """Stands in for the upstream."""
+
+    name = "127.0.0.1:8001"
+    error: str | None = None
+    state = "reachable"
+    silence = 0.0
+
+    def __init__(self) -> None:
+        self.probes = 0
+
+    def unreachable(self, within: float) -> str | None:
+        return self.error
+
+    async def probe(self, timeout: float) -> None:
+        self.probes += 1
+        self.error = "refused"
+
+
+class Answer:
+    def __init__(self, response: Any, body: bytes) -> None:
+        self.status = response.code
+        self.body = body
+        self._headers = response.headers
+
+    def header(self, name: str) -> str:
+        return str((self._headers.getRawHeaders(name) or [""])[0])
+
+    @property
+    def json(self) -> Any:
+        assert self.header("Content-Type") == "application/json"
+        return json.loads(self.body)
+
+
+class Site:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.stats = Stats(lambda: self.now)
+        self.upstream = Reachability()
+        self.health = Health(self.upstream, lambda: False)  # type: ignore[arg-type]
+        self.health.starting = False
+        self.recovery = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
+        self._web = Web(self.stats, self.health, [], lambda: self.recovery, lambda: 1000.0)
+        self._treq: Any = StubTreq(self._web.app.resource())
+
+    def say(self, head: bytes) -> bytes:
+        """Send raw bytes to the real site, and give its raw answer."""
+        clock = Clock()
+        channel: Any = self._web.site(clock).buildProtocol(None)
+        transport = StringTransport()
+        channel.makeConnection(transport)
+        channel.dataReceived(head)
+        clock.advance(0)
+        channel.connectionLost(Failure(ConnectionDone()))
+        answer: bytes = transport.value()
+        return answer
+
+    def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        response = _now(self._treq.request(method, f"http://fooproxy{path}", headers=headers))
+        return Answer(response, _now(self._treq.content(response)))
+
+
+def _now(deferred: Any) -> Any:
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    return results[0]
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def test_stats_is_the_report(site: Site) -> None:
+    SessionStats(site.stats).client.feed(b"REQ 1\n", 0)
+    answer = site.ask("/stats")
+    assert answer.status == 200
+    assert list(answer.json) == [field.name for field in FIELDS]
+    assert answer.json["msg_req"] == 1
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+        "application/json",
+        "application/json, text/plain, */*",
+        "text/plain;q=0.5, application/json",
+        "text/plain;q=0",
+    ],
+)
+def test_metrics_is_the_report_unless_a_text_type_is_asked_for(site: Site, accept: str) -> None:
+    assert site.ask("/metrics", Accept=accept).json == site.ask("/stats").json
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("text/plain", "text/plain"),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "text/plain"),
+        ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "application/openmet"),
+    ],
+)
+def test_metrics_is_the_exposition_when_a_text_type_is_asked_for(site: Site, accept: str, content_type: str) -> None:
+    session = SessionStats(site.stats)
+    session.client.feed(b"REQ 1\nREQ 2\n\n", 0)
+    session.upstream.feed(b"NAK 1\n", 1)
+    answer = site.ask("/metrics", Accept=accept)
+    assert answer.header("Content-Type").startswith(content_type)
+    lines = answer.body.decode().splitlines()
+    for line in (
+        'fooproxy_messages_total{type="req"} 2.0',
+        'fooproxy_messages_total{type="nak"} 1.0',
+        'fooproxy_invalid_messages_total{leg="client"} 1.0',
+        'fooproxy_received_bytes_total{leg="client"} 13.0',
+        "fooproxy_connections_total 1.0",
+        "fooproxy_connections_active 1.0",
+        f'fooproxy_build_info{{version="{__version__}"}} 1.0',
+    ):
+        assert line in lines
+    assert not [line for line in lines if "_created" in line]
+    assert [line for line in lines if line.startswith("process_resident_memory_bytes")]
+
+
+@pytest.mark.parametrize("path", ["/health", "/heartbeat", "/status"])
+def test_liveness_never_looks_upstream(site: Site, path: str) -> None:
+    site.upstream.error = "refused"
+    site.health.draining = True
+    answer = site.ask(path)
+    assert (answer.status, answer.json) == (200, {"status": "OK!"})
+
+
+def test_ready_says_yes_or_why_not(site: Site) -> None:
+    assert site.ask("/ready").status == 200
+    site.upstream.error = "refused"
+    site.health.draining = True
+    answer = site.ask("/ready")
+    assert answer.status == 503
+    assert answer.json == {"ready": False, "reasons": ["draining", "upstream_unreachable"], "warnings": []}
+
+
+def test_a_failing_recovery_is_a_warning_and_no_reason_to_send_traffic_elsewhere(site: Site) -> None:
+    site.health.recovery_failing = True
+    answer = site.ask("/ready")
+    assert answer.status == 200
+    assert answer.json["warnings"] == ["recovery_failing"]
+
+
+def test_being_asked_for_readiness_looks_at_an_upstream_that_was_long_silent(site: Site) -> None:
+    site.ask("/ready")
+    assert site.upstream.probes == 0
+    site.upstream.silence = 6.0
+    answer = site.ask("/ready")
+    assert site.upstream.probes == 1
+    assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable"])
+
+
+def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
+    done: Deferred[None] = Deferred()
+    probes: list[float] = []
+
+    async def probe(timeout: float) -> None:
+        probes.append(timeout)
+        await done
+
+    site.upstream.silence = 6.0
+    site.upstream.probe = probe  # type: ignore[method-assign]
+    asked = [Deferred.fromCoroutine(site.health.check()) for _ in range(3)]
+    left: list[Any] = []
+    asked[0].addErrback(left.append)
+    asked[0].cancel()
+    done.callback(None)
+    assert len(probes) == len(left) == 1
+    assert [deferred.called for deferred in asked] == [True] * 3
+    assert site.upstream.error is None
+
+
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;version=x;escaping=zzz"])
+def test_a_version_that_is_none_gets_an_exposition_all_the_same(site: Site, accept: str) -> None:
+    assert site.ask("/metrics", Accept=accept).status == 200
+
+
+def test_each_connection_answers_one_request(site: Site) -> None:
+    answer = site.say(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 50)
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert b"Connection: close" in answer
+
+
+def test_a_proxy_that_still_starts_is_not_ready(site: Site) -> None:
+    site.health.starting = True
+    answer = site.ask("/ready")
+    assert (answer.status, answer.json["reasons"]) == (503, ["starting"])
+
+
+def test_live_has_all_that_the_page_shows(site: Site) -> None:
+    session = SessionStats(site.stats)
+    session.client.feed(b"REQ 1\n", 0)
+    site.stats.history.record()
+    session.upstream.feed(b"ACK 1\n", 2_000)
+    site.now = 1.0
+    site.stats.history.record()
+    answer = site.ask("/live").json
+    # What depends on the instant aside, it is what the other resources say.
+    assert answer["report"] == site.ask("/stats").json
+    assert answer["history"] == site.ask("/history").json
+    assert answer["connections"] == site.ask("/connections").json == {"total": 0, "connections": []}
+    assert answer["health"] == site.ask("/ready").json
+    assert answer["recovery"] == site.recovery
+    assert answer["upstream"] == {"address": "127.0.0.1:8001", "state": "reachable", "error": None}
+    assert answer["history"]["responses"] == [1]
+    (bucket,) = answer["latency_buckets"]
+    assert bucket[0] == pytest.approx(0.002, rel=0.07)
+    assert bucket[1] == 1
+
+
+def test_clients_are_listed(site: Site) -> None:
+    session = SessionStats(site.stats)
+    session.accepted("192.0.2.1:5")
+    answer = site.ask("/clients").json
+    assert [client["client"] for client in answer["clients"]] == ["192.0.2.1"]
+
+
+@pytest.mark.parametrize("path", ["/history?since=1e5", "/clients?limit=2000", "/connections?sort=paused"])
+def test_a_wrong_parameter_is_a_400_that_says_what_would_be_right(site: Site, path: str) -> None:
+    answer = site.ask(path)
+    assert answer.status == 400
+    assert "must be" in answer.json["error"]
+
+
+def test_version_is_the_packages(site: Site) -> None:
+    assert site.ask("/version").json == {"version": __version__}
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"), [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")]
+)
+def test_the_page_and_its_parts_are_served(site: Site, path: str, content_type: str) -> None:
+    answer = site.ask(path)
+    assert answer.status == 200
+    assert answer.header("Content-Type").startswith(content_type)
+    assert len(answer.body) > 300
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/stats/", "/%3Cscript%3E", "/static/../web.py", "//stats/x"])
+def test_other_paths_are_404_in_json_and_not_repeated(site: Site, path: str) -> None:
+    answer = site.ask(path)
+    assert (answer.status, answer.json) == (404, {"error": "not found"})
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "PATCH", "BREW"])
+@pytest.mark.parametrize("path", ["/", "/stats", "/metrics", "/health", "/ready"])
+def test_other_methods_are_405_in_json_with_allow(site: Site, path: str, method: str) -> None:
+    answer = site.ask(path, method)
+    assert (answer.status, answer.json) == (405, {"error": "method not allowed"})
+    assert answer.header("Allow") == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/", "/stats", "/metrics", "/health", "/ready"])
+def test_head_is_get_without_the_body(site: Site, path: str) -> None:
+    head, get = site.ask(path, "HEAD"), site.ask(path)
+    assert (head.status, head.body) == (get.status, b"")
+    assert head.header("Content-Type") == get.header("Content-Type")
+
+
+@pytest.mark.parametrize(("path", "method"), [("/", "GET"), ("/stats", "GET"), ("/nothing", "GET"), ("/stats", "POST")])
+def test_every_answer_has_the_security_headers(site: Site, path: str, method: str) -> None:
+    answer = site.ask(path, method)
+    assert "default-src 'none'" in answer.header("Content-Security-Policy")
+    assert answer.header("X-Content-Type-Options") == "nosniff"
+    assert answer.header("X-Frame-Options") == "DENY"
+    assert answer.header("Cache-Control") == "no-store"
+    assert answer.header("Server") == "fooproxy"
+
+
+def test_a_defect_is_a_500_without_details(site: Site) -> None:
+    site.stats.report = None  # type: ignore[assignment,method-assign]
+    answer = site.ask("/stats")
+    assert (answer.status, answer.json) == (500, {"error": "internal server error"})
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /stats HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /stats HTTP/1.1\r\nHost: " + b"a" * 300 + b"..\r\n", 200),
+        (b"GET /stats HTTP/1.1\r\nHost: \xff\xfe\r\n", 200),
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: \xff\r\n", 200),
+        (b"GET http://elsewhere/version HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /stats?%ff=1 HTTP/1.1\r\nHost: x\r\n", 200),
+        (b"GET /%ff HTTP/1.1\r\nHost: x\r\n", 404),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n", 405),
+    ],
+)
+def test_odd_requests_get_proper_answers(site: Site, head: bytes, status: int) -> None:
+    answer = site.say(head + b"Connection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/json" in answer
+    assert b"Traceback" not in answer
+
+
+def test_a_body_is_dropped_as_it_comes(site: Site) -> None:
+    answer = site.say(b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
+    assert answer.startswith(b"HTTP/1.1 405 ")
