@@ -34,7 +34,8 @@ from fooproxy.recovery.state import Recovery
 from fooproxy.relay.admission import Gate, session_limit
 from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
-from fooproxy.relay.timeouts import Sweep, Timeouts
+from fooproxy.relay.sweep import Sweep
+from fooproxy.relay.timeouts import Timeouts
 from fooproxy.stats.counters import SessionStats, Stats
 from fooproxy.stats.fields import CLEAN
 from fooproxy.stats.sampling import Sampling
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from twisted.internet.protocol import ClientFactory
 
     from fooproxy.relay.leg import Leg
+    from fooproxy.relay.session import Session
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -265,7 +267,7 @@ class ProxyService(Service):
 
 def _observer(leg: Leg) -> SessionStats:
     """Give the observer that the service itself made for the leg's session."""
-    return cast("SessionStats", leg.session.observer)
+    return cast("SessionStats", cast("Session", leg.session).observer)
 
 
 def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> Any:

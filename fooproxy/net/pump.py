@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import os
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-
-    from fooproxy.net.transport import Transport
-    from fooproxy.relay.interceptor import Tap
 
     Event = tuple[int, int, Any]
     """A file descriptor, its events, and what a read of it said: `None`, `CONNECTION_DONE` or `CONNECTION_LOST`."""
@@ -52,6 +49,31 @@ _LARGE = 4096
 """Bytes of a chunk from which on it is written and looked at before the next is read: it would leave the caches."""
 
 
+class Tap(Protocol):
+    """What is shown the chunks of one leg.
+
+    A pump does what `feed` does in a shorter way: it appends the tap, the chunk and the time to `waiting`, and has all
+    taps look at what waits for them after each batch of events.  `outlet` and `room` are the pump's: the file
+    descriptor that the chunks are written to, and how many bytes to ask for.
+    """
+
+    waiting: list[Any]
+    outlet: int
+    room: int
+
+    def feed(self, chunk: bytes, time: int) -> None:
+        """Take the next chunk, and the time it came, in microseconds."""
+
+
+class Sink(Protocol):
+    """Where the pump writes to; it keeps the `outlet` of its `inflow` up to date."""
+
+    inflow: Tap | None
+
+    def write(self, data: bytes) -> None:
+        """Take what the pump could not write."""
+
+
 class Pump:
     """Relays from each source to its sink, and shows what it relays to the source's tap.
 
@@ -62,11 +84,11 @@ class Pump:
         self._look = look
         self._clock = clock
         self._taps: dict[int, Tap] = {}
-        self._sinks: dict[Tap, Transport] = {}
+        self._sinks: dict[Tap, Sink] = {}
         self._boxes: list[list[Any]] = []
-        self._stuck: list[tuple[Transport, bytes]] = []
+        self._stuck: list[tuple[Sink, bytes]] = []
 
-    def start(self, source: int, sink: Transport, tap: Tap) -> None:
+    def start(self, source: int, sink: Sink, tap: Tap) -> None:
         """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on."""
         sink.inflow = tap
         tap.room = SMALLEST_READ
@@ -81,7 +103,7 @@ class Pump:
         if tap is not None:
             self._sinks.pop(tap).inflow = None
 
-    def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Transport, bytes]]]:
+    def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Sink, bytes]]]:
         """Relay what `events`, a file descriptor and its events each, bring at the time `now`.
 
         Gives the events that are somebody else's to serve, ends first, and the chunks that could not be written at

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IProtocol
 
     from fooproxy.net.poller import Poller
-    from fooproxy.relay.interceptor import Tap
+    from fooproxy.net.pump import Tap
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())

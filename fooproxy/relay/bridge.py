@@ -50,7 +50,7 @@ class BridgeFactory(ServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:
         """Build the client leg of a new session."""
-        return Session(self).client
+        return Session(self, self.observe()).client
 
     def drain(self) -> Deferred[None]:
         """Close each session as soon as it is settled; fires when none is left."""

@@ -14,26 +14,12 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 if TYPE_CHECKING:
-    import typing
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress, ITransport
     from twisted.python.failure import Failure
 
-    class Tap(typing.Protocol):
-        """What is shown the chunks of one leg, an `Analyzer`.
-
-        A pump does what `feed` does in a shorter way: it appends the tap, the chunk and the time to `waiting`, and has
-        all taps look at what waits for them after each batch of events.  `outlet` and `room` are the pump's: the file
-        descriptor that the chunks are written to, and how many bytes to ask for.
-        """
-
-        waiting: list[Any]
-        outlet: int
-        room: int
-
-        def feed(self, chunk: bytes, time: int) -> None:
-            """Take the next chunk, and when it came, in microseconds."""
+    from fooproxy.net.pump import Tap
 
 
 @implementer(IHalfCloseableProtocol)

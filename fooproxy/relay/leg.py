@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
 
 from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone
@@ -22,13 +23,38 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.net.addresses import shown
+from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.net.transport import Transport
-from fooproxy.relay.timeouts import bottom_of, is_writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fooproxy.relay.session import Session
+    class Owner(Interface):
+        """What a leg tells of itself: the session that it is a leg of."""
+
+        ending: bool
+        """Whether each chunk may be the last, so that `proceed` is to be called after it."""
+
+        def connected(self, leg: Leg) -> None:
+            """Take notice that the connection is made."""
+
+        def proceed(self, leg: Leg) -> None:
+            """See whether what `leg` just did ends the session."""
+
+        def finished(self, leg: Leg) -> None:
+            """Take the FIN of its peer."""
+
+        def lost(self, leg: Leg, reason: Failure) -> None:
+            """Take the end of its connection."""
+
+        def unheard(self, leg: Leg) -> None:
+            """Take notice that the other leg takes nothing more."""
+
+        def note_pause(self, leg: Leg) -> None:
+            """Take notice that it is not read for now."""
+
+        def note_ignored(self, leg: Leg) -> None:
+            """Take notice that what it still receives is dropped."""
 
 
 def _drop(data: bytes) -> None:
@@ -52,7 +78,7 @@ class Leg(Protocol):
     lost = False
     _half_closed = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Owner) -> None:
         self.session = session
         self.dataReceived = self._hand_on
 

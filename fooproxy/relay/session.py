@@ -17,7 +17,7 @@ gets all there is for it and a FIN, and what it still sends is read and dropped 
 with data unread, or before data comes, would send a reset, which may overtake the replies.
 
 It knows nothing of messages, counting, HTTP or files.  The bridge makes it; an `Observer` answers for the traffic, and
-a `fooproxy.relay.timeouts.Sweep` tells of sessions that are idle and of peers that do not read.
+a `fooproxy.relay.sweep.Sweep` tells of sessions that are idle and of peers that do not read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError, TimeoutError
 from twisted.internet.protocol import ClientFactory
 
+from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
-from fooproxy.relay.timeouts import unacknowledged
 
 if TYPE_CHECKING:
     import typing
@@ -38,7 +38,23 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
 
-    from fooproxy.relay.bridge import BridgeFactory
+    from fooproxy.net.deadlines import Deadlines
+    from fooproxy.relay.timeouts import Timeouts
+
+    class Host(typing.Protocol):
+        """What a session needs of the bridge that made it."""
+
+        timeouts: Timeouts
+        deadlines: Deadlines[Session]
+        sessions: set[Session]
+        """The sessions that are open."""
+
+        @property
+        def connect(self) -> Callable[[ClientFactory], Deferred[Any]]:
+            """What connects a factory to the upstream."""
+
+        def session_ended(self) -> None:
+            """Tell that the session has left `sessions`."""
 
     class Observer(typing.Protocol):
         """What a session asks and tells about its traffic, which it does not understand itself."""
@@ -93,9 +109,9 @@ TAKEN_INTERVAL = 0.05
 class Session:
     """A client's connection, and ours to the upstream on its behalf."""
 
-    def __init__(self, factory: BridgeFactory) -> None:
-        self._factory = factory
-        self.observer = factory.observe()
+    def __init__(self, host: Host, observer: Observer) -> None:
+        self._host = host
+        self.observer = observer
         self.client = Leg(self)
         self.upstream: Leg | None = None
         self.ending = False
@@ -113,8 +129,8 @@ class Session:
         """Go on: from the client to the upstream, from there to relaying."""
         if leg is self.client:
             self.observer.accepted(leg.peer)
-            self._factory.sessions.add(self)
-            connecting = self._factory.connect(UpstreamFactory(self))
+            self._host.sessions.add(self)
+            connecting = self._host.connect(UpstreamFactory(self))
             if self.upstream is None:
                 leg.transport.pauseProducing()
                 self._connecting = connecting
@@ -126,7 +142,7 @@ class Session:
             self.upstream = leg
             if self._connecting is not None:
                 self._connecting = None
-                self._factory.deadlines.clear(self)
+                self._host.deadlines.clear(self)
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
@@ -174,7 +190,7 @@ class Session:
             else:
                 self.close()
         elif leg is not self.client:
-            if self in self._factory.deadlines:
+            if self in self._host.deadlines:
                 self._await_upstream()
         elif self._draining and self.observer.between_requests and not leg.paused:
             leg.pause()
@@ -279,17 +295,17 @@ class Session:
     def _begin_to_close(self) -> None:
         self._closing = True
         self.ending = False
-        self._factory.deadlines.clear(self)
+        self._host.deadlines.clear(self)
         if self._connecting is not None:
             self._connecting.cancel()
 
     def _expect(self, timeout: float, then: Callable[[], None]) -> None:
         """Wait for whatever is due for `timeout` seconds from now on, and do `then` if it has not come."""
-        self._factory.deadlines.set(self, timeout, then)
+        self._host.deadlines.set(self, timeout, then)
 
     def _await_upstream(self) -> None:
         """Wait for the upstream to say something, but not for ever."""
-        timeout = self._factory.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
+        timeout = self._host.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
         self._expect(timeout, self._upstream_is_silent)
 
     def _upstream_is_silent(self) -> None:
@@ -302,15 +318,15 @@ class Session:
             self.close()
 
     def _ended(self) -> None:
-        if self not in self._factory.sessions:
+        if self not in self._host.sessions:
             # Closing one leg may lose it at once, and both that and what led to it come here.
             return
-        self._factory.deadlines.clear(self)
-        self._factory.sessions.discard(self)
+        self._host.deadlines.clear(self)
+        self._host.sessions.discard(self)
         if not self.client.is_introduced:
             self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
-        self._factory.session_ended()
+        self._host.session_ended()
         # Nothing is left to the garbage collector, whose runs would hold everybody up.
         del self.client.session
         if self.upstream is not None:

@@ -12,8 +12,9 @@ from twisted.internet.endpoints import SSL4ClientEndpoint, TCP4ClientEndpoint, U
 from twisted.internet.ssl import CertificateOptions
 
 from fooproxy.net.addresses import server_endpoint
+from fooproxy.net.sockets import is_writing, unacknowledged
 from fooproxy.relay.interceptor import InterceptorFactory
-from fooproxy.relay.timeouts import Timeouts, is_writing, unacknowledged
+from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
 
 if TYPE_CHECKING:

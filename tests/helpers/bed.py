@@ -23,7 +23,8 @@ from fooproxy.net.poller import Poller
 from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
 from fooproxy.relay.session import Session
-from fooproxy.relay.timeouts import Sweep, Timeouts
+from fooproxy.relay.sweep import Sweep
+from fooproxy.relay.timeouts import Timeouts
 from fooproxy.stats.counters import SessionStats, Stats
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
 from fooproxy.net.pump import LARGEST_READ
+from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
 from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, TAKEN_INTERVAL, Session
-from fooproxy.relay.timeouts import unacknowledged
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, until
 
 ensure = pytest_twisted.ensureDeferred

@@ -19,9 +19,11 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock, deferLater
 
 from fooproxy.net.pump import LARGEST_READ
+from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
 from fooproxy.relay.leg import Leg
 from fooproxy.relay.session import FIN_TIMEOUT
-from fooproxy.relay.timeouts import Sweep, Timeouts, acknowledged, is_writing, unacknowledged
+from fooproxy.relay.sweep import Sweep
+from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, exchange, read_to_end
@@ -100,8 +102,9 @@ async def given_up(bed: AnyBed, sink: Leg, sending: Callable[[], Any] = lambda: 
 
 async def read_a_little(reader: Peer, sink: Leg) -> None:
     """Have the peer read until its kernel tells so."""
-    before = acknowledged(sink.transport), sink.session.pauses
-    while (acknowledged(sink.transport), sink.session.pauses) == before:
+    session: Any = sink.session
+    before = acknowledged(sink.transport), session.pauses
+    while (acknowledged(sink.transport), session.pauses) == before:
         received = len(reader.received)
         reader.transport.resumeProducing()
         await until(lambda: len(reader.received) > received)  # noqa: B023 (awaited in the same turn of the loop)
@@ -177,8 +180,9 @@ async def test_a_session_whose_peer_reads_slowly_is_neither_idle_nor_given_up(be
     for _ in range(4):
         bed.pass_time(SEND * 2 / 3)
         await read_a_little(reader, sink)
-        assert sink.session.upstream is not None
-        await clog(writer, sink.session.upstream, sink)
+        upstream = bed.session().upstream
+        assert upstream is not None
+        await clog(writer, upstream, sink)
     assert bed.session().state == "open"
     assert not reader.lost
 
@@ -189,7 +193,7 @@ async def test_a_session_is_idle_only_from_when_its_peer_has_read_everything(bed
     reader, _, sink = await clogged(bed, "client")
     bed.pass_time(SEND * 2 / 3)
     reader.transport.resumeProducing()
-    await until(lambda: not (sink.session.paused or is_writing(sink.transport) or unacknowledged(sink.transport)))
+    await until(lambda: not (bed.session().paused or is_writing(sink.transport) or unacknowledged(sink.transport)))
     bed.pass_time(IDLE - LATE)
     assert bed.session().state == "open"
     bed.pass_time(2 * LATE)
