@@ -21,6 +21,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
+from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.net.addresses import client_endpoint, is_polled, server_endpoint, shown
 from fooproxy.net.poller import Poller, is_available, microseconds
@@ -40,7 +41,7 @@ from fooproxy.stats.counters import SessionStats, Stats
 from fooproxy.stats.fields import CLEAN
 from fooproxy.stats.sampling import Sampling
 from fooproxy.upstreams.upstream import Upstream
-from fooproxy.web.resource import Health, Web
+from fooproxy.web.resource import Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,10 +95,10 @@ class ProxyService(Service):
         knows_writers = self._poller if all_polled else None
         self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, knows_writers)
         self._gate: Gate | None = None
-        self.health = Health(self._upstream, self._has_traffic)
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
-        self._saving = Saving(recovery, saver, self.stats, self.health, reactor)
+        self._saving = Saving(recovery, saver, self.stats, reactor)
+        self.health = Health(self._upstream, self._has_traffic, self._accepts, lambda: self._saving.failing)
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
@@ -116,8 +117,8 @@ class ProxyService(Service):
         self._relay_port = self._listen("listen", listen, tapped)
         self._put_up_gate(self._relay_port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        site = Web(self.stats, self.health, self.bridge.sessions, self._saving.report, time.time).site(self._reactor)
-        self._http_port = self._listen("http", http, site)
+        web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
+        self._http_port = self._listen("http", http, web.site(self._reactor))
 
     def startService(self) -> None:
         """Restore the statistics and begin."""
@@ -143,6 +144,9 @@ class ProxyService(Service):
 
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
+
+    def _accepts(self) -> bool:
+        return self._gate is None or self._gate.is_open
 
     def _announce(self) -> None:
         self.health.starting = False
@@ -219,10 +223,7 @@ class ProxyService(Service):
         # stdio: is one session, and no port.
         if hasattr(port, "socket"):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
-            self._gate = gate = Gate(
-                port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed
-            )
-            self.health.accepting = lambda: gate.is_open
+            self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
 
     def _session_ended(self, session: SessionStats, reason: str) -> None:
         if self._gate is not None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fooproxy.recovery.saver import Saver
     from fooproxy.recovery.state import Recovery
     from fooproxy.stats.counters import Stats
-    from fooproxy.web.resource import Health
 
 SAVE_INTERVAL = 1.0
 """Seconds between two saves of the statistics, and so what a crash may cost."""
@@ -43,20 +42,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Saving:
-    """Has `recovery` restored once, and saved by `saver` every second; `stats` counts that and `health` shows it."""
+    """Has `recovery` restored once, and saved by `saver` every second; `stats` counts that."""
 
     log = Logger()
 
-    def __init__(self, recovery: Recovery, saver: Saver, stats: Stats, health: Health, reactor: Any) -> None:
+    def __init__(self, recovery: Recovery, saver: Saver, stats: Stats, reactor: Any) -> None:
         self._recovery = recovery
         self._saver = saver
         self._stats = stats
-        self._health = health
         self._reactor = reactor
         self._loop = LoopingCall(self._save)
         self._loop.clock = reactor
         self._stopped: Deferred[LoopingCall] = Deferred()
         self._saved_at: float | None = None
+        self.failing = False
+        """Whether the statistics cannot be saved, so that a crash would lose them."""
         # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
         self._thread = ThreadPool(0, 1, "saving")
         # Nor must a disk that hangs keep the process from ending.
@@ -103,7 +103,7 @@ class Saving:
     def report(self) -> dict[str, Any]:
         """Tell how it stands with the file."""
         age = None if self._saved_at is None else self._stats.clock() - self._saved_at
-        return {"path": str(self._saver.path), "failing": self._health.recovery_failing, "saved_seconds_ago": age}
+        return {"path": str(self._saver.path), "failing": self.failing, "saved_seconds_ago": age}
 
     @contextmanager
     def _unless_full(self) -> Iterator[None]:
@@ -129,8 +129,8 @@ class Saving:
             self._stats.saves["ok"] += 1
             self._saved_at = self._stats.clock()
             # A disk that is slow each time is not well again each time.
-            if self._health.recovery_failing and not slow.called:
-                self._health.recovery_failing = False
+            if self.failing and not slow.called:
+                self.failing = False
                 self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
 
         return saving.addBoth(returned).addCallbacks(saved, self._not_saved)
@@ -149,8 +149,8 @@ class Saving:
         return None
 
     def _failing(self, why: str) -> None:
-        if not self._health.recovery_failing:
-            self._health.recovery_failing = True
+        if not self.failing:
+            self.failing = True
             self.log.error(
                 "cannot save the statistics to {path}: {why}; a crash now loses what was counted since",
                 path=str(self._saver.path),

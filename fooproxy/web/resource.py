@@ -11,10 +11,9 @@ import gzip
 import json
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from klein import Klein
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_accept_header
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
     from fooproxy.relay.session import Session
     from fooproxy.stats.counters import Stats
     from fooproxy.upstreams.upstream import Upstream
-
-UPSTREAM_MEMORY = 10.0
-"""Seconds for which a failure to connect to the upstream makes the proxy unready, if no session tries again."""
-
-PROBE_INTERVAL = 5.0
-"""Seconds without news of the upstream, and without sessions, after which ``/ready`` tries to connect to it."""
-
-PROBE_TIMEOUT = 1.0
-"""Seconds that this may take."""
 
 _COMPRESSED = 1000
 """Bytes from which on an answer is compressed, for those who take that."""
@@ -69,54 +59,17 @@ _TYPES = {
 """What the files of the page are, by suffix."""
 
 
-class Health:
-    """Whether the proxy should get traffic, and what to worry about.  The service sets the flags.
-
-    `traffic` tells whether there are sessions, which say more of the upstream than a check would.
-    """
-
-    def __init__(self, upstream: Upstream, traffic: Callable[[], bool]) -> None:
-        self.upstream = upstream
-        self._traffic = traffic
-        self._waiting: list[Deferred[None]] = []
-        self.starting = True
-        self.draining = False
-        self.recovery_failing = False
-        self.accepting: Callable[[], bool] = lambda: True
-        """Whether clients are accepted as they come."""
+class Health(Protocol):
+    """What is asked of the proxy's health."""
 
     async def check(self) -> None:
-        """See whether the upstream can be connected, if there was no occasion for it lately."""
-        if self.upstream.silence <= PROBE_INTERVAL or self._traffic() or self.draining:
-            return
-        # One check for all who ask meanwhile; those who ask may be gone before it ends.
-        mine: Deferred[None] = Deferred()
-        self._waiting.append(mine)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(self.upstream.probe(PROBE_TIMEOUT)).addBoth(self._checked)
-        await mine
-
-    def _checked(self, result: object) -> None:
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            if not deferred.called:
-                deferred.callback(None)
+        """Find out whether the upstream can be connected, if that is not known."""
 
     def reasons(self) -> list[str]:
-        """Say what makes the proxy unready: ``starting``, ``draining``, ``upstream_unreachable``."""
-        unreachable = self.upstream.unreachable(UPSTREAM_MEMORY) is not None
-        words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
-        return [word for word, holds in words.items() if holds]
-
-    def warnings(self) -> list[str]:
-        """Say what an operator should look at though traffic goes on: ``recovery_failing``, ``clients_waiting``."""
-        words = {"recovery_failing": self.recovery_failing, "clients_waiting": not self.accepting()}
-        return [word for word, holds in words.items() if holds]
+        """Say what makes the proxy unready."""
 
     def report(self) -> dict[str, Any]:
-        """Give all of it."""
-        reasons = self.reasons()
-        return {"ready": not reasons, "reasons": reasons, "warnings": self.warnings()}
+        """Give ``ready``, ``reasons`` and ``warnings``."""
 
 
 class BadQuery(Exception):
@@ -145,7 +98,7 @@ class Query:
 
 
 class Web:
-    """The resource: routes over `stats`, `health` and the `sessions` that are open.
+    """The resource: routes over `stats`, `health`, the `upstream` and the `sessions` that are open.
 
     `clock` is the wall clock, `recovery` tells about the file that the statistics are saved in.
     """
@@ -157,12 +110,14 @@ class Web:
         self,
         stats: Stats,
         health: Health,
+        upstream: Upstream,
         sessions: Collection[Session],
         recovery: Callable[[], dict[str, Any]],
         clock: Callable[[], float],
     ) -> None:
         self._stats = stats
         self._health = health
+        self._upstream = upstream
         self._sessions = sessions
         self._recovery = recovery
         self._clock = clock
@@ -214,7 +169,7 @@ class Web:
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
         """Give all that the page shows."""
-        query, upstream = Query(request), self._health.upstream
+        query, upstream = Query(request), self._upstream
         content = {
             "report": self._stats.report(),
             "health": self._health.report(),

@@ -20,7 +20,6 @@ from fooproxy.recovery.saver import InUse
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT, SAVE_INTERVAL, SLOW_SAVE, Saving
 from fooproxy.recovery.state import Recovery
 from fooproxy.stats.counters import Stats
-from fooproxy.web.resource import Health
 from tests.helpers.bed import PATIENCE, publisher
 
 
@@ -80,10 +79,9 @@ class Bench:
         """What the wall clock showed at the start."""
         self.disk = Disk()
         self.stats = Stats(self.reactor.seconds)
-        self.health = Health(None, lambda: False)  # type: ignore[arg-type]
         disk: Any = self.disk
         recovery = Recovery(self.stats, disk, lambda: self.clock + self.reactor.seconds(), 10)
-        self.saving = Saving(recovery, disk, self.stats, self.health, self.reactor)
+        self.saving = Saving(recovery, disk, self.stats, self.reactor)
         self.lines: list[str] = []
 
     def observe(self, event: Any) -> None:
@@ -104,7 +102,7 @@ class Bench:
     def shown(self) -> tuple[bool, float | None]:
         report = self.saving.report()
         assert report["path"] == "state"
-        assert report["failing"] == (self.health.warnings() == ["recovery_failing"])
+        assert report["failing"] == self.saving.failing
         return report["failing"], report["saved_seconds_ago"]
 
 

@@ -14,9 +14,10 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from fooproxy import __version__
+from fooproxy.health import Health
 from fooproxy.stats.counters import SessionStats, Stats
 from fooproxy.stats.fields import FIELDS
-from fooproxy.web.resource import Health, Web
+from fooproxy.web.resource import Web
 
 
 class Reachability:
@@ -58,10 +59,11 @@ class Site:
         self.now = 0.0
         self.stats = Stats(lambda: self.now)
         self.upstream = Reachability()
-        self.health = Health(self.upstream, lambda: False)  # type: ignore[arg-type]
+        self.recovery: dict[str, Any] = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
+        upstream: Any = self.upstream
+        self.health = Health(upstream, lambda: False, lambda: True, lambda: self.recovery["failing"])
         self.health.starting = False
-        self.recovery = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
-        self._web = Web(self.stats, self.health, [], lambda: self.recovery, lambda: 1000.0)
+        self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0)
         self._treq: Any = StubTreq(self._web.app.resource())
 
     def say(self, head: bytes) -> bytes:
@@ -163,7 +165,7 @@ def test_ready_says_yes_or_why_not(site: Site) -> None:
 
 
 def test_a_failing_recovery_is_a_warning_and_no_reason_to_send_traffic_elsewhere(site: Site) -> None:
-    site.health.recovery_failing = True
+    site.recovery["failing"] = True
     answer = site.ask("/ready")
     assert answer.status == 200
     assert answer.json["warnings"] == ["recovery_failing"]
