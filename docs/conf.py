@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fooproxy import __version__
 from fooproxy.options import Options
 from fooproxy.stats.counters import Stats
-from fooproxy.stats.fields import CLOSED, FIELDS
+from fooproxy.stats.reasons import CLOSED
 from fooproxy.web.exposition import exposition
 
 project = "fooproxy"
@@ -51,7 +51,7 @@ def options() -> str:
 
 def statistics() -> str:
     """Make the table of the report's fields."""
-    rows = ((f"``{field.name}``", field.kind, field.unit, field.meaning) for field in FIELDS)
+    rows = ((f"``{field.name}``", field.kind, field.unit, field.meaning) for field in Stats.reported)
     return _table("Name", "Kind", "Unit", "Meaning", rows=rows)
 
 

@@ -37,9 +37,10 @@ from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
-from fooproxy.stats.counters import SessionStats, Stats
-from fooproxy.stats.fields import CLEAN
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.reasons import CLEAN
 from fooproxy.stats.sampling import Sampling
+from fooproxy.stats.session import SessionStats
 from fooproxy.upstreams.upstream import Upstream
 from fooproxy.web.resource import Web
 
@@ -219,7 +220,7 @@ class ProxyService(Service):
 
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
-        stats.connections_limit = limit = session_limit(self._options["max-connections"])
+        stats.limit = limit = session_limit(self._options["max-connections"])
         # stdio: is one session, and no port.
         if hasattr(port, "socket"):
             sessions, allowed = self.bridge.sessions, self._options["allow"]

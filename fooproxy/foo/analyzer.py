@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from fooproxy.foo.grammar import LONG, NO_REPLY, NO_REQUEST, TYPES, canonical, heads_of
 from fooproxy.foo.latency import LONGEST, bucket
+from fooproxy.foo.numbers import Block, Number
 
 if TYPE_CHECKING:
     from fooproxy.foo.latency import Exchange, Latency
@@ -31,16 +32,19 @@ _ENOUGH = 32
 """Chunks from which on it pays to count them."""
 
 
-class Counts:
-    """What passed on one leg: cumulative, additive, plain integers.
+_BYTES, _REQ, _ACK, _NAK, _INVALID = range(5)
 
-    `bytes` counts bytes; `req`, `ack` and `nak` messages of each type; `invalid` lines that are no message.
+
+class Counts(Block):
+    """What passed on one leg: cumulative and additive.
+
+    `bytes` counts bytes; `req`, `ack` and `nak` messages of each type; `invalid` lines that are not messages.
     """
 
-    __slots__ = ("ack", "bytes", "invalid", "nak", "req")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.bytes = self.req = self.ack = self.nak = self.invalid = 0
+    names = ("bytes", "req", "ack", "nak", "invalid")
+    bytes, req, ack, nak, invalid = map(Number, range(5))
 
     @property
     def lines(self) -> int:
@@ -135,7 +139,7 @@ class Analyzer:
         """What was counted of all that was fed."""
         self.analysis.catch_up()
         counts = Counts()
-        for name in Counts.__slots__:
+        for name in Counts.names:
             setattr(counts, name, getattr(self, name))
         return counts
 
@@ -153,9 +157,11 @@ class Analysis:
     counted first: replies are matched with requests that are known already.
     """
 
-    def __init__(self, latency: Latency, requests: bool, before: Analysis | None = None) -> None:
+    def __init__(
+        self, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
+    ) -> None:
         self._latency = latency
-        self.total = Counts()
+        self.total = Counts() if total is None else total
         self.waiting: list[_Fed] = []
         """Chunks that were fed and not looked at, each with its analyzer."""
         self.requests = requests
@@ -215,9 +221,10 @@ class Analysis:
                 # As `request` does it, only without the call.
                 exchange.asked = time
                 exchange.open = ended
-        self.total.bytes += len(lines) - 1
-        self.total.req += req
-        self._latency.asked += req
+        numbers, start = self.total.numbers, self.total.start
+        numbers[start + _BYTES] += len(lines) - 1
+        numbers[start + _REQ] += req
+        self._latency.ask(req)
 
     def _count_replies(self, whole: list[_Fed], lines: bytes) -> None:
         ended, replies, naks = 1, len(whole), 0
@@ -225,7 +232,7 @@ class Analysis:
         if not alone:
             replies = 0
         # The chunks of a batch have one time, and mostly so had their requests.
-        answered, span, number, same = self._latency.answered, 0, 0, 0
+        latency, span, number, same = self._latency, 0, 0, 0
         for analyzer, chunk, time in whole:
             if not alone:
                 ack = chunk.count(b"\nACK ")
@@ -248,7 +255,7 @@ class Analysis:
                 continue
             # As `reply` does it, only without the calls.
             if time - exchange.asked != span:
-                answered.add(span, same)
+                latency.add(span, same)
                 span, same = time - exchange.asked, 0
                 number = bucket(min(span, LONGEST))
             same += ended
@@ -260,10 +267,11 @@ class Analysis:
             exchange.open = 0
             if exchange.later:
                 exchange.done(0)
-        answered.add(span, same)
-        self.total.bytes += len(lines) - 1
-        self.total.ack += replies - naks
-        self.total.nak += naks
+        latency.add(span, same)
+        numbers, start = self.total.numbers, self.total.start
+        numbers[start + _BYTES] += len(lines) - 1
+        numbers[start + _ACK] += replies - naks
+        numbers[start + _NAK] += naks
 
     def _count(self, analyzer: Analyzer, chunk: bytes, time: int) -> None:
         """Count `chunk`, whatever it is."""
@@ -290,17 +298,17 @@ class Analysis:
         if self.requests:
             if ended:
                 analyzer.exchange.request(time, ended)
-                self._latency.asked += ended
+                self._latency.ask(ended)
         else:
             analyzer.exchange.reply(time, ack + nak)
         analyzer.bytes += len(chunk)
         analyzer.tally(ended, req, ack, nak)
-        total = self.total
-        total.bytes += len(chunk)
-        total.req += req
-        total.ack += ack
-        total.nak += nak
-        total.invalid += ended - req - ack - nak
+        numbers, start = self.total.numbers, self.total.start
+        numbers[start + _BYTES] += len(chunk)
+        numbers[start + _REQ] += req
+        numbers[start + _ACK] += ack
+        numbers[start + _NAK] += nak
+        numbers[start + _INVALID] += ended - req - ack - nak
 
 
 def _are_alone(whole: list[_Fed]) -> bool:

@@ -10,7 +10,10 @@ The analysis tells an `Exchange` what passed, in order; nothing here reads a clo
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from fooproxy.foo.numbers import Block, Number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,8 +46,14 @@ def bounds(number: int) -> tuple[int, int]:
     return lower, lower + (1 << shift)
 
 
-BUCKETS = frozenset(map(str, range(bucket(LONGEST) + 1)))
+_BUCKETS = bucket(LONGEST) + 1
+"""The number of buckets."""
+
+BUCKETS = frozenset(map(str, range(_BUCKETS)))
 """The numbers of all buckets, as `Histogram.state` writes them."""
+
+_SUM, _LONGEST, _FIRST = 3, 4, 5
+"""Where in a `Latency` the sum and the longest stand, and the first bucket."""
 
 
 def quantile(buckets: Mapping[int, int], share: float, longest: int) -> float | None:
@@ -62,60 +71,40 @@ def quantile(buckets: Mapping[int, int], share: float, longest: int) -> float | 
     return None
 
 
+@dataclass(frozen=True)
 class Histogram:
-    """How many latencies were how long.
+    """How many latencies were how long at one instant.
 
-    `buckets` maps the number of each bucket that is not empty to a count; what is told of them is at most half a
-    bucket off, 3.2 %.  `sum` and `longest` are exact, in microseconds.  All but `longest` adds up.
+    `buckets` maps the number of each bucket that is not empty to a count; a latency that is read from them is at most
+    half a bucket off, 3.2 %.  `sum` and `longest` are exact, in microseconds.
     """
 
-    __slots__ = ("buckets", "longest", "sum")
-
-    def __init__(self) -> None:
-        self.buckets: dict[int, int] = {}
-        self.sum = self.longest = 0
+    buckets: Mapping[int, int] = field(default_factory=dict)
+    sum: int = 0
+    longest: int = 0
 
     @property
     def count(self) -> int:
-        """All latencies."""
+        """The number of all latencies."""
         return sum(self.buckets.values())
 
-    def add(self, microseconds: int, count: int) -> int:
-        """Add so many latencies of a length; gives the number of their bucket."""
-        if microseconds > self.longest:
-            microseconds = self.longest = min(microseconds, LONGEST)
-        number = bucket(microseconds)
-        if count:
-            self.buckets[number] = self.buckets.get(number, 0) + count
-        self.sum += microseconds * count
-        return number
-
-    def copy(self) -> Histogram:
-        """Give another one with the same content."""
-        other = Histogram()
-        other.buckets, other.sum, other.longest = self.buckets.copy(), self.sum, self.longest
-        return other
-
     def since(self, earlier: Histogram) -> Histogram:
-        """Give what was added since this was as `earlier`; its longest latency is known to a bucket only."""
-        later = Histogram()
+        """Return what was added after `earlier`; its longest latency is exact to a bucket only."""
         before = earlier.buckets
-        later.buckets = {
+        buckets = {
             number: count - before.get(number, 0)
             for number, count in self.buckets.items()
             if count != before.get(number, 0)
         }
-        later.sum = self.sum - earlier.sum
-        if later.buckets:
-            later.longest = min(bounds(max(later.buckets))[1] - 1, self.longest)
-        return later
+        longest = min(bounds(max(buckets))[1] - 1, self.longest) if buckets else 0
+        return Histogram(buckets, self.sum - earlier.sum, longest)
 
     def quantile(self, share: float) -> float | None:
-        """Give the seconds that this share of all latencies does not exceed; `None` when there are none."""
+        """Return the seconds that this share of all latencies does not exceed; `None` when there are none."""
         return quantile(self.buckets, share, self.longest)
 
     def summary(self) -> dict[str, float | int | None]:
-        """Give the usual percentiles, the longest and the mean, in seconds, and the count of all."""
+        """Return the usual percentiles, the longest and the mean, in seconds, and the count of all."""
         count = self.count
         if not count:
             return {**dict.fromkeys((*QUANTILES, "max", "mean")), "count": 0}
@@ -123,31 +112,62 @@ class Histogram:
         return {**found, "max": self.longest / 1e6, "mean": self.sum / count / 1e6, "count": count}
 
     def upper_bounds(self) -> Iterator[tuple[float, int]]:
-        """Give the upper bound, in seconds, and the count of each bucket that is not empty, in order."""
+        """Yield the upper bound, in seconds, and the count of each bucket that is not empty, in order."""
         for number, count in sorted(self.buckets.items()):
             yield bounds(number)[1] / 1e6, count
 
     def state(self) -> dict[str, int | dict[str, int]]:
-        """Give all of it as JSON can hold it."""
+        """Return all of it in a form that JSON can hold."""
         return {"sum": self.sum, "longest": self.longest, "buckets": {str(key): n for key, n in self.buckets.items()}}
 
-    def restore(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
-        """Take back what `state` gave."""
-        self.buckets, self.sum, self.longest = dict(buckets), total, min(longest, LONGEST)
 
-
-class Latency:
-    """All sessions together: the latencies of the `answered` requests.
+class Latency(Block):
+    """The requests of all sessions together, and how long their replies took.
 
     `asked` counts all requests, `given_up` those that were open when their session ended, and `unmatched` the replies
-    that came while no request was open.
+    that came while no request was open.  `sum` and `longest` are those of the latencies, in microseconds; behind them
+    stand the buckets.  All but `longest` adds up.
     """
 
-    __slots__ = ("answered", "asked", "given_up", "unmatched")
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self.answered = Histogram()
-        self.asked = self.given_up = self.unmatched = 0
+    names = ("asked", "given_up", "unmatched", "sum", "longest", *(f"bucket_{number}" for number in range(_BUCKETS)))
+    asked, given_up, unmatched, sum, longest = map(Number, range(5))
+
+    def ask(self, count: int) -> None:
+        """Count so many requests."""
+        self.numbers[self.start] += count
+
+    def add(self, microseconds: int, count: int) -> int:
+        """Add so many latencies of one length; return the number of their bucket."""
+        numbers, start = self.numbers, self.start
+        if microseconds > numbers[start + _LONGEST]:
+            microseconds = numbers[start + _LONGEST] = min(microseconds, LONGEST)
+        number = bucket(microseconds)
+        numbers[start + _FIRST + number] += count
+        numbers[start + _SUM] += microseconds * count
+        return number
+
+    @property
+    def answered(self) -> Histogram:
+        """The latencies so far."""
+        first = self.start + _FIRST
+        counts = self.numbers[first : first + _BUCKETS]
+        return Histogram({number: count for number, count in enumerate(counts) if count}, self.sum, self.longest)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests, in sessions that are open, that were not answered yet."""
+        first = self.start + _FIRST
+        return self.asked - self.given_up - sum(self.numbers[first : first + _BUCKETS])
+
+    def restore(self, answered: Histogram) -> None:
+        """Take over the latencies of an earlier process; none of its requests is open."""
+        first = self.start + _FIRST
+        for number in range(_BUCKETS):
+            self.numbers[first + number] = answered.buckets.get(number, 0)
+        self.sum, self.longest = answered.sum, min(answered.longest, LONGEST)
+        self.asked, self.given_up = answered.count, 0
 
 
 class Exchange:
@@ -215,7 +235,7 @@ class Exchange:
     def cut_short(self, time: int) -> None:
         """Take notice of a last request that has no newline."""
         self._cut_short = 1
-        self._total.asked += 1
+        self._total.ask(1)
         self.request(time, 1)
 
     def reply(self, time: int, count: int) -> None:
@@ -228,7 +248,7 @@ class Exchange:
                 return
             matched = min(count, self.open)
             count -= matched
-            self.answered(self._total.answered.add(time - self.asked, matched), matched)
+            self.answered(self._total.add(time - self.asked, matched), matched)
             self.done(matched)
 
     def answered(self, number: int, count: int) -> None:

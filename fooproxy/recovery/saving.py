@@ -126,7 +126,7 @@ class Saving:
             return result
 
         def saved(result: None) -> None:
-            self._stats.saves["ok"] += 1
+            self._stats.recovery_saves["ok"] += 1
             self._saved_at = self._stats.clock()
             # A disk that is slow each time is not well again each time.
             if self.failing and not slow.called:
@@ -144,7 +144,7 @@ class Saving:
         if failure.check(CancelledError):
             # Nobody waits for it any more.
             return failure
-        self._stats.saves["failed"] += 1
+        self._stats.recovery_saves["failed"] += 1
         self._failing(failure.getErrorMessage())
         return None
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from fooproxy.foo.latency import BUCKETS, bounds, bucket
+from fooproxy.foo.latency import BUCKETS, Histogram, bounds, bucket
+from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.stats import history
 from fooproxy.stats.timetable import FRAME
@@ -50,7 +51,7 @@ class Recovery:
             "responses_10s": responses,
             "saved_at": now,
             "counters": self._stats.counters(),
-            "latency": self._stats.latency.answered.state(),
+            "latency": self._stats.latency_seconds.state(),
             "history": self._stats.history.state(),
         }
 
@@ -89,8 +90,7 @@ class Recovery:
             )
 
     def _restore(self, state: SavedState, age: float) -> None:
-        self._stats.restore(state.counters)
-        self._stats.restore_latency(*state.latency)
+        self._stats.restore(state.counters, state.latencies)
         self._stats.times.restore(state.requests, state.responses, age)
         self._stats.history.restore(state.history, age)
 
@@ -126,12 +126,12 @@ class SavedState:
         if not isinstance(counters, dict):
             raise Unusable("its counters are not a JSON object")
         self.counters = {name: _count(counters, name) for name in counters}
-        self.latency = _latency(content.get("latency", {"sum": 0, "longest": 0, "buckets": {}}))
+        self.latencies = _latencies(content.get("latency", {"sum": 0, "longest": 0, "buckets": {}}))
         self.history = _history(content.get("history", ""))
 
 
-def _latency(content: Any) -> tuple[dict[int, int], int, int]:
-    """Check the state of a `fooproxy.foo.latency.Histogram`; gives its buckets, its sum and its longest latency."""
+def _latencies(content: Any) -> Histogram:
+    """Return the histogram with this state, if it is one."""
     if not isinstance(content, dict) or not isinstance(content.get("buckets"), dict):
         raise Unusable("its latency is not a histogram")
     counts = content["buckets"]
@@ -139,9 +139,9 @@ def _latency(content: Any) -> tuple[dict[int, int], int, int]:
         raise Unusable("its latency has buckets that there are not")
     buckets = {int(name): _count(counts, name) for name in counts}
     total, longest = content.get("sum"), _count(content, "longest")
-    if type(total) is not int or not _adds_up(buckets, total, longest):
+    if type(total) is not int or total > LARGEST or not _adds_up(buckets, total, longest):
         raise Unusable("its latency does not add up")
-    return buckets, total, longest
+    return Histogram(buckets, total, longest)
 
 
 def _adds_up(buckets: Mapping[int, int], total: int, longest: int) -> bool:
@@ -167,7 +167,7 @@ def _history(content: Any) -> list[history.Second]:
 def _count(holder: Any, name: Any) -> int:
     value = holder.get(name)
     # bool is an int to Python, and no count to us.
-    if type(value) is not int or not 0 <= value < 1 << 64:
+    if type(value) is not int or not 0 <= value <= LARGEST:
         # Names may be as long as the file.
         raise Unusable(f"its {name[:40]!r} is not a count")
     return value

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from twisted.logger import Logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, MutableMapping
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -111,7 +111,7 @@ class Gate:
         sessions: Collection[Any],
         limit: int,
         clock: IReactorTime,
-        pauses: dict[str, int],
+        pauses: MutableMapping[str, int],
         allowed: Collection[Network] = (),
         turn_away: Callable[[], object] = lambda: None,
     ) -> None:

@@ -6,15 +6,26 @@ somebody asks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fooproxy.stats.counters import SessionStats
+    from fooproxy.foo.analyzer import Analyzer
 
 MOST = 2000
 """Addresses that are told apart; beyond, the half of them with the least messages goes to the others."""
+
+
+class Session(Protocol):
+    """What is read of a session."""
+
+    client: Analyzer
+    upstream: Analyzer
+
+    @property
+    def host(self) -> str:
+        """The client's address without its port."""
 
 
 class Client:
@@ -26,7 +37,7 @@ class Client:
         self.sessions = self.active = self.requests = self.replies = self.invalid = 0
         self.from_client = self.from_upstream = 0
 
-    def add(self, session: SessionStats) -> None:
+    def add(self, session: Session) -> None:
         """Add a session; its counts must be up to date."""
         client, upstream = session.client, session.upstream
         self.sessions += 1
@@ -66,14 +77,14 @@ class Clients:
         self._ended: dict[str, Client] = {}
         self._other = Client()
 
-    def ended(self, session: SessionStats) -> None:
+    def ended(self, session: Session) -> None:
         """Add a session that has ended."""
         self._ended.setdefault(session.host, Client()).add(session)
         if len(self._ended) > MOST:
             for host in sorted(self._ended, key=lambda host: self._ended[host].messages)[: MOST // 2]:
                 self._other.merge(self._ended.pop(host))
 
-    def report(self, open_sessions: Iterable[SessionStats], limit: int) -> dict[str, Any]:
+    def report(self, open_sessions: Iterable[Session], limit: int) -> dict[str, Any]:
         """Give the `limit` clients with the most messages, how many there are, and the sum of all others."""
         clients: dict[str, Client] = {}
         other = Client()

@@ -1,248 +1,254 @@
-"""What fooproxy knows about the traffic: cumulative counters, and the report that shows them.
+"""Every statistic of the proxy, declared once and in the order of the report, and the array that they are counted in.
 
-Counters are plain integers that only grow and add up over
-sessions (and one day over processes); rates and other instants are computed when somebody asks.
+The first lines of a declaration are all there is to a new statistic; one line elsewhere counts it.  Counters only grow
+and add up over sessions, and later over upstreams and processes; rates and other instants are computed when they are
+asked for.
 
-It knows no sockets and no HTTP.  The bridge tells a `SessionStats` what happens to its session.
+It knows no sockets and no HTTP.  What passes is counted by the analyzers of `fooproxy.foo`, in the same array.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fooproxy import __version__
 from fooproxy.foo.analyzer import Analysis, Analyzer, Counts
-from fooproxy.foo.latency import Exchange, Latency
+from fooproxy.foo.latency import Histogram, Latency
 from fooproxy.stats.clients import Clients
-from fooproxy.stats.fields import CLOSED, CONNECT_FAILURES, FIELDS
-from fooproxy.stats.history import History
+from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
+from fooproxy.stats.history import History, Totals
+from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
 from fooproxy.stats.timetable import TimeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, MutableSequence
+    from typing import Any
+
+    from fooproxy.foo.latency import Exchange
+    from fooproxy.stats.clients import Session
+
+_LEGS = ("client", "upstream")
 
 
-def _ignore(session: SessionStats, reason: str) -> None:
-    """Take no notice of the end of a session."""
+def _ignore(session: Any, reason: str) -> None:
+    """Do nothing at the end of a session."""
 
 
-class SessionStats:
-    """What passed in one session: an analyzer a leg, and the exchange of requests and replies.  The bridge's observer.
+class Stats(Declared):
+    """All statistics of this process.
 
-    `address` is the client's; `opened` is a time on the statistics' clock.
+    `clock` is monotonic, in seconds.  `on_end` is called with the statistics of each session that has ended, and the
+    reason.  `numbers` is the array to count in: `size` integers of 64 bits; without it, there is a new one.
     """
 
-    __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "upstream")
+    @computed("counter", "messages", label="type", labels=("req", "ack", "nak"), summed=True, series="messages")
+    def msg_total(self) -> dict[str, int]:
+        """All messages, from either leg: msg_req + msg_ack + msg_nak."""
+        return {"req": self.msg_req, "ack": self.msg_ack, "nak": self.msg_nak}
 
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
-        self.exchange = Exchange(stats.latency)
-        self.client, self.upstream = stats.analyzers(self.exchange)
-        self.address = ""
-        self.opened = stats.clock()
-        stats.connections_total += 1
-        self.number = stats.connections_total
-        stats.sessions.add(self)
+    @computed("counter", "messages", series=None)
+    def msg_req(self) -> int:
+        """REQ messages, from either leg."""
+        return self.client.req + self.upstream.req
 
-    def accepted(self, address: str) -> None:
-        """Take notice of where the client is."""
-        self.address = address
+    @computed("counter", "messages", series=None)
+    def msg_ack(self) -> int:
+        """ACK messages, from either leg."""
+        return self.client.ack + self.upstream.ack
 
-    @property
-    def host(self) -> str:
-        """The client's address without its port."""
-        return self.address.rpartition(":")[0] or self.address
+    @computed("counter", "messages", series=None)
+    def msg_nak(self) -> int:
+        """NAK messages, from either leg."""
+        return self.client.nak + self.upstream.nak
 
-    @property
-    def settled(self) -> bool:
-        """Whether nothing is under way: each line of the client was answered, and no line is unfinished.
+    @computed("gauge", "messages/s", series=None)
+    def request_rate_1s(self) -> float:
+        """REQ counted in the last second."""
+        return self.times.rates(1)[0]
 
-        Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``).
-        """
-        self._stats.catch_up()
-        return not (self.exchange.in_flight or self.client.head or self.upstream.head)
+    @computed("gauge", "messages/s", series=None)
+    def request_rate_10s(self) -> float:
+        """REQ counted in the last 10 seconds, per second."""
+        return self.times.rates(10)[0]
 
-    def finished(self) -> None:
-        """Take notice that the client sends nothing more: servers answer a last line without a newline, too."""
-        self._stats.catch_up()
-        if self.client.head:
-            self.client.head = b""
-            self.exchange.cut_short(round(self._stats.clock() * 1e6))
+    @computed("gauge", "messages/s", series=None)
+    def response_rate_1s(self) -> float:
+        """ACK and NAK counted in the last second."""
+        return self.times.rates(1)[1]
 
-    @property
-    def between_requests(self) -> bool:
-        """Whether the client has sent whole lines only."""
-        return not self.client.mid_line
+    @computed("gauge", "messages/s", series=None)
+    def response_rate_10s(self) -> float:
+        """ACK and NAK counted in the last 10 seconds, per second."""
+        return self.times.rates(10)[1]
 
-    def paused(self, leg: str) -> None:
-        """Take notice that the reading of a leg, ``client`` or ``upstream``, was paused."""
-        self._stats.reads_paused[leg] += 1
+    @computed("counter", "lines", label="leg", labels=_LEGS, summed=True, series="invalid_messages")
+    def msg_invalid(self) -> dict[str, int]:
+        """Lines that are not valid messages, from either leg; not part of any other counter."""
+        return {"client": self.client.invalid, "upstream": self.upstream.invalid}
 
-    def ignored(self, leg: str) -> None:
-        """Take notice that what comes from a leg is dropped from now on: it does not count, as it does not pass."""
-        (self.client if leg == "client" else self.upstream).is_muted = True
+    @computed("counter", "messages", series="misdirected_messages")
+    def msg_misdirected(self) -> int:
+        """REQ sent by the upstream and replies sent by clients; they count by type as well."""
+        return self.upstream.req + self.client.replies
 
-    def ended(self, reason: str) -> None:
-        """Take notice that both legs are gone, and why: one of `CLOSED`."""
-        stats = self._stats
-        stats.catch_up()
-        stats.sessions.discard(self)
-        stats.closed[reason] += 1
-        stats.clients.ended(self)
-        self.exchange.end()
-        stats.on_end(self, reason)
+    @computed("counter", "bytes", label="leg", labels=_LEGS, in_report=False, series="received_bytes")
+    def bytes_received(self) -> dict[str, int]:
+        """Bytes received, by leg."""
+        return {"client": self.bytes_from_clients, "upstream": self.bytes_from_upstream}
 
-    @property
-    def age(self) -> float:
-        """Seconds since the session began."""
-        return self._stats.clock() - self.opened
+    @computed("counter", "bytes", series=None)
+    def bytes_from_clients(self) -> int:
+        """Bytes received from clients."""
+        return self.client.bytes
 
-    @property
-    def idle(self) -> float:
-        """Seconds since something came, from either leg."""
-        last = max(self.exchange.last, self.exchange.last_request) / 1e6
-        return max(self._stats.clock() - max(self.opened, last), 0.0)
+    @computed("counter", "bytes", series=None)
+    def bytes_from_upstream(self) -> int:
+        """Bytes received from the upstream."""
+        return self.upstream.bytes
 
+    @computed("gauge", "messages")
+    def requests_in_flight(self) -> int:
+        """Lines from clients that have not been answered yet, in open sessions."""
+        return self.latency.in_flight
 
-class Stats:
-    """All counters of this process, and the rates that come from them.
+    @computed("counter", "messages")
+    def responses_unmatched(self) -> int:
+        """Replies that arrived while their session had no request in flight."""
+        return self.latency.unmatched
 
-    `clock` is monotonic, in seconds.  `on_end` is told of each session that has ended, and of the reason.
-    """
+    @computed("histogram", "seconds", series="request_duration_seconds")
+    def latency_seconds(self) -> Histogram:
+        """Time from reading a request to reading its reply, since the counters began."""
+        return self.latency.answered
 
-    def __init__(self, clock: Callable[[], float], on_end: Callable[[SessionStats, str], None] = _ignore) -> None:
-        self._latency = Latency()
-        self._client = Analysis(self._latency, requests=True)
-        self._upstream = Analysis(self._latency, requests=False, before=self._client)
-        # Of an earlier process's requests none is open.
-        self._answered_before = 0
+    @computed("histogram", "seconds", series=None)
+    def latency_seconds_10s(self) -> Histogram:
+        """The same for replies in the last 10 seconds, to the second."""
+        return self.history.recent()
+
+    @computed("gauge", "sessions")
+    def connections_active(self) -> int:
+        """Open sessions."""
+        return len(self.sessions)
+
+    @computed("gauge", "sessions")
+    def connections_limit(self) -> int:
+        """Sessions that may be open at once."""
+        return self.limit
+
+    connections_total = Counter("sessions", "Client connections accepted.", series="connections")
+    connections_closed = Counters("sessions", "Sessions that have ended, by reason.", "reason", CLOSED, saved="closed")
+
+    @computed("counter", "sessions", label="reason", labels=tuple(CONNECT_FAILURES), summed=True)
+    def upstream_connect_failures(self) -> dict[str, int]:
+        """Sessions closed because the proxy could not connect to the upstream within --connect-timeout."""
+        return {name: self.connections_closed[reason] for name, reason in CONNECT_FAILURES.items()}
+
+    reads_paused = Counters(
+        "pauses",
+        "Times a leg was not read for a while because the other leg could not be written to, by leg.",
+        "leg",
+        _LEGS,
+        saved="paused",
+    )
+    accepts_paused = Counters(
+        "pauses",
+        "Times the proxy stopped accepting clients, at the limit or without file descriptors, by cause.",
+        "cause",
+        ("limit", "descriptors"),
+    )
+    recovery_saves = Counters(
+        "saves", "Saves of the recovery file, by result.", "result", ("ok", "failed"), saved="saves"
+    )
+
+    @computed("gauge", "seconds", series=None)
+    def uptime_seconds(self) -> float:
+        """Time since this process started."""
+        return self.clock() - self._started
+
+    @computed("info", "", series="build")
+    def version(self) -> str:
+        """The version of fooproxy."""
+        return __version__
+
+    _client = Counted(Counts.names, saved="client")
+    _upstream = Counted(Counts.names, saved="upstream")
+    # The latencies themselves are saved as a histogram, and requests that are open end with the process.
+    _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched"})
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        on_end: Callable[[Any, str], None] = _ignore,
+        numbers: MutableSequence[int] | None = None,
+    ) -> None:
+        super().__init__(numbers)
+        self._all = Latency(self.numbers, Stats._latency.place)
+        client, upstream = (Counts(self.numbers, block.place) for block in (Stats._client, Stats._upstream))
+        self._requests = Analysis(self._all, requests=True, total=client)
+        self._replies = Analysis(self._all, requests=False, before=self._requests, total=upstream)
         self.clock = clock
         self.on_end = on_end
-        self.connections_total: int = 0
-        self.closed: dict[str, int] = dict.fromkeys(CLOSED, 0)
-        self.reads_paused: dict[str, int] = {"client": 0, "upstream": 0}
-        self.accepts_paused: dict[str, int] = {"limit": 0, "descriptors": 0}
-        self.connections_limit: int = 0
-        """Sessions that may be open at once."""
-        self.saves: dict[str, int] = {"ok": 0, "failed": 0}
-        self.sessions: set[SessionStats] = set()
+        self.limit = 0
+        """The most sessions that may be open at once."""
+        self.sessions: set[Session] = set()
         self.clients = Clients()
-        self.times: TimeTable = TimeTable(clock, lambda: (self.requests, self.responses))
-        self.history: History = History(self)
+        self.times = TimeTable(clock, lambda: (self.msg_req, self.responses))
+        self.history = History(clock, self._totals, lambda: self.latency.answered)
         self._started = clock()
 
     def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
-        """Make the analyzers of a session's client and upstream leg."""
-        return Analyzer(self._client, exchange), Analyzer(self._upstream, exchange)
+        """Make the analyzers of a session's client leg and upstream leg."""
+        return Analyzer(self._requests, exchange), Analyzer(self._replies, exchange)
 
     def catch_up(self) -> None:
-        """Have all that was fed counted; every figure below does so first."""
-        self._upstream.catch_up()
+        """Count all chunks that the analyzers were fed; every figure above does so first."""
+        self._replies.catch_up()
 
     def digest(self) -> None:
-        """Have what was fed counted if it is much already; whoever has a good time for it calls this."""
-        self._client.digest()
-        self._upstream.digest()
+        """Count the chunks that the analyzers were fed if there are many; for callers that have time for it."""
+        self._requests.digest()
+        self._replies.digest()
 
     @property
     def client(self) -> Counts:
         """What came from clients."""
         self.catch_up()
-        return self._client.total
+        return self._requests.total
 
     @property
     def upstream(self) -> Counts:
         """What came from the upstream."""
         self.catch_up()
-        return self._upstream.total
+        return self._replies.total
 
     @property
     def latency(self) -> Latency:
         """How long replies took."""
         self.catch_up()
-        return self._latency
-
-    @property
-    def in_flight(self) -> int:
-        """Requests, in sessions that are open, that were not answered yet."""
-        latency = self.latency
-        return latency.asked - latency.given_up - (latency.answered.count - self._answered_before)
-
-    def restore_latency(self, buckets: Mapping[int, int], total: int, longest: int) -> None:
-        """Take back the latencies of an earlier process, as `Histogram.restore` does."""
-        self.latency.answered.restore(buckets, total, longest)
-        self._answered_before = self.latency.answered.count
-
-    @property
-    def requests(self) -> int:
-        """All REQ, whichever leg they came from."""
-        return self.client.req + self.upstream.req
+        return self._all
 
     @property
     def responses(self) -> int:
         """All ACK and NAK, whichever leg they came from."""
         return self.client.replies + self.upstream.replies
 
-    @property
-    def naks(self) -> int:
-        """All NAK, whichever leg they came from."""
-        return self.client.nak + self.upstream.nak
-
     def not_allowed(self) -> None:
-        """Take notice of a client that was closed at once and never became a session."""
+        """Count a client that was closed at once and never became a session."""
         self.connections_total += 1
-        self.closed["not_allowed"] += 1
+        self.connections_closed["not_allowed"] += 1
 
-    @property
-    def connect_failures(self) -> dict[str, int]:
-        """Sessions that got no upstream leg, by reason."""
-        return {name: self.closed[reason] for name, reason in CONNECT_FAILURES.items()}
+    def restore(self, counters: Mapping[str, int], latencies: Histogram) -> None:
+        """Take over the counters and latencies of an earlier process; counters that are not named stay as they are.
 
-    @property
-    def uptime(self) -> float:
-        """Seconds since this process began to count."""
-        return self.clock() - self._started
-
-    def report(self) -> dict[str, Any]:
-        """Give every statistic under its public name, in the order of `FIELDS`."""
-        return {field.name: field.read(self) for field in FIELDS}
-
-    def counters(self) -> dict[str, int]:
-        """Give the counters that outlive the process, under names of their own (see `restore`)."""
-        return {name: holder[key] for name, holder, key in self._lasting()}
-
-    def restore(self, counters: Mapping[str, int]) -> None:
-        """Take back what `counters` gave; counters that it does not name stay as they are.
-
-        Sessions that were open then have ended with their process.
+        The sessions that were open then have ended with their process.
         """
-        for name, holder, key in self._lasting():
-            holder[key] = counters.get(name, holder[key])
-        self.closed["crashed"] += max(self.connections_total - sum(self.closed.values()), 0)
+        self.catch_up()
+        for name, place in self.lasting().items():
+            self.numbers[place] = counters.get(name, self.numbers[place])
+        self._all.restore(latencies)
+        closed = self.connections_closed
+        closed["crashed"] += max(self.connections_total - sum(closed.values()), 0)
 
-    def _lasting(self) -> Iterator[tuple[str, Any, str]]:
-        for leg, counts in (("client", self.client), ("upstream", self.upstream)):
-            for attribute in Counts.__slots__:
-                yield f"{leg}_{attribute}", _Attributes(counts), attribute
-        yield "connections_total", _Attributes(self), "connections_total"
-        yield "responses_unmatched", _Attributes(self.latency), "unmatched"
-        for name, counters in (
-            ("closed", self.closed),
-            ("paused", self.reads_paused),
-            ("accepts_paused", self.accepts_paused),
-            ("saves", self.saves),
-        ):
-            for key in counters:
-                yield f"{name}_{key}", counters, key
-
-
-class _Attributes:
-    """The attributes of an object as a mapping."""
-
-    def __init__(self, holder: object) -> None:
-        self._holder = holder
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self._holder, name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self._holder, name, value)
+    def _totals(self) -> Totals:
+        return Totals(self.msg_req, self.responses, self.msg_nak, len(self.sessions))

@@ -1,170 +1,227 @@
-"""What there is to know: each statistic declared once, and the reasons for which sessions end.
+"""How a statistic is declared: once, in the body of a `Declared` class, and everything derives from that.
 
-The report, the exposition and the documentation all derive from `FIELDS`.  How a statistic is counted is the business
-of `fooproxy.stats.counters`.
+A declaration says the unit and the meaning, and by what label its values are told apart, if they are.  What is counted
+owns places in the array of numbers, and is read and written there as a plain attribute; what is computed is a method.
+Unless the declaration says otherwise, a statistic is in the report and in the exposition under its own name, and what
+is counted is saved and comes back after a crash.
+
+`fooproxy.stats.counters` declares the statistics; report, exposition, recovery and the tables in the documents walk
+through `Declared.fields`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
-from fooproxy import __version__
+from fooproxy.foo.numbers import zeros
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableSequence
 
-    from fooproxy.stats.counters import Stats
-
-
-class Field(NamedTuple):
-    """One statistic: `kind` is counter (only grows), gauge (an instant), histogram (summed up) or info (a text)."""
-
-    name: str
-    kind: str
-    unit: str
-    meaning: str
-    read: Callable[[Stats], Any]
+T = TypeVar("T")
+D = TypeVar("D", bound="Declared")
 
 
-CLOSED = {
-    "client_closed": "the client closed first",
-    "upstream_closed": "the upstream closed first",
-    "client_reset": "the client's connection was reset or lost",
-    "upstream_reset": "the upstream's connection was reset or lost",
-    "upstream_refused": "the upstream refused the connection until --connect-timeout",
-    "upstream_unresolved": "the upstream's name could not be resolved until --connect-timeout",
-    "upstream_unreachable": "the upstream could not be connected for another reason until --connect-timeout",
-    "connect_timeout": "the upstream did not answer until --connect-timeout",
-    "half_close_timeout": "the client had closed its side, and no further reply came within --client-fin-timeout",
-    "idle_timeout": "nothing had passed in either direction for --idle-timeout",
-    "send_timeout": "a peer read nothing of what was waiting for it for --send-timeout",
-    "not_allowed": "the client's address was none that --allow names",
-    "drained": "the proxy was told to stop, and the session had no request in flight",
-    "crashed": "the proxy itself ended, without having been told to stop",
-    "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
-}
-"""Why sessions end: all reasons there are, with their meanings."""
+class Declared:
+    """A class whose statistics are declared in its body; those that are counted share one array, in their order."""
 
-CLEAN = frozenset({"client_closed", "upstream_closed", "drained"})
-"""The reasons that nobody need worry about."""
+    fields: ClassVar[tuple[Field, ...]]
+    """All declarations, in their order."""
+    reported: ClassVar[tuple[Field, ...]]
+    """Those of the report."""
+    size: ClassVar[int]
+    """The number of places that the array has."""
 
-CONNECT_FAILURES = {
-    "refused": "upstream_refused",
-    "unresolved": "upstream_unresolved",
-    "unreachable": "upstream_unreachable",
-    "timeout": "connect_timeout",
-}
-"""The reasons for which a session gets no upstream leg, and what they are among those of `CLOSED`."""
+    def __init_subclass__(cls) -> None:
+        """Give each declaration its place."""
+        cls.fields = tuple(value for value in vars(cls).values() if isinstance(value, Field))
+        cls.reported = tuple(field for field in cls.fields if field.in_report)
+        cls.size = 0
+        for field in cls.fields:
+            field.place = cls.size
+            cls.size += len(field.cells)
+
+    def __init__(self, numbers: MutableSequence[int] | None = None) -> None:
+        self.numbers = zeros(self.size) if numbers is None else numbers
+        """The array: 64-bit integers."""
+
+    def report(self) -> dict[str, Any]:
+        """Return every statistic of the report under its public name, in the order of the declarations."""
+        return {field.name: field.told(self) for field in self.reported}
+
+    def counters(self) -> dict[str, int]:
+        """Return the numbers that outlive the process, by the names that the recovery file has for them."""
+        return {name: self.numbers[place] for name, place in self.lasting().items()}
+
+    @classmethod
+    def lasting(cls) -> dict[str, int]:
+        """Return the places of the numbers that outlive the process, by the names that the recovery file has."""
+        return {
+            name: field.place + number
+            for field in cls.fields
+            for number, name in enumerate(field.saved)
+            if name is not None
+        }
 
 
-FIELDS = (
-    Field(
-        "msg_total",
-        "counter",
-        "messages",
-        "All messages, from either leg: msg_req + msg_ack + msg_nak.",
-        lambda s: s.requests + s.responses,
-    ),
-    Field("msg_req", "counter", "messages", "REQ messages, from either leg.", lambda s: s.requests),
-    Field("msg_ack", "counter", "messages", "ACK messages, from either leg.", lambda s: s.client.ack + s.upstream.ack),
-    Field("msg_nak", "counter", "messages", "NAK messages, from either leg.", lambda s: s.naks),
-    Field("request_rate_1s", "gauge", "messages/s", "REQ counted in the last second.", lambda s: s.times.rates(1)[0]),
-    Field(
-        "request_rate_10s",
-        "gauge",
-        "messages/s",
-        "REQ counted in the last 10 seconds, per second.",
-        lambda s: s.times.rates(10)[0],
-    ),
-    Field(
-        "response_rate_1s",
-        "gauge",
-        "messages/s",
-        "ACK and NAK counted in the last second.",
-        lambda s: s.times.rates(1)[1],
-    ),
-    Field(
-        "response_rate_10s",
-        "gauge",
-        "messages/s",
-        "ACK and NAK counted in the last 10 seconds, per second.",
-        lambda s: s.times.rates(10)[1],
-    ),
-    Field(
-        "msg_invalid",
-        "counter",
-        "lines",
-        "Lines, from either leg, that are no message; they count nowhere else.",
-        lambda s: s.client.invalid + s.upstream.invalid,
-    ),
-    Field(
-        "msg_misdirected",
-        "counter",
-        "messages",
-        "REQ sent by the upstream and replies sent by clients; they count by type as well.",
-        lambda s: s.upstream.req + s.client.replies,
-    ),
-    Field("bytes_from_clients", "counter", "bytes", "Bytes received from clients.", lambda s: s.client.bytes),
-    Field("bytes_from_upstream", "counter", "bytes", "Bytes received from the upstream.", lambda s: s.upstream.bytes),
-    Field(
-        "requests_in_flight",
-        "gauge",
-        "messages",
-        "Lines of clients, in sessions that are open, that were not answered yet.",
-        lambda s: s.in_flight,
-    ),
-    Field(
-        "responses_unmatched",
-        "counter",
-        "messages",
-        "Replies that came while their session had no request in flight.",
-        lambda s: s.latency.unmatched,
-    ),
-    Field(
-        "latency_seconds",
-        "histogram",
-        "seconds",
-        "Time from a request to its reply, from when each was read, since the counters began.",
-        lambda s: s.latency.answered.summary(),
-    ),
-    Field(
-        "latency_seconds_10s",
-        "histogram",
-        "seconds",
-        "The same, of replies in the last 10 seconds, counted by whole seconds.",
-        lambda s: s.history.recent().summary(),
-    ),
-    Field("connections_active", "gauge", "sessions", "Sessions that are open now.", lambda s: len(s.sessions)),
-    Field(
-        "connections_limit", "gauge", "sessions", "Sessions that may be open at once.", lambda s: s.connections_limit
-    ),
-    Field("connections_total", "counter", "sessions", "Client connections accepted.", lambda s: s.connections_total),
-    Field(
-        "connections_closed", "counter", "sessions", "Sessions that have ended, by reason.", lambda s: dict(s.closed)
-    ),
-    Field(
-        "upstream_connect_failures",
-        "counter",
-        "sessions",
-        "Sessions closed because the upstream could not be connected within --connect-timeout.",
-        lambda s: sum(s.connect_failures.values()),
-    ),
-    Field(
-        "reads_paused",
-        "counter",
-        "pauses",
-        "Times that a leg was not read for a while, since the other could not be written to, by leg.",
-        lambda s: dict(s.reads_paused),
-    ),
-    Field(
-        "accepts_paused",
-        "counter",
-        "pauses",
-        "Times that clients were left waiting, at the limit or without file descriptors, by cause.",
-        lambda s: dict(s.accepts_paused),
-    ),
-    Field("recovery_saves", "counter", "saves", "Saves of the recovery file, by result.", lambda s: dict(s.saves)),
-    Field("uptime_seconds", "gauge", "seconds", "Time since this process started.", lambda s: s.uptime),
-    Field("version", "info", "", "fooproxy's version.", lambda s: __version__),
-)
-"""Every statistic of the report, in its order."""
+class Field:
+    """One statistic.
+
+    `kind` is counter (only grows), gauge (an instant), histogram (summed up) or info (a text).  `label` tells its
+    values apart, if it has several, and `labels` lists them, with their meanings if they need any.  The report has it
+    if it is `in_report`, as one number if it is `summed`; the exposition has it as `series`, without the prefix that
+    all series share, unless that is `None`.  It owns as many places in the array as it has `cells`, from `place` on;
+    `saved` has the name of each in the recovery file, or `None` if it begins at 0 in each process; it is declared as
+    what the names begin with, as a name for each cell that lasts, or as `None` if none does.
+    """
+
+    place = -1
+
+    def __init__(
+        self,
+        kind: str,
+        unit: str,
+        meaning: str,
+        label: str = "",
+        labels: Sequence[str] | Mapping[str, str] = (),
+        series: str | None = "",
+        in_report: bool = True,
+        summed: bool = False,
+        cells: Sequence[str] = (),
+        saved: Mapping[str, str] | str | None = "",
+    ) -> None:
+        self.kind = kind
+        self.unit = unit
+        self.meaning = meaning
+        self.label = label
+        self.labels = labels
+        self.series = series
+        self.in_report = in_report
+        self.summed = summed
+        self.cells = tuple(cells)
+        self._saved = saved
+
+    def __set_name__(self, owner: type[Declared], name: str) -> None:
+        """Take the public name, which all other names derive from."""
+        self.name = name
+        if self.series == "":
+            self.series = name
+
+    @property
+    def saved(self) -> tuple[str | None, ...]:
+        """The name of each cell in the recovery file."""
+        if self._saved is None or isinstance(self._saved, Mapping):
+            names = self._saved or {}
+            return tuple(names.get(cell) for cell in self.cells)
+        prefix = self._saved or self.name
+        return tuple(f"{prefix}_{cell}" if cell else prefix for cell in self.cells)
+
+    def value(self, stats: Any) -> Any:
+        """Return the value as it stands in `stats`: a number, a number by label, a `Histogram`, or a text."""
+        return getattr(stats, self.name)
+
+    def told(self, stats: Any) -> Any:
+        """Return the value as the report has it."""
+        value = self.value(stats)
+        if self.kind == "histogram":
+            return value.summary()
+        if self.summed:
+            return sum(value.values())
+        return dict(value) if self.label else value
+
+
+class Counter(Field):
+    """A number that is counted, as an attribute: ``stats.connections_total += 1``."""
+
+    def __init__(self, unit: str, meaning: str, **options: Any) -> None:
+        super().__init__("counter", unit, meaning, cells=("",), **options)
+
+    @overload
+    def __get__(self, stats: None, owner: type[Declared]) -> Counter: ...
+
+    @overload
+    def __get__(self, stats: Declared, owner: type[Declared]) -> int: ...
+
+    def __get__(self, stats: Declared | None, owner: type[Declared]) -> Counter | int:
+        return self if stats is None else stats.numbers[self.place]
+
+    def __set__(self, stats: Declared, value: int) -> None:
+        stats.numbers[self.place] = value
+
+
+class Counters(Field):
+    """Numbers that are counted, one for each of `labels`, as a mapping: ``stats.closed["drained"] += 1``."""
+
+    def __init__(
+        self, unit: str, meaning: str, label: str, labels: Sequence[str] | Mapping[str, str], **options: Any
+    ) -> None:
+        super().__init__("counter", unit, meaning, label, labels, cells=tuple(labels), **options)
+
+    @overload
+    def __get__(self, stats: None, owner: type[Declared]) -> Counters: ...
+
+    @overload
+    def __get__(self, stats: Declared, owner: type[Declared]) -> Cells: ...
+
+    def __get__(self, stats: Declared | None, owner: type[Declared]) -> Counters | Cells:
+        return self if stats is None else Cells(stats.numbers, self.place, self.cells)
+
+
+class Counted(Field):
+    """Numbers that are counted elsewhere, by a block with such `cells`; other statistics show them."""
+
+    def __init__(self, cells: Sequence[str], saved: Mapping[str, str] | str) -> None:
+        super().__init__("counter", "", "", series=None, in_report=False, cells=cells, saved=saved)
+
+
+class Computed(Field, Generic[T]):
+    """What a method computes when it is asked for, as an attribute; the method's docstring is the meaning."""
+
+    def __init__(self, read: Callable[[Any], T], kind: str, unit: str, **options: Any) -> None:
+        super().__init__(kind, unit, read.__doc__ or "", **options)
+        self._read = read
+
+    @overload
+    def __get__(self, stats: None, owner: type[Declared]) -> Computed[T]: ...
+
+    @overload
+    def __get__(self, stats: Declared, owner: type[Declared]) -> T: ...
+
+    def __get__(self, stats: Declared | None, owner: type[Declared]) -> Computed[T] | T:
+        return self if stats is None else self._read(stats)
+
+
+def computed(kind: str, unit: str, **options: Any) -> Callable[[Callable[[D], T]], Computed[T]]:
+    """Declare the statistic that the decorated method computes; `options` are those of `Field`."""
+    return lambda read: Computed(read, kind, unit, **options)
+
+
+class Cells(MutableMapping[str, int]):
+    """Numbers of an array, from `place` on, by `names`."""
+
+    def __init__(self, numbers: MutableSequence[int], place: int, names: Sequence[str]) -> None:
+        self._numbers = numbers
+        self._place = place
+        self._names = names
+
+    def __getitem__(self, name: str) -> int:
+        return self._numbers[self._find(name)]
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._numbers[self._find(name)] = value
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a number has its place for good")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _find(self, name: str) -> int:
+        try:
+            return self._place + self._names.index(name)
+        except ValueError:
+            raise KeyError(name) from None

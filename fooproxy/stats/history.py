@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fooproxy.foo.latency import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fooproxy.stats.counters import Stats
+    from collections.abc import Callable, Sequence
 
 LENGTH = 900
 """Seconds that are kept."""
@@ -37,25 +35,41 @@ class Second(NamedTuple):
 _NOTHING = Second(0, 0, 0, None, None, 0)
 
 
-class History:
-    """The seconds that `record` has seen of `stats`, the newest last, and how many there ever were."""
+class Totals(NamedTuple):
+    """All messages counted so far, and the sessions open now."""
 
-    def __init__(self, stats: Stats) -> None:
-        self._stats = stats
+    requests: int
+    responses: int
+    naks: int
+    sessions: int
+
+
+class History:
+    """The seconds that `record` has seen, the newest last, and how many there ever were.
+
+    `clock` is monotonic, in seconds; `totals` and `latencies` return what has been counted so far.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], totals: Callable[[], Totals], latencies: Callable[[], Histogram]
+    ) -> None:
+        self._clock = clock
+        self._totals = totals
+        self._answered = latencies
         self._seconds: deque[Second] = deque(maxlen=LENGTH)
         self._texts: deque[str] = deque(maxlen=LENGTH)
         self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
-        self._counted = (0, 0, 0)
+        self._counted = Totals(0, 0, 0, 0)
         self._began: float | None = None
         self._recorded = 0
         self.last = 0
 
     def begin(self) -> None:
         """Begin now: what was counted before belongs to no second."""
-        self._counted = self._counters()
+        self._counted = self._totals()
         self._latencies.clear()
-        self._latencies.append(self._stats.latency.answered.copy())
-        self._began, self._recorded = self._stats.clock(), 0
+        self._latencies.append(self._answered())
+        self._began, self._recorded = self._clock(), 0
 
     def record(self) -> None:
         """Add the second that has just passed; those in which nobody called get nothing.
@@ -65,20 +79,20 @@ class History:
         if self._began is None:
             self.begin()
             return
-        passed = round(self._stats.clock() - self._began) - self._recorded
+        passed = round(self._clock() - self._began) - self._recorded
         if passed < 1:
             return
         self._recorded += passed
         missed = passed - 1
         self.skip(missed)
-        before, self._counted = self._counted, self._counters()
-        answered = self._stats.latency.answered
+        before, self._counted = self._counted, self._totals()
+        answered = self._answered()
         p50, p99 = _microseconds(answered.since(self._latencies[-1]))
-        requests, responses, naks = (now - then for now, then in zip(self._counted, before, strict=True))
+        requests, responses, naks, _ = (now - then for now, then in zip(self._counted, before, strict=True))
         for _ in range(min(missed, _RECENT)):
             self._latencies.append(self._latencies[-1])
-        self._latencies.append(answered.copy())
-        self._append(Second(requests, responses, naks, p50, p99, len(self._stats.sessions)))
+        self._latencies.append(answered)
+        self._append(Second(requests, responses, naks, p50, p99, self._counted.sessions))
 
     def skip(self, seconds: float) -> None:
         """Add so many seconds in which nothing was seen."""
@@ -87,7 +101,7 @@ class History:
 
     def recent(self) -> Histogram:
         """Give the latencies of the last ten seconds."""
-        return self._stats.latency.answered.since(self._latencies[0])
+        return self._answered().since(self._latencies[0])
 
     def report(self, since: int, time: float) -> dict[str, Any]:
         """Give all seconds after the one numbered `since`, by columns; `time` is the wall clock's now."""
@@ -113,10 +127,6 @@ class History:
         self.last += 1
         self._seconds.append(second)
         self._texts.append(",".join("" if value is None else str(value) for value in second))
-
-    def _counters(self) -> tuple[int, int, int]:
-        stats = self._stats
-        return stats.requests, stats.responses, stats.naks
 
 
 def parse(text: str) -> list[Second]:

@@ -1,6 +1,6 @@
 """The exposition: the statistics in the text formats that Prometheus scrapes.
 
-`prometheus_client` writes the formats; this module only says which families there are, from a snapshot of `Stats`.
+`prometheus_client` writes the formats; which families there are follows from the declarations of `Stats`.
 It knows no HTTP but the ``Accept`` header.
 """
 
@@ -11,7 +11,7 @@ import resource
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -19,19 +19,17 @@ from prometheus_client.exposition import choose_encoder
 from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
-from fooproxy import __version__
-from fooproxy.stats.fields import FIELDS
+from fooproxy.stats.counters import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from prometheus_client.core import Metric
 
     from fooproxy.foo.latency import Histogram
-    from fooproxy.stats.counters import Stats
+    from fooproxy.stats.fields import Field
 
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
-_MEANINGS = {field.name: field.meaning for field in FIELDS} | {"bytes_received": "Bytes received, by leg."}
 _BOUNDS = [2**power / 1e6 for power in range(6, 27)]
 """Seconds: from 64 microseconds to 67 seconds."""
 
@@ -63,35 +61,17 @@ def _asks_for_text(accept: str) -> bool:
 
 
 class _Collector:
-    """Gives the families of `stats` as they are at the moment of the scrape."""
+    """Yields a family for each statistic of `stats` that is declared to have a series, as it stands at the scrape."""
 
     def __init__(self, stats: Stats, ready: bool) -> None:
         self._stats = stats
         self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats
-        client, upstream = stats.client, stats.upstream
-        report = stats.report()
-        yield _counter("messages", "msg_total", {kind: report[f"msg_{kind}"] for kind in ("req", "ack", "nak")}, "type")
-        yield _counter(
-            "invalid_messages", "msg_invalid", {"client": client.invalid, "upstream": upstream.invalid}, "leg"
-        )
-        yield _counter("misdirected_messages", "msg_misdirected", report)
-        yield _counter("received_bytes", "bytes_received", {"client": client.bytes, "upstream": upstream.bytes}, "leg")
-        yield _gauge("requests_in_flight", report)
-        yield _counter("responses_unmatched", "responses_unmatched", report)
-        yield _durations(stats.latency.answered)
-        yield _gauge("connections_active", report)
-        yield _gauge("connections_limit", report)
-        yield _counter("connections", "connections_total", report)
-        yield _counter("connections_closed", "connections_closed", report["connections_closed"], "reason")
-        yield _counter("upstream_connect_failures", "upstream_connect_failures", stats.connect_failures, "reason")
-        yield _counter("reads_paused", "reads_paused", report["reads_paused"], "leg")
-        yield _counter("accepts_paused", "accepts_paused", report["accepts_paused"], "cause")
-        yield _counter("recovery_saves", "recovery_saves", report["recovery_saves"], "result")
+        for field in Stats.fields:
+            if field.series is not None:
+                yield _family(field, field.value(self._stats))
         yield GaugeMetricFamily("fooproxy_ready", "1 when the proxy should get traffic, else 0.", value=self._ready)
-        yield InfoMetricFamily("fooproxy_build", _MEANINGS["version"], value={"version": __version__})
 
 
 class _Process:
@@ -120,21 +100,23 @@ class _Process:
         yield GaugeMetricFamily("process_max_fds", "Most file descriptors that may be open.", value=limit)
 
 
-def _counter(family: str, name: str, values: Mapping[str, int], label: str | None = None) -> Metric:
-    """Make the family of the statistic `name`: one value, or one for each value of `label`."""
-    if label is None:
-        return CounterMetricFamily(f"fooproxy_{family}", _MEANINGS[name], value=values[name])
-    metric = CounterMetricFamily(f"fooproxy_{family}", _MEANINGS[name], labels=[label])
-    for value, count in values.items():
-        metric.add_metric([value], count)
+def _family(field: Field, value: Any) -> Metric:
+    """Make the family of the statistic `field`: one value, or one for each value of its label."""
+    name = f"fooproxy_{field.series}"
+    if field.kind == "histogram":
+        return _durations(name, field.meaning, value)
+    if field.kind == "info":
+        return InfoMetricFamily(name, field.meaning, value={field.name: value})
+    kind = CounterMetricFamily if field.kind == "counter" else GaugeMetricFamily
+    if not field.label:
+        return kind(name, field.meaning, value=value)
+    metric = kind(name, field.meaning, labels=[field.label])
+    for label, number in value.items():
+        metric.add_metric([label], number)
     return metric
 
 
-def _gauge(name: str, report: Mapping[str, int]) -> Metric:
-    return GaugeMetricFamily(f"fooproxy_{name}", _MEANINGS[name], value=report[name])
-
-
-def _durations(latencies: Histogram) -> Metric:
+def _durations(name: str, meaning: str, latencies: Histogram) -> Metric:
     """Make the histogram: its bounds are powers of two of microseconds, at which our own buckets have bounds too."""
     bounds, passed = dict.fromkeys(_BOUNDS, 0), 0
     found = latencies.upper_bounds()
@@ -145,7 +127,4 @@ def _durations(latencies: Histogram) -> Metric:
             upper, count = next(found, (float("inf"), 0))
         bounds[bound] = passed
     buckets = [*((str(bound), total) for bound, total in bounds.items()), ("+Inf", latencies.count)]
-    meaning = _MEANINGS["latency_seconds"]
-    return HistogramMetricFamily(
-        "fooproxy_request_duration_seconds", meaning, buckets=buckets, sum_value=latencies.sum / 1e6
-    )
+    return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=latencies.sum / 1e6)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from fooproxy.relay.session import Session
-    from fooproxy.stats.counters import SessionStats, Stats
+    from fooproxy.stats.counters import Stats
+    from fooproxy.stats.session import SessionStats
 
 MOST = 500
 """Sessions or clients that are shown at once at most."""

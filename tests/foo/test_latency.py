@@ -27,9 +27,10 @@ def test_buckets_follow_each_other_without_a_gap() -> None:
 
 @given(st.lists(st.integers(1, 10**8), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99, 0.999]))
 def test_percentiles_are_near_the_truth(latencies: list[int], share: float) -> None:
-    histogram = Histogram()
+    total = Latency()
     for latency in latencies:
-        histogram.add(latency, 1)
+        total.add(latency, 1)
+    histogram = total.answered
     truth = sorted(latencies)[math.ceil(share * len(latencies)) - 1] / 1e6
     assert histogram.quantile(share) == pytest.approx(truth, rel=0.035)
     summary = histogram.summary()
@@ -47,25 +48,32 @@ def test_without_latencies_there_is_nothing_to_tell_but_their_count() -> None:
 
 
 def test_what_was_added_since_is_told_apart() -> None:
-    histogram = Histogram()
-    histogram.add(5000, 10)
-    earlier = histogram.copy()
-    assert histogram.since(earlier).count == 0
-    histogram.add(50_000, 2)
-    later = histogram.since(earlier)
+    total = Latency()
+    total.add(5000, 10)
+    earlier = total.answered
+    assert total.answered.since(earlier).count == 0
+    total.add(50_000, 2)
+    later = total.answered.since(earlier)
     assert (later.count, later.sum, later.longest) == (2, 100_000, 50_000)
     assert earlier.count == 10
 
 
 def test_a_histogram_comes_back_as_it_was() -> None:
-    before, after = Histogram(), Histogram()
+    before, after = Latency(), Latency()
     before.add(17, 3)
     before.add(123_456, 1)
-    state = before.state()
-    assert isinstance(state["buckets"], dict)
-    after.restore({int(number): count for number, count in state["buckets"].items()}, before.sum, before.longest)
-    assert after.summary() == before.summary()
-    assert list(after.upper_bounds()) == list(before.upper_bounds())
+    after.ask(5)
+    after.restore(before.answered)
+    assert after.answered == before.answered
+    assert after.in_flight == 0
+
+
+def test_a_histogram_is_written_by_the_numbers_of_its_buckets() -> None:
+    total = Latency()
+    total.add(17, 3)
+    total.add(40, 1)
+    assert total.answered.state() == {"sum": 91, "longest": 40, "buckets": {"17": 3, "36": 1}}
+    assert list(total.answered.upper_bounds()) == [(18e-6, 3), (42e-6, 1)]
 
 
 def exchange() -> tuple[Exchange, Latency]:

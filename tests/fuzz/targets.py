@@ -19,7 +19,8 @@ from fooproxy.foo.analyzer import Counts
 from fooproxy.options import Options
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.session import SessionStats
 
 _SESSIONS = 3
 _GOOD = Path(__file__).with_name("corpus").joinpath("recovery", "ours").read_bytes()
@@ -66,7 +67,7 @@ def analyzer(data: bytes) -> None:
         for tapped, stream in zip((session.client, session.upstream), both, strict=True):
             assert tapped.mid_line == (bytes(stream[-1:]) not in (b"", b"\n"))
             assert len(tapped.head) <= 7
-    assert stats.in_flight == sum(in_flight)
+    assert stats.requests_in_flight == sum(in_flight)
 
 
 def _told(counts: Counts) -> list[int]:

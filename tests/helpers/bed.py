@@ -25,7 +25,8 @@ from fooproxy.relay.interceptor import InterceptorFactory
 from fooproxy.relay.session import Session
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.session import SessionStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -127,7 +127,7 @@ def test_it_saves_at_the_start_and_every_second(bench: Bench) -> None:
     for _ in range(3):
         bench.save()
     assert [state["saved_at"] - 1e9 for state in bench.disk.written] == [0, 1, 2, 3]
-    assert bench.stats.saves == {"ok": 3, "failed": 0}
+    assert bench.stats.recovery_saves == {"ok": 3, "failed": 0}
     bench.reactor.advance(0.5)
     assert bench.shown() == (False, 0.5)
     assert bench.lines == []
@@ -140,7 +140,7 @@ def test_a_save_that_fails_is_logged_once_counted_and_shown_until_one_succeeds(b
     for _ in range(3):
         bench.save()
     assert bench.shown() == (True, 3)
-    assert bench.stats.saves == {"ok": 1, "failed": 3}
+    assert bench.stats.recovery_saves == {"ok": 1, "failed": 3}
     bench.disk.failing = None
     bench.save()
     assert bench.shown() == (False, 0)
@@ -175,7 +175,7 @@ def test_a_disk_that_is_slow_each_time_is_told_once_and_until_it_is_quick(bench:
         assert bench.shown() == (True, 0)
     bench.save()
     assert bench.shown() == (False, 0)
-    assert bench.stats.saves == {"ok": 4, "failed": 0}
+    assert bench.stats.recovery_saves == {"ok": 4, "failed": 0}
     (failing, again) = bench.lines
     assert "it has taken 3 s already" in failing
     assert "saved again" in again
@@ -186,7 +186,7 @@ def test_a_state_that_cannot_be_told_is_a_save_that_fails(bench: Bench) -> None:
     bench.clock = math.inf
     bench.reactor.advance(SAVE_INTERVAL)
     assert bench.shown() == (True, None)
-    assert bench.stats.saves == {"ok": 0, "failed": 1}
+    assert bench.stats.recovery_saves == {"ok": 0, "failed": 1}
     bench.clock = 1e9
     bench.save()
     assert bench.shown() == (False, 0)
@@ -243,7 +243,7 @@ def test_a_full_disk_is_no_reason_not_to_start(bench: Bench) -> None:
     bench.disk.claiming = bench.disk.failing = no_room()
     bench.start()
     assert bench.shown() == (True, None)
-    assert bench.stats.saves["failed"] == 2
+    assert bench.stats.recovery_saves["failed"] == 2
     bench.disk.failing = None
     bench.save()
     assert bench.shown() == (False, 0)

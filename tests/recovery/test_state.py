@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import formatEvent
 
-from fooproxy.foo.latency import BUCKETS, bounds
+from fooproxy.foo.latency import BUCKETS, LONGEST, Histogram, bounds
+from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.counters import Stats
 from fooproxy.stats.history import LENGTH, Second
+from fooproxy.stats.session import SessionStats
 from tests.helpers.bed import publisher
 
 FOREIGN: dict[str, Any] = {
@@ -273,7 +275,7 @@ def busy() -> Process:
         session.paused("client")
         session.ended(reason)
     SessionStats(stats).client.feed(b"REQ 1\n", round(process.monotonic * 1e6))
-    stats.saves["failed"] += 1
+    stats.recovery_saves["failed"] += 1
     return process
 
 
@@ -297,7 +299,7 @@ def seen(stats: Stats) -> dict[str, Any]:
         },
         "seconds": stats.times.seconds(),
         "history": stats.history.state(),
-        "latency": stats.latency.answered.state(),
+        "latency": stats.latency_seconds.state(),
     }
 
 
@@ -346,7 +348,7 @@ JSON = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.sampled_from([10**30, 1 << 64, (1 << 64) - 1, 10**400])
+    | st.sampled_from([10**30, 1 << 64, LARGEST + 1, LARGEST, 10**400])
     | st.floats()
     | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
@@ -410,7 +412,7 @@ def is_whole_or_nothing(content: object, stats: Stats) -> None:
     assert sum(shown["connections_closed"].values()) >= shown["connections_total"]
     known = state.counters.keys() & counters.keys() - {"closed_crashed"}
     assert {name: counters[name] for name in known} == {name: state.counters[name] for name in known}
-    assert (stats.latency.answered.buckets, stats.latency.answered.sum) == state.latency[:2]
+    assert stats.latency_seconds.state() == state.latencies.state()
     assert all(value >= 0 and math.isfinite(value) for value in numbers(shown))
     assert shown["msg_total"] == shown["msg_req"] + shown["msg_ack"] + shown["msg_nak"]
     latency = shown["latency_seconds"]
@@ -450,12 +452,13 @@ def test_any_damage_to_a_file_is_found_or_does_no_harm(
 
 
 def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
-    most = (1 << 64) - 1
+    most = LARGEST
     process = Process(path, wall=1e9)
-    process.stats.restore(dict.fromkeys(process.stats.counters(), most))
-    buckets = {int(name): most for name in BUCKETS}
-    total = sum((bounds(number)[1] - 1) * most for number in buckets)
-    process.stats.restore_latency(buckets, total, (1 << 27) - 1)
+    # As large as they can be together: none of the sums is too large.
+    buckets = {int(name): most >> 36 for name in BUCKETS}
+    total = sum((bounds(number)[1] - 1) * count for number, count in buckets.items())
+    latencies = Histogram(buckets, total, LONGEST)
+    process.stats.restore({**dict.fromkeys(process.stats.counters(), most), "closed_crashed": most >> 1}, latencies)
     process.stats.times.restore([most // 11] * 10, [most // 11] * 10, 0)
     process.stats.history.restore([Second(*[most] * 6)] * LENGTH, 0)
     process.save()

@@ -293,7 +293,7 @@ async def test_a_fault_costs_its_session_at_most(
     # The proxy sees the fault before anything else happens.
     await stage.turns(5)
     await _all_end(stage)
-    (reason,) = [reason for reason, count in stage.stats.closed.items() if count]
+    (reason,) = [reason for reason, count in stage.stats.connections_closed.items() if count]
     if phase in UNDISTURBED:
         assert reason in _sensible(who, fault)
     _check(stage, all_arrives=fault in LASTING and phase is not draining)

@@ -56,7 +56,7 @@ def only(*kinds: str) -> Any:
 
 def reasons(bed: AnyBed) -> dict[str, int]:
     """Give why sessions have ended, and how many."""
-    return {reason: count for reason, count in bed.stats.closed.items() if count}
+    return {reason: count for reason, count in bed.stats.connections_closed.items() if count}
 
 
 async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:

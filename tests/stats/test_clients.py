@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fooproxy.stats.clients import MOST
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.session import SessionStats
 from fooproxy.web.overview import clients
 
 

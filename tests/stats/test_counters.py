@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fooproxy import __version__
-from fooproxy.stats.counters import SessionStats, Stats
-from fooproxy.stats.fields import FIELDS
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.session import SessionStats
 from fooproxy.stats.timetable import FRAME, INTERVAL, TimeTable
 
 
@@ -216,7 +216,7 @@ def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
     report = everything.report()
     assert report["connections_active"] == 0
     assert sum(report["connections_closed"].values()) == 2
-    assert everything.connect_failures == {"refused": 1, "unresolved": 0, "unreachable": 0, "timeout": 0}
+    assert everything.upstream_connect_failures == {"refused": 1, "unresolved": 0, "unreachable": 0, "timeout": 0}
 
 
 def test_a_client_that_is_not_allowed_counts_as_accepted_and_ended() -> None:
@@ -265,7 +265,7 @@ def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
     session.client.feed(b"REQ 2\n", 0)
     everything.digest()
     assert session.client.req == 1
-    assert everything.requests == session.client.req == 2
+    assert everything.msg_req == session.client.req == 2
 
 
 def test_a_session_is_not_idle_however_many_requests_wait() -> None:
@@ -277,6 +277,24 @@ def test_a_session_is_not_idle_however_many_requests_wait() -> None:
         session.client.feed(b"REQ 1\n", round(now * 1e6))
     stats.catch_up()
     assert session.idle == 0.0
+
+
+def test_a_session_is_between_requests_when_its_client_has_sent_whole_lines_only() -> None:
+    session = SessionStats(stats())
+    assert session.between_requests
+    session.client.feed(b"REQ 1\nRE", 0)
+    assert not session.between_requests
+    session.client.feed(b"Q 2\n", 1)
+    assert session.between_requests
+
+
+def test_what_is_ignored_does_not_count() -> None:
+    everything = stats()
+    session = SessionStats(everything)
+    session.ignored("upstream")
+    session.client.feed(b"REQ 1\n", 0)
+    session.upstream.feed(b"ACK 1\n", 1)
+    assert (everything.msg_req, everything.msg_ack) == (1, 0)
 
 
 def test_pauses_are_counted_by_leg() -> None:
@@ -330,20 +348,18 @@ def test_counters_come_back_as_they_were() -> None:
     session.upstream.feed(b"NAK 1\n", 1)
     session.upstream.feed(b"NAK 2\n", 1)
     session.paused("client")
-    before.saves["ok"] += 3
+    before.recovery_saves["ok"] += 3
     before.accepts_paused["limit"] += 2
     before.not_allowed()
     session.ended("send_timeout")
-    after.restore(before.counters())
+    after.restore(before.counters(), before.latency_seconds)
     assert before.report()["responses_unmatched"] == 0
-    kept = [field.name for field in FIELDS if field.kind == "counter"]
+    kept = [field.name for field in Stats.reported if field.kind == "counter"]
     assert {name: after.report()[name] for name in kept} == {name: before.report()[name] for name in kept}
 
 
 def test_every_statistic_says_what_it_is() -> None:
-    names = [field.name for field in FIELDS]
-    assert len(set(names)) == len(names)
-    for field in FIELDS:
+    for field in Stats.reported:
         assert field.kind in {"counter", "gauge", "histogram", "info"}
         assert field.meaning.endswith(".")
         assert field.unit or field.kind == "info"

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.foo.latency import Histogram
+from fooproxy.stats.counters import Stats
 from fooproxy.stats.history import LENGTH, Second, parse
+from fooproxy.stats.session import SessionStats
 
 
 class World:
@@ -99,7 +101,7 @@ def test_recent_latencies_are_those_of_ten_seconds() -> None:
 def test_what_came_before_the_first_record_belongs_to_no_second() -> None:
     world = World()
     fresh = Stats(lambda: world.now)
-    fresh.restore(world.stats.counters() | {"client_req": 1000})
+    fresh.restore(world.stats.counters() | {"client_req": 1000}, Histogram())
     fresh.history.record()
     world.now += 1
     fresh.history.record()

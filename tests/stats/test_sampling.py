@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from fooproxy.stats.counters import SessionStats, Stats
+from fooproxy.stats.counters import Stats
 from fooproxy.stats.sampling import Sampling
+from fooproxy.stats.session import SessionStats
 
 
 class Case:
