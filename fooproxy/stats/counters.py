@@ -41,22 +41,30 @@ class Stats(Declared):
     reason.  `numbers` is the array to count in: `size` integers of 64 bits; without it, there is a new one.
     """
 
-    @computed("counter", "messages", label="type", labels=("req", "ack", "nak"), summed=True, series="messages")
+    @computed(
+        "counter",
+        "messages",
+        label="type",
+        labels=("req", "ack", "nak"),
+        summed=True,
+        series="messages",
+        title="Messages",
+    )
     def msg_total(self) -> dict[str, int]:
         """All messages, from either leg: msg_req + msg_ack + msg_nak."""
         return {"req": self.msg_req, "ack": self.msg_ack, "nak": self.msg_nak}
 
-    @computed("counter", "messages", series=None)
+    @computed("counter", "messages", series=None, title="Requests")
     def msg_req(self) -> int:
         """REQ messages, from either leg."""
         return self.client.req + self.upstream.req
 
-    @computed("counter", "messages", series=None)
+    @computed("counter", "messages", series=None, title="ACK")
     def msg_ack(self) -> int:
         """ACK messages, from either leg."""
         return self.client.ack + self.upstream.ack
 
-    @computed("counter", "messages", series=None)
+    @computed("counter", "messages", series=None, title="NAK")
     def msg_nak(self) -> int:
         """NAK messages, from either leg."""
         return self.client.nak + self.upstream.nak
@@ -81,12 +89,14 @@ class Stats(Declared):
         """ACK and NAK counted in the last 10 seconds, per second."""
         return self.times.rates(10)[1]
 
-    @computed("counter", "lines", label="leg", labels=_LEGS, summed=True, series="invalid_messages")
+    @computed(
+        "counter", "lines", label="leg", labels=_LEGS, summed=True, series="invalid_messages", title="Invalid lines"
+    )
     def msg_invalid(self) -> dict[str, int]:
         """Lines that are not valid messages, from either leg; not part of any other counter."""
         return {"client": self.client.invalid, "upstream": self.upstream.invalid}
 
-    @computed("counter", "messages", series="misdirected_messages")
+    @computed("counter", "messages", series="misdirected_messages", title="Misdirected messages")
     def msg_misdirected(self) -> int:
         """REQ sent by the upstream and replies sent by clients; they count by type as well."""
         return self.upstream.req + self.client.replies

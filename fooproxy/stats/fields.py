@@ -68,12 +68,13 @@ class Declared:
 class Field:
     """One statistic.
 
-    `kind` is counter (only grows), gauge (an instant), histogram (summed up) or info (a text).  `label` tells its
-    values apart, if it has several, and `labels` lists them, with their meanings if they need any.  The report has it
-    if it is `in_report`, as one number if it is `summed`; the exposition has it as `series`, without the prefix that
-    all series share, unless that is `None`.  It owns as many places in the array as it has `cells`, from `place` on;
-    `saved` has the name of each in the recovery file, or `None` if it begins at 0 in each process; it is declared as
-    what the names begin with, as a name for each cell that lasts, or as `None` if none does.
+    `kind`: counter (only grows), gauge (an instant), histogram (summed up) or info (a text).
+    `label`, `labels`: what tells its values apart, if it has several, and their names, with meanings if they need any.
+    `series`: its name in the exposition, without the common prefix; `None` keeps it out.
+    `in_report`, `summed`: whether the report has it, and as the sum of its values.
+    `title`: its name on the page.
+    `cells`: the numbers that it owns in the array, from `place` on.
+    `saved`: their names in the recovery file: a prefix, a name for each cell that is saved, or `None` if none is.
     """
 
     place = -1
@@ -90,6 +91,7 @@ class Field:
         summed: bool = False,
         cells: Sequence[str] = (),
         saved: Mapping[str, str] | str | None = "",
+        title: str = "",
     ) -> None:
         self.kind = kind
         self.unit = unit
@@ -101,12 +103,14 @@ class Field:
         self.summed = summed
         self.cells = tuple(cells)
         self._saved = saved
+        self.title = title
 
     def __set_name__(self, owner: type[Declared], name: str) -> None:
         """Take the public name, which all other names derive from."""
         self.name = name
         if self.series == "":
             self.series = name
+        self.title = self.title or name.replace("_", " ").capitalize()
 
     @property
     def saved(self) -> tuple[str | None, ...]:

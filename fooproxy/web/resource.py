@@ -9,7 +9,6 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401
 import gzip
 import json
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +18,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__
-from fooproxy.web import overview
+from fooproxy.web import overview, page
 from fooproxy.web.exposition import exposition
 from fooproxy.web.site import QuietSite
 
@@ -49,14 +48,6 @@ _SECURITY = {
     "Cache-Control": "no-store",
     "Server": "fooproxy",
 }
-
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
-"""What the files of the page are, by suffix."""
 
 
 class Health(Protocol):
@@ -121,8 +112,7 @@ class Web:
         self._sessions = sessions
         self._recovery = recovery
         self._clock = clock
-        files = (resources.files("fooproxy.web") / "static").iterdir()
-        self._static = {file.name: file.read_bytes() for file in files if Path(file.name).suffix in _TYPES}
+        self._static = page.files()
 
     def site(self, clock: IReactorTime) -> QuietSite:
         """Give the factory that serves all this."""
@@ -203,7 +193,7 @@ class Web:
         return _json(request, 200, {"version": __version__})
 
     @app.route("/", methods=["GET"])
-    def page(self, request: IRequest) -> bytes:
+    def index(self, request: IRequest) -> bytes:
         """Give the page."""
         return self._file(request, "index.html")
 
@@ -215,7 +205,7 @@ class Web:
     def _file(self, request: IRequest, name: str) -> bytes:
         if name not in self._static:
             raise NotFound
-        return _answer(request, 200, _TYPES[Path(name).suffix], self._static[name])
+        return _answer(request, 200, page.TYPES[Path(name).suffix], self._static[name])
 
     @app.handle_errors(BadQuery)
     def misasked(self, request: IRequest, failure: Failure) -> bytes:

@@ -1,0 +1,36 @@
+"""The page's files: what is declared is on the page."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.fields import Field
+from fooproxy.web.page import files
+
+INDEX = files()["index.html"].decode()
+SCRIPTS = "".join(content.decode() for name, content in files().items() if name.endswith(".js"))
+COUNTERS = [field for field in Stats.reported if field.kind == "counter"]
+
+
+@pytest.mark.parametrize("field", COUNTERS, ids=lambda field: field.name)
+def test_every_counter_is_on_the_page(field: Field) -> None:
+    assert f'"report.{field.name}' in INDEX or f"report.{field.name}" in SCRIPTS
+
+
+def test_the_page_shows_nothing_that_the_report_does_not_have() -> None:
+    report = Stats(lambda: 5.0).report()
+    paths = re.findall(r'data-show="report\.([\w.]+)"', INDEX)
+    assert len(paths) > len(COUNTERS)
+    for path in paths:
+        value = report
+        for name in path.split("."):
+            assert name in value, path
+            value = value[name]
+
+
+def test_the_meaning_of_a_counter_is_its_tooltip() -> None:
+    field = next(field for field in COUNTERS if field.name == "msg_misdirected")
+    assert f'<div title="{field.meaning}"><dt>{field.title}</dt>' in INDEX
