@@ -1,1 +1,7 @@
-"""foo."""
+"""The Foo protocol, sans-IO: which lines are messages, how many there are, and how long replies take.
+
+It knows no Twisted, no clocks and no sockets: bytes and times come in, numbers come out.
+
+Start with `grammar` (what a message is), then `analyzer` (chunks to counts) and `latency` (matching replies with
+requests).  `numbers` is the flat array that all of them count into.
+"""

@@ -1,1 +1,8 @@
-"""net."""
+"""TCP as the relay needs it: addresses, endpoints, and transports that write at once and are polled together.
+
+It knows nothing of the Foo protocol, of sessions or of counting; the chunks that it relays are shown to a `pump.Tap`.
+
+Start with `addresses` (what an operator writes becomes an endpoint), then `transport`, `poller` and `pump` (the way of
+a chunk).  `resolver` looks names up, `proxy_header` reads PROXY headers, `sockets` asks the kernel what waits for a
+peer, and `deadlines` keeps many deadlines with one timer.
+"""
