@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -9,7 +10,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from docutils import nodes
@@ -20,15 +20,12 @@ from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.rst"
 UNIT = ROOT / "contrib" / "systemd" / "fooproxy.service"
 SOCKET = UNIT.with_suffix(".socket")
 WITH_SOCKET = UNIT.with_name("fooproxy-socket.conf")
 OURS = re.compile(r"(?!\.data/|\.venv/)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:cfg|in|py|rst|toml)")
 """A relative path in the checkout, or a file at its top."""
-
-# Twisted's annotation is too narrow.
-PARAMETERS: Any = Options.optParameters
-FLAGS: Any = Options.optFlags
 
 
 def parsed(name: str) -> nodes.document:
@@ -43,16 +40,49 @@ def table(document: nodes.document, heading: str) -> list[tuple[str, ...]]:
     return [tuple(entry.astext() for entry in row.findall(nodes.entry)) for row in body.findall(nodes.row)]
 
 
-def test_the_readme_has_the_reports_fields() -> None:
-    expected = [(field.name, field.kind, field.unit, field.meaning) for field in Stats.reported]
-    assert table(parsed("README.rst"), "Report") == expected
+def write_tables(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command that writes the tables of the checkout, or its copy, at `top`."""
+    command = [sys.executable, "docs/tables.py", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=top, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
-def test_the_readme_has_the_options() -> None:
-    expected = [(f"--{name}", default, meaning) for name, _, default, meaning in PARAMETERS]
-    expected += [(f"--{name}", "off", meaning) for name, _, meaning in FLAGS]
-    expected += [("--allow", "all", Options.opt_allow.__doc__)]
-    assert table(parsed("README.rst"), "Options") == expected
+@pytest.fixture
+def stale(tmp_path: Path) -> Path:
+    """A copy of the documents in which one row of the README has been changed by hand."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "__pycache__"))
+    changed, rows = re.subn("^``msg_total`` +counter", "``msg_total`` gauge", README.read_text(), flags=re.MULTILINE)
+    assert rows == 1
+    (tmp_path / README.name).write_text(changed)
+    return tmp_path
+
+
+def test_the_tables_in_the_documents_are_those_of_the_code() -> None:
+    check = write_tables(ROOT, "--check")
+    assert check.returncode == 0, check.stderr
+
+
+def test_a_table_that_differs_is_named_together_with_the_command_to_run(stale: Path) -> None:
+    check = write_tables(stale, "--check")
+    assert check.returncode == 1
+    assert "README.rst: the table 'report' differs from the code: run `python docs/tables.py`\n" in check.stderr
+
+
+def test_the_command_writes_a_table_that_differs(stale: Path) -> None:
+    write_tables(stale)
+    assert write_tables(stale, "--check").returncode == 0
+
+
+def test_a_table_without_its_comments_is_reported(stale: Path) -> None:
+    (stale / README.name).write_text(README.read_text().replace(".. end of table report\n", ""))
+    check = write_tables(stale, "--check")
+    assert check.returncode == 1
+    assert "'.. end of table report'" in check.stderr
+
+
+def test_a_row_of_several_lines_is_rendered_as_one() -> None:
+    rows = [tuple(" ".join(cell.split()) for cell in row) for row in table(parsed("README.rst"), "Report")]
+    assert rows == [(field.name, field.kind, field.unit, field.meaning) for field in Stats.reported]
 
 
 @pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst"])
