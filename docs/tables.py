@@ -1,6 +1,6 @@
 """Writes the tables in the documents from the declarations in the code, so that the two cannot differ.
 
-Run it after a change to an option, a statistic or whatever else a table shows::
+Run it after a change to an option, a statistic, a route or whatever else a table shows::
 
     python docs/tables.py            # writes the tables
     python docs/tables.py --check    # only names the tables that differ, and exits with status 1
@@ -30,6 +30,7 @@ from fooproxy.options import Options
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.reasons import CLOSED
 from fooproxy.web.exposition import exposition
+from fooproxy.web.resource import Web
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
@@ -74,16 +75,25 @@ def exposed() -> Iterator[tuple[str, ...]]:
             yield f"``{family.samples[0].name}``", family.type, ", ".join(labels), family.documentation
 
 
+def urls() -> Iterator[tuple[str, ...]]:
+    """List the routes of the web side, each with the first line of its docstring."""
+    yield "URL", "What it answers"
+    for endpoint in Web.app.endpoints:
+        aliases = sorted(f"``{rule.rule}``" for rule in Web.app.url_map.iter_rules(endpoint))
+        yield ", ".join(aliases), str(getattr(Web, endpoint).__doc__).splitlines()[0]
+
+
 TABLES: dict[str, Callable[[], Iterator[tuple[str, ...]]]] = {
     "options": options,
     "report": report,
     "reasons": reasons,
     "exposition": exposed,
+    "urls": urls,
 }
 
 PLACES = {
-    "README.rst": ("options", "report"),
-    "docs/usage.rst": ("options",),
+    "README.rst": ("options", "report", "urls"),
+    "docs/usage.rst": ("options", "urls"),
     "docs/statistics.rst": ("report", "reasons", "exposition"),
 }
 

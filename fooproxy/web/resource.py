@@ -92,6 +92,8 @@ class Web:
     """The resource: routes over `stats`, `health`, the `upstream` and the `sessions` that are open.
 
     `clock` is the wall clock, `recovery` tells about the file that the statistics are saved in.
+
+    A route's docstring begins with what it answers: the tables of URLs in the documents show that line.
     """
 
     app = Klein()
@@ -118,14 +120,19 @@ class Web:
         """Give the factory that serves all this."""
         return QuietSite(self.app.resource(), clock)
 
+    @app.route("/", methods=["GET"])
+    def index(self, request: IRequest) -> bytes:
+        """The page: live statistics, with charts of the last 15 minutes."""
+        return self._file(request, "index.html")
+
     @app.route("/stats", methods=["GET"])
     def stats(self, request: IRequest) -> bytes:
-        """Give the report."""
+        """The report as JSON."""
         return _json(request, 200, self._stats.report())
 
     @app.route("/metrics", methods=["GET"])
     def metrics(self, request: IRequest) -> bytes:
-        """Give the exposition to those who ask for one by ``Accept``, and the report to everybody else."""
+        """The report as JSON, or in a text format of Prometheus if ``Accept`` names one."""
         accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
         text = exposition(self._stats, not self._health.reasons(), accept)
         if text is None:
@@ -137,28 +144,28 @@ class Web:
     @app.route("/heartbeat", methods=["GET"])
     @app.route("/status", methods=["GET"])
     def alive(self, request: IRequest) -> bytes:
-        """Say that the process lives; this never looks at the upstream."""
+        """200 and ``{"status": "OK!"}`` while the process is running, whatever the upstream does."""
         return _json(request, 200, {"status": "OK!"})
 
     @app.route("/connections", methods=["GET"])
     def connections(self, request: IRequest) -> bytes:
-        """List sessions."""
+        """The open sessions, sorted and limited as requested."""
         return _json(request, 200, self._connections(Query(request)))
 
     @app.route("/clients", methods=["GET"])
     def clients(self, request: IRequest) -> bytes:
-        """List client addresses."""
+        """Totals for each client address, including sessions that have ended."""
         limit = Query(request).number("limit", 100, overview.MOST)
         return _json(request, 200, overview.clients(self._stats, limit))
 
     @app.route("/history", methods=["GET"])
     def history(self, request: IRequest) -> bytes:
-        """Give what passed in each of the last seconds."""
+        """The traffic of each second of the last 15 minutes."""
         return _json(request, 200, self._history(Query(request)))
 
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
-        """Give all that the page shows."""
+        """Everything the page shows, in one answer."""
         query, upstream = Query(request), self._upstream
         content = {
             "report": self._stats.report(),
@@ -182,24 +189,19 @@ class Web:
 
     @app.route("/ready", methods=["GET"])
     async def ready(self, request: IRequest) -> bytes:
-        """Say whether to send traffic here, with the reasons if not."""
+        """200 if the proxy should get traffic, otherwise 503; with reasons and warnings as JSON."""
         await self._health.check()
         report = self._health.report()
         return _json(request, 200 if report["ready"] else 503, report)
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:
-        """Give the version."""
+        """The version as JSON."""
         return _json(request, 200, {"version": __version__})
-
-    @app.route("/", methods=["GET"])
-    def index(self, request: IRequest) -> bytes:
-        """Give the page."""
-        return self._file(request, "index.html")
 
     @app.route("/<name>", methods=["GET"])
     def file(self, request: IRequest, name: str) -> bytes:
-        """Give one of the files of the page."""
+        """A file that the page loads."""
         return self._file(request, name)
 
     def _file(self, request: IRequest, name: str) -> bytes:

@@ -18,6 +18,7 @@ from docutils.core import publish_doctree
 from fooproxy.options import Options
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
+from fooproxy.web.resource import Web
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.rst"
@@ -83,6 +84,15 @@ def test_a_table_without_its_comments_is_reported(stale: Path) -> None:
 def test_a_row_of_several_lines_is_rendered_as_one() -> None:
     rows = [tuple(" ".join(cell.split()) for cell in row) for row in table(parsed("README.rst"), "Report")]
     assert rows == [(field.name, field.kind, field.unit, field.meaning) for field in Stats.reported]
+
+
+def test_the_readme_has_every_route() -> None:
+    listed = [url for row in table(parsed("README.rst"), "URLs") for url in row[0].split(", ")]
+    assert sorted(listed) == sorted(rule.rule for rule in Web.app.url_map.iter_rules())
+
+
+def test_urls_with_the_same_answer_share_a_row() -> None:
+    assert "/health, /heartbeat, /status" in [row[0] for row in table(parsed("README.rst"), "URLs")]
 
 
 @pytest.mark.parametrize("name", ["README.rst", "CONTRIBUTING.rst"])
