@@ -103,6 +103,12 @@ def test_the_files_that_are_named_exist(name: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
+def test_the_design_lists_every_file_of_the_package() -> None:
+    listed = re.findall(r"^``([\w/]+\.py)``  ", (ROOT / "docs" / "design.rst").read_text(), re.MULTILINE)
+    modules = [path for path in (ROOT / "fooproxy").rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "fooproxy")) for path in modules)
+
+
 def test_the_changelog_is_well_formed() -> None:
     assert parsed("CHANGELOG.rst").findall(nodes.section)
 
