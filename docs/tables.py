@@ -16,7 +16,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The checkout need not be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fooproxy.options import Options
+from fooproxy.options import OPTIONS
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.reasons import CLOSED
 from fooproxy.web.exposition import exposition
@@ -40,14 +40,8 @@ WIDTH = 120
 def options() -> Iterator[tuple[str, ...]]:
     """List the options of the command line."""
     yield "Option", "Default", "Meaning"
-    # Twisted's annotations are too narrow.
-    parameters: Any = Options.optParameters
-    flags: Any = Options.optFlags
-    for name, _, default, meaning in parameters:
-        yield f"``--{name}``", f"``{default}``", meaning
-    for name, _, meaning in flags:
-        yield f"``--{name}``", "off", meaning
-    yield "``--allow``", "all", str(Options.opt_allow.__doc__)
+    for option in OPTIONS:
+        yield f"``{option.form}``", f"``{option.shown_default}``", option.help
 
 
 def report() -> Iterator[tuple[str, ...]]:

@@ -1,46 +1,177 @@
-"""The command line: every option, its default, and what is wrong with a value that cannot be used.
+"""The options: each is declared once, in `OPTIONS`, and the command line, the checks and the tables derive from that.
 
-It builds nothing; the service reads it.  A usage error says which option, which value, and what would be right.
+It builds nothing; the service reads the values.  A usage error says which option, which value, and what would be right.
+A new option is one more declaration here, and its use in the service.
 """
 
 from __future__ import annotations
 
-import math
-import re
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.python import usage
 
-from fooproxy import __version__
-from fooproxy.net.addresses import client_endpoint, host_port, is_introduced, server_endpoint
-from fooproxy.relay.admission import network
+from fooproxy import __version__, values
+from fooproxy.net.addresses import host_port, is_introduced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_SECONDS = (
-    "connect-timeout",
-    "idle-timeout",
-    "client-fin-timeout",
-    "send-timeout",
-    "drain-timeout",
-    "recovery-max-age",
-)
-_NEVER_ZERO = {
-    "connect-timeout": "no time to connect",
-    "client-fin-timeout": "no time for a reply",
-    "send-timeout": "no time to read",
-}
-
-
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
 
 
-class Options(usage.Options):
-    """What an operator may say.  Addresses stay as they were written, times become floats.
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """All there is to know about one option."""
 
-    ``max-connections`` becomes a number, `None` for ``auto``; ``allow`` is a list of networks, empty when all may come.
+    name: str
+    """The long form, without its dashes."""
+
+    short: str | None = None
+    """The letter of the short form."""
+
+    unit: str = ""
+    """What a value is (ADDRESS) or is counted in (SECONDS); empty for a flag, which takes none."""
+
+    default: str
+    """The default's text, as an operator would write it; empty for no value at all, where it `repeats`."""
+
+    absence: str = ""
+    """What no value at all amounts to, in a word."""
+
+    check: Callable[[str], Any]
+    """Makes a value of a text; its `ValueError` quotes the text and says what would be right."""
+
+    repeats: bool = False
+    """Whether it may be given several times; its value is then a list."""
+
+    meaning: str
+    """One sentence, which ends with a full stop."""
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it takes no value on the command line."""
+        return not self.unit
+
+    @property
+    def form(self) -> str:
+        """How it is written on the command line: ``--listen ADDRESS``."""
+        return f"--{self.name} {self.unit}".rstrip()
+
+    @property
+    def shown_default(self) -> str:
+        """The default as the help and the tables have it."""
+        return self.default or self.absence
+
+    @property
+    def help(self) -> str:
+        """The meaning, and what else follows from the declaration."""
+        return f"{self.meaning} May be repeated." if self.repeats else self.meaning
+
+
+OPTIONS = (
+    Option(
+        name="listen",
+        short="l",
+        unit="ADDRESS",
+        default=":8002",
+        check=values.listening,
+        meaning="ADDRESS where clients connect.",
+    ),
+    Option(
+        name="forward",
+        short="f",
+        unit="ADDRESS",
+        default=":8001",
+        check=values.upstream,
+        meaning="ADDRESS of the Foo server (127.0.0.1 if it names no host).",
+    ),
+    Option(
+        name="http",
+        unit="ADDRESS",
+        default="127.0.0.1:8088",
+        check=values.listening,
+        meaning="ADDRESS of the statistics page (127.0.0.1 if it names no host).",
+    ),
+    Option(
+        name="max-connections",
+        unit="SESSIONS",
+        default="auto",
+        check=values.sessions,
+        meaning="Maximum number of concurrent sessions (auto: as many as the open-file limit allows).",
+    ),
+    Option(
+        name="recovery-path",
+        unit="FILE",
+        default=".data/recovery.json",
+        check=values.path,
+        meaning="File that preserves the statistics across restarts.",
+    ),
+    Option(
+        name="recovery-max-age",
+        unit="SECONDS",
+        default="10",
+        check=values.seconds,
+        meaning="Start from zero if the saved statistics are older than this many seconds.",
+    ),
+    Option(
+        name="connect-timeout",
+        unit="SECONDS",
+        default="5",
+        check=values.positive_seconds,
+        meaning="Close a client if the Foo server cannot be reached within this many seconds.",
+    ),
+    Option(
+        name="idle-timeout",
+        unit="SECONDS",
+        default="0",
+        check=values.seconds,
+        meaning="Close a session after this many seconds without traffic (0: never).",
+    ),
+    Option(
+        name="client-fin-timeout",
+        unit="SECONDS",
+        default="10",
+        check=values.positive_seconds,
+        meaning="Seconds to wait for each outstanding reply after a client has finished sending.",
+    ),
+    Option(
+        name="send-timeout",
+        unit="SECONDS",
+        default="60",
+        check=values.positive_seconds,
+        meaning="Close a session if one side reads none of the data waiting for it for this many seconds.",
+    ),
+    Option(
+        name="drain-timeout",
+        unit="SECONDS",
+        default="10",
+        check=values.seconds,
+        meaning="Seconds to wait for outstanding replies when stopping.",
+    ),
+    Option(
+        name="allow",
+        unit="NETWORK",
+        default="",
+        absence="all",
+        check=values.network,
+        repeats=True,
+        meaning="Accept clients only from this network (192.0.2.0/24) or address.",
+    ),
+    Option(
+        name="log-sessions",
+        default="off",
+        check=values.switch,
+        meaning="Log the end of every session, with its counts, and not only of those that failed.",
+    ),
+)
+
+
+class Options(usage.Options):
+    """The options' values, by name.
+
+    Until the command line has been parsed, they are the defaults' texts.
     """
 
     synopsis = "[options]"
@@ -51,34 +182,13 @@ standard output at SIGUSR2, and over HTTP.
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002."""
 
-    optParameters = [
-        ["listen", "l", ":8002", "ADDRESS where clients connect."],
-        ["forward", "f", ":8001", "ADDRESS of the Foo server; on this machine when it names no host."],
-        ["http", None, "127.0.0.1:8088", "ADDRESS of the statistics page; 127.0.0.1 when it names no host."],
-        ["max-connections", None, "auto", "Sessions at once; auto is as many as the file descriptors are enough for."],
-        ["recovery-path", None, ".data/recovery.json", "File that keeps the statistics over a restart."],
-        ["recovery-max-age", None, "10", "Seconds after which saved statistics are too old to go on from."],
-        ["connect-timeout", None, "5", "Seconds to keep trying to connect to the Foo server for a client."],
-        ["idle-timeout", None, "0", "Seconds after which a session in which nothing passes is ended; 0 for never."],
-        ["client-fin-timeout", None, "10", "Seconds that a client which has closed its side waits for each reply."],
-        ["send-timeout", None, "60", "Seconds after which a peer that reads nothing of what waits for it is given up."],
-        ["drain-timeout", None, "10", "Seconds that a stop waits for replies that are still outstanding."],
-    ]
-
-    optFlags = [
-        ["log-sessions", None, "Log the end of each session, with its counts, and not only ends that are no good."],
-    ]
+    optParameters = [[each.name, each.short, each.shown_default, each.help] for each in OPTIONS if not each.is_flag]
+    optFlags = [[each.name, each.short, each.help] for each in OPTIONS if each.is_flag]
 
     def __init__(self) -> None:
         super().__init__()
-        self["allow"] = []
-
-    def opt_allow(self, text: str) -> None:
-        """Network (192.0.2.0/24) or address whose clients may connect, and others not; may be repeated."""
-        try:
-            self["allow"].append(network(text))
-        except ValueError as error:
-            raise usage.UsageError(f"--allow: {error}") from None
+        # Where the parser puts what it finds, by the long names.
+        self.opts = _Given()  # type: ignore[assignment]
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -93,60 +203,43 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
     def parseArgs(self, *arguments: str) -> None:
         """Refuse arguments: a forgotten dash must not go unnoticed."""
         if arguments:
-            raise usage.UsageError(f"unexpected argument {arguments[0]!r}; everything is said by options (see --help)")
+            raise usage.UsageError(f"unexpected argument {arguments[0]!r}; expected only options (see --help)")
 
     def postOptions(self) -> None:
-        """Check the values."""
-        # Imported late: by now a --reactor option has been heard.
-        from twisted.internet import reactor
-
-        self._check_address("listen", server_endpoint, reactor)
-        self._check_address("forward", client_endpoint, reactor)
-        self._check_address("http", server_endpoint, reactor)
+        """Make the values of the texts, and see whether they go together."""
+        for option in OPTIONS:
+            self[option.name] = self._value(option)
         listen, forward = host_port(self["listen"]), host_port(self["forward"])
         if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
-            raise usage.UsageError(f"--forward: {self['forward']!r} is where the proxy itself listens; name the server")
-        for name in _SECONDS:
-            self[name] = self._seconds(name)
-        self["max-connections"] = self._max_connections()
+            raise usage.UsageError(
+                f"--forward: {self['forward']!r} is where the proxy itself listens; expected the Foo server's address"
+            )
         if self["allow"] and is_introduced(self["listen"]):
             raise usage.UsageError(
-                f"--allow: cannot be told with --listen {self['listen']}, where the client's address comes too late; "
-                "expected it without haproxy:, or a rule such as 'tcp-request connection reject' in what connects here"
+                f"--allow: cannot be combined with --listen {self['listen']}, where the client's address arrives too "
+                "late to refuse it; expected --listen without haproxy:, or a rule such as 'tcp-request connection "
+                "reject' in the load balancer"
             )
-        if not self["recovery-path"]:
-            raise usage.UsageError("--recovery-path: '' names no file; expected a path such as .data/recovery.json")
 
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
         print(f"fooproxy {__version__}")
         raise SystemExit(0)
 
-    def _check_address(self, name: str, endpoint: Callable[[Any, str], object], reactor: Any) -> None:
+    def _value(self, option: Option) -> Any:
+        texts = self.opts.get(option.name) or (option.default.split() if option.repeats else [option.default])
+        if len(texts) > 1 and not option.repeats:
+            which = "" if option.is_flag else f" ({', '.join(map(repr, texts))})"
+            raise usage.UsageError(f"--{option.name}: given {len(texts)} times{which}; expected it once at most")
         try:
-            endpoint(reactor, self[name])
+            found = [option.check(text) for text in texts]
         except ValueError as error:
-            raise usage.UsageError(f"--{name}: {error}") from error
+            raise usage.UsageError(f"--{option.name}: {error}") from error
+        return found if option.repeats else found[0]
 
-    def _max_connections(self) -> int | None:
-        text = self["max-connections"]
-        if text == "auto":
-            return None
-        # int() takes underscores, blanks and other scripts' digits as well.
-        if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
-            raise usage.UsageError(
-                f"--max-connections: {text!r} is no number of sessions; expected one from 1 to 999999999, or auto"
-            )
-        return int(text)
 
-    def _seconds(self, name: str) -> float:
-        text = self[name]
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = math.nan
-        if not 0 <= seconds < math.inf:
-            raise usage.UsageError(f"--{name}: {text!r} is not a time; expected seconds, such as 10 or 2.5")
-        if name in _NEVER_ZERO and not seconds:
-            raise usage.UsageError(f"--{name}: {text!r} leaves {_NEVER_ZERO[name]}; expected seconds, such as 5 or 0.5")
-        return seconds
+class _Given(dict[str, Any]):
+    """The texts that the command line has for each option, in their order: a second one does not replace the first."""
+
+    def __setitem__(self, name: str, text: object) -> None:
+        self.setdefault(name, []).append(str(text))

@@ -183,7 +183,7 @@ def test_an_inherited_socket_may_be_of_either_family(tmp_path: Path, domain: str
         listen = ("--listen", f"systemd:domain={domain}:name=fooproxy.socket", "--http", "127.0.0.1:0")
         fd = holder.fileno()
         command = (sys.executable, "-c", _ACTIVATE, str(fd), *TWISTD, "-n")
-        arguments = [*command, "fooproxy", *options(tmp_path, server.port), *listen]
+        arguments = [*command, "fooproxy", *options(tmp_path, server.port, *listen)]
         with subprocess.Popen(
             arguments, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT, pass_fds=[fd], text=True
         ) as process:
@@ -218,7 +218,7 @@ def test_it_is_started_by_the_first_connection_under_systemd_socket_activate(tmp
     activate = [program, f"--listen={host}:{port}", "--fdname=fooproxy.socket"]
     before = [*activate, f"--setenv=PYTHONPATH={ENVIRONMENT['PYTHONPATH']}", *TWISTD, "-n"]
     with FooServer() as server, (tmp_path / "log").open("wb") as log:
-        after = ["fooproxy", *options(tmp_path, server.port), "--listen", "systemd:domain=INET:index=0"]
+        after = ["fooproxy", *options(tmp_path, server.port, "--listen", "systemd:domain=INET:index=0")]
         with subprocess.Popen([*before, *after], cwd=tmp_path, stderr=log) as process:
             try:
                 client = eventually(lambda: connected((host, port)))

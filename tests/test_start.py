@@ -10,18 +10,11 @@ from pathlib import Path
 import pytest
 
 from fooproxy import __version__
+from fooproxy.options import OPTIONS
 from tests.helpers.proxyprocess import TWIST, TWISTD, options, run
 
-ADDRESSES = ("listen", "forward", "http")
-TIMES = (
-    "connect-timeout",
-    "idle-timeout",
-    "client-fin-timeout",
-    "send-timeout",
-    "drain-timeout",
-    "recovery-max-age",
-)
-OPTIONS = (*ADDRESSES, *TIMES, "recovery-path", "max-connections", "allow")
+ADDRESSES = [option.name for option in OPTIONS if option.unit == "ADDRESS"]
+TIMES = [option.name for option in OPTIONS if option.unit == "SECONDS"]
 
 WRONG_OPTIONS = [
     *[(f"--{option}", value, value) for option in ADDRESSES for value in ("70000", "nonsense")],
@@ -85,7 +78,7 @@ def critical(log: str) -> str:
 def test_a_busy_port_is_refused_with_one_line(tmp_path: Path, option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
-        line = critical(refuses(tmp_path, *options(tmp_path, None), option, address))
+        line = critical(refuses(tmp_path, *options(tmp_path, None, option, address)))
     assert option in line and address in line and "Address already in use" in line
 
 
@@ -98,7 +91,7 @@ def test_a_busy_port_is_refused_with_one_line(tmp_path: Path, option: str) -> No
     ],
 )
 def test_an_address_that_cannot_be_had_is_refused_with_one_line(tmp_path: Path, address: str, reason: str) -> None:
-    line = critical(refuses(tmp_path, *options(tmp_path, None), "--listen", address))
+    line = critical(refuses(tmp_path, *options(tmp_path, None, "--listen", address)))
     assert "--listen" in line and address in line and reason in line
 
 
@@ -111,22 +104,22 @@ def test_a_directory_in_place_of_the_recovery_file_is_refused_with_one_line(tmp_
 def test_a_recovery_path_below_a_file_is_refused_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = f"{tmp_path}/file/recovery.json"
-    line = critical(refuses(tmp_path, *options(tmp_path, None), "--recovery-path", path))
+    line = critical(refuses(tmp_path, *options(tmp_path, None, "--recovery-path", path)))
     assert "--recovery-path" in line and path in line
 
 
 def test_a_recovery_path_where_nothing_can_be_written_is_refused_with_one_line(tmp_path: Path) -> None:
     # Not even root can make folders there.
     path = "/proc/self/recovery/recovery.json"
-    line = critical(refuses(tmp_path, *options(tmp_path, None), "--recovery-path", path))
+    line = critical(refuses(tmp_path, *options(tmp_path, None, "--recovery-path", path)))
     assert "--recovery-path" in line and path in line
 
 
 def test_a_daemon_that_cannot_start_tells_its_caller_by_the_exit_status(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
-        arguments = ["--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy", *options(tmp_path, None)]
-        end = run(tmp_path, *arguments, "--listen", address)
+        arguments = ["--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy"]
+        end = run(tmp_path, *arguments, *options(tmp_path, None, "--listen", address))
     assert end.returncode == 1
     assert "Traceback" not in end.stdout + end.stderr
     assert address in critical((tmp_path / "foo.log").read_text())
@@ -137,16 +130,16 @@ def test_a_refused_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
     listen = ("--listen", f"unix:{tmp_path}/foo.sock")
     with socket.create_server(("127.0.0.1", 0)) as busy:
         http = f"127.0.0.1:{busy.getsockname()[1]}"
-        refuses(tmp_path, *options(tmp_path, None), *listen, "--http", http)
-    line = critical(refuses(tmp_path, *options(tmp_path, None), *listen, "--recovery-path", "/proc/self/no/file"))
+        refuses(tmp_path, *options(tmp_path, None, *listen, "--http", http))
+    line = critical(refuses(tmp_path, *options(tmp_path, None, *listen, "--recovery-path", "/proc/self/no/file")))
     assert "--recovery-path" in line
 
 
 def test_help_tells_of_each_option(tmp_path: Path) -> None:
     end = run(tmp_path, "fooproxy", "--help")
     assert end.returncode == 0
-    for name in OPTIONS:
-        assert f"--{name}=" in end.stdout
+    for option in OPTIONS:
+        assert f"--{option.name}" in end.stdout
     assert end.stderr == ""
 
 

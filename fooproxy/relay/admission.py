@@ -83,7 +83,7 @@ def network(text: str) -> Network:
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no network; expected one such as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7"
+            f"{text!r} is not a network; expected one such as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7"
         ) from None
     if found.network_address != ipaddress.ip_interface(text).ip:
         raise ValueError(f"{text!r} has bits beyond its prefix; did you mean {found}?")

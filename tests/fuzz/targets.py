@@ -16,7 +16,7 @@ from pathlib import Path
 from twisted.python.usage import UsageError
 
 from fooproxy.foo.analyzer import Counts
-from fooproxy.options import Options
+from fooproxy.options import OPTIONS, Options
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
 from fooproxy.stats.counters import Stats
@@ -94,9 +94,10 @@ def options(data: bytes) -> None:
         except SystemExit as end:
             assert end.code in (0, 2)
             return
-    for name in ("connect-timeout", "drain-timeout", "recovery-max-age"):
-        assert 0 <= parsed[name] < float("inf")
-    assert all(parsed[name] for name in ("listen", "forward", "http", "recovery-path"))
+    for option in OPTIONS:
+        value = parsed[option.name]
+        assert value or option.unit not in ("ADDRESS", "FILE")
+        assert option.unit != "SECONDS" or 0 <= value < float("inf")
 
 
 def recovery(data: bytes) -> None:

@@ -134,13 +134,18 @@ class Proxy:
         return int(match[1])
 
 
-def options(folder: Path, upstream: int | None) -> list[str]:
-    """Give the options of a proxy that has free ports, keeps its file in `folder`, and may have no upstream."""
-    forward = f"127.0.0.1:{upstream}" if upstream else f"unix:{folder}/nobody"
-    return [
-        *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--forward", forward),
-        *("--recovery-path", str(folder / "recovery.json")),
-    ]
+def options(folder: Path, upstream: int | None, *more: str) -> list[str]:
+    """Give the options of a proxy that has free ports, keeps its file in `folder`, and may have no upstream.
+
+    What `more` has of these stands in their place.
+    """
+    usual = {
+        "--listen": "127.0.0.1:0",
+        "--http": "127.0.0.1:0",
+        "--forward": f"127.0.0.1:{upstream}" if upstream else f"unix:{folder}/nobody",
+        "--recovery-path": str(folder / "recovery.json"),
+    }
+    return [word for name, value in usual.items() if name not in more for word in (name, value)] + [*more]
 
 
 @contextmanager
@@ -154,7 +159,7 @@ def fooproxy(
     inherited: Sequence[int] = (),
 ) -> Iterator[Proxy]:
     """Run the proxy in `folder`, with `more` options; where it is told to log is said by `log`."""
-    arguments = [*command, "fooproxy", *options(folder, upstream), *more]
+    arguments = [*command, "fooproxy", *options(folder, upstream, *more)]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(
             arguments,

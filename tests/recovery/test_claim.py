@@ -23,8 +23,8 @@ from tests.test_signals import daemonized
 
 def refusal(folder: Path, proxy: Proxy, *twistd: str) -> str:
     """Start another proxy on the same file and even the same port; give its one line."""
-    command = [*twistd, "--pidfile", "second.pid", "fooproxy", *options(folder, None)]
-    end = run(folder, *command, "--listen", f"127.0.0.1:{proxy.port}")
+    command = [*twistd, "--pidfile", "second.pid", "fooproxy"]
+    end = run(folder, *command, *options(folder, None, "--listen", f"127.0.0.1:{proxy.port}"))
     assert end.returncode == 1
     assert not (folder / "second.pid").exists()
     log = folder / "second.log"
@@ -112,7 +112,7 @@ def test_a_start_that_is_refused_for_its_port_leaves_the_file_as_it_was(tmp_path
     content = json.dumps(old) if there == "an old state" else there
     (tmp_path / "recovery.json").write_text(content)
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        arguments = [*options(tmp_path, None), "--listen", f"127.0.0.1:{busy.getsockname()[1]}"]
+        arguments = options(tmp_path, None, "--listen", f"127.0.0.1:{busy.getsockname()[1]}")
         end = run(tmp_path, "-n", "--pidfile=", "fooproxy", *arguments)
     assert end.returncode == 1 and "cannot listen" in end.stderr
     assert {file.name for file in tmp_path.iterdir()} == {"recovery.json", "recovery.json.lock"}
@@ -140,7 +140,7 @@ def test_the_files_belong_to_the_user_that_the_proxy_becomes(open_folder: Path, 
     data.mkdir()
     os.chown(data, nobody.pw_uid, nobody.pw_gid)
     path = data / "deeper" / "recovery.json"
-    arguments = [*options(open_folder, None), "--recovery-path", str(path)]
+    arguments = options(open_folder, None, "--recovery-path", str(path))
     command = [*run_as(nobody), "-n", "--pidfile=", "fooproxy", *arguments]
     for starts in (1, 2):
         # Not asked anything over HTTP: modules that would be loaded for that may be out of this user's reach.
@@ -168,7 +168,7 @@ def test_a_path_that_only_root_could_write_is_refused_before_a_port_is_opened(
     open_folder: Path, nobody: pwd.struct_passwd
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
-        arguments = [*options(open_folder, None), "--listen", f"127.0.0.1:{busy.getsockname()[1]}"]
+        arguments = options(open_folder, None, "--listen", f"127.0.0.1:{busy.getsockname()[1]}")
         end = run(open_folder, "-n", "--pidfile", "foo.pid", "fooproxy", *arguments, command=run_as(nobody))
     assert end.returncode == 1
     assert "Traceback" not in end.stderr

@@ -107,7 +107,7 @@ class UnixWeb:
 @contextmanager
 def on_unix_socket(folder: Path, mode: str) -> Iterator[UnixWeb]:
     http = ("--http", f"unix:{folder}/http.sock:mode={mode}")
-    command = [*TWISTD, "-n", "--pidfile=", "fooproxy", *options(folder, None), *http]
+    command = [*TWISTD, "-n", "--pidfile=", "fooproxy", *options(folder, None, *http)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stderr=log, cwd=folder, env=ENVIRONMENT)
     try:
@@ -141,7 +141,7 @@ def test_a_unix_socket_that_a_killed_proxy_left_is_taken_over(tmp_path: Path) ->
 def test_a_unix_socket_that_another_proxy_serves_is_left_to_it(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with on_unix_socket(tmp_path, "660") as web:
-        arguments = [*options(tmp_path / "other", None), "--http", f"unix:{web.path}:mode=660"]
+        arguments = options(tmp_path / "other", None, "--http", f"unix:{web.path}:mode=660")
         ended = run(tmp_path / "other", "-n", "--pidfile=", "fooproxy", *arguments)
         assert ended.returncode == 1
         assert f"cannot listen on unix:{web.path}" in ended.stderr

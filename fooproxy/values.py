@@ -1,0 +1,77 @@
+"""What makes an option's value of its text, or says what is wrong with the text and what would be right.
+
+Each check raises a `ValueError` that quotes the text; who says where the text came from is `fooproxy.options`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.relay.admission import network
+
+__all__ = ["listening", "network", "path", "positive_seconds", "seconds", "sessions", "switch", "upstream"]
+
+_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def listening(text: str) -> str:
+    """Check an ADDRESS to listen on; it stays as it was written."""
+    # Imported late: by now a --reactor option has been heard.
+    from twisted.internet import reactor
+
+    server_endpoint(reactor, text)
+    return text
+
+
+def upstream(text: str) -> str:
+    """Check an ADDRESS to connect to; it stays as it was written."""
+    from twisted.internet import reactor
+
+    client_endpoint(reactor, text)
+    return text
+
+
+def seconds(text: str) -> float:
+    """Read a time, which may be 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{text!r} is not a time; expected seconds, such as 10 or 2.5")
+    return found
+
+
+def positive_seconds(text: str) -> float:
+    """Read a time that must leave some time."""
+    found = seconds(text)
+    if not found:
+        raise ValueError(f"{text!r} is too short; expected more than 0 seconds, such as 5 or 0.5")
+    return found
+
+
+def sessions(text: str) -> int | None:
+    """Read a number of sessions; `None` for ``auto``."""
+    if text == "auto":
+        return None
+    # int() takes underscores, blanks and other scripts' digits as well.
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+        raise ValueError(f"{text!r} is not a number of sessions; expected 1 to 999999999, or auto")
+    return int(text)
+
+
+def path(text: str) -> str:
+    """Check the path of a file."""
+    if not text:
+        raise ValueError("'' does not name a file; expected a path such as .data/recovery.json")
+    return text
+
+
+def switch(text: str) -> bool:
+    """Read whether a flag is on."""
+    try:
+        return _SWITCH[text.lower()]
+    except KeyError:
+        raise ValueError(f"{text!r} is neither on nor off; expected one of {', '.join(_SWITCH)}") from None
