@@ -221,6 +221,9 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
                 "reject' in the load balancer"
             )
 
+    # Twisted leaves the letter to those who have no use for it.
+    opt_h = usage.Options.opt_help
+
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
         print(f"fooproxy {__version__}")

@@ -135,8 +135,9 @@ def test_a_refused_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -
     assert "--recovery-path" in line
 
 
-def test_help_tells_of_each_option(tmp_path: Path) -> None:
-    end = run(tmp_path, "fooproxy", "--help")
+@pytest.mark.parametrize("form", ["--help", "-h"])
+def test_help_tells_of_each_option(tmp_path: Path, form: str) -> None:
+    end = run(tmp_path, "-n", "fooproxy", form)
     assert end.returncode == 0
     for option in OPTIONS:
         assert f"--{option.name}" in end.stdout
