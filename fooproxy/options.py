@@ -6,6 +6,7 @@ A new option is one more declaration here, and its use in the service.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from fooproxy import __version__, values
 from fooproxy.net.addresses import host_port, is_introduced
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
 
@@ -58,6 +59,11 @@ class Option:
     def form(self) -> str:
         """How it is written on the command line: ``--listen ADDRESS``."""
         return f"--{self.name} {self.unit}".rstrip()
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that is asked when the command line does not have the option."""
+        return f"FOOPROXY_{self.name.upper().replace('-', '_')}"
 
     @property
     def shown_default(self) -> str:
@@ -169,7 +175,7 @@ OPTIONS = (
 
 
 class Options(usage.Options):
-    """The options' values, by name.
+    """The options' values, by name: the command line decides, then `environment`, then the default.
 
     Until the command line has been parsed, they are the defaults' texts.
     """
@@ -180,13 +186,16 @@ Relays the Foo protocol between clients and a server, counts the messages, and s
 standard output at SIGUSR2, and over HTTP.
 
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
-unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002."""
+unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
+
+An option that is not given is taken from its environment variable: FOOPROXY_CONNECT_TIMEOUT is --connect-timeout."""
 
     optParameters = [[each.name, each.short, each.shown_default, each.help] for each in OPTIONS if not each.is_flag]
     optFlags = [[each.name, each.short, each.help] for each in OPTIONS if each.is_flag]
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         super().__init__()
+        self._environment = environment
         # Where the parser puts what it finds, by the long names.
         self.opts = _Given()  # type: ignore[assignment]
 
@@ -212,13 +221,14 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         listen, forward = host_port(self["listen"]), host_port(self["forward"])
         if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
             raise usage.UsageError(
-                f"--forward: {self['forward']!r} is where the proxy itself listens; expected the Foo server's address"
+                f"{self._source('forward')}: {self['forward']!r} is where the proxy itself listens; "
+                "expected the Foo server's address"
             )
         if self["allow"] and is_introduced(self["listen"]):
             raise usage.UsageError(
-                f"--allow: cannot be combined with --listen {self['listen']}, where the client's address arrives too "
-                "late to refuse it; expected --listen without haproxy:, or a rule such as 'tcp-request connection "
-                "reject' in the load balancer"
+                f"{self._source('allow')}: cannot be combined with {self._source('listen')} {self['listen']}, where "
+                "the client's address arrives too late to refuse it; expected an address without haproxy:, or a rule "
+                "such as 'tcp-request connection reject' in the load balancer"
             )
 
     # Twisted leaves the letter to those who have no use for it.
@@ -230,15 +240,23 @@ unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy
         raise SystemExit(0)
 
     def _value(self, option: Option) -> Any:
-        texts = self.opts.get(option.name) or (option.default.split() if option.repeats else [option.default])
-        if len(texts) > 1 and not option.repeats:
-            which = "" if option.is_flag else f" ({', '.join(map(repr, texts))})"
-            raise usage.UsageError(f"--{option.name}: given {len(texts)} times{which}; expected it once at most")
+        given = self.opts.get(option.name, [])
+        if len(given) > 1 and not option.repeats:
+            which = "" if option.is_flag else f" ({', '.join(map(repr, given))})"
+            raise usage.UsageError(f"--{option.name}: given {len(given)} times{which}; expected it once at most")
+        # What is empty there is not set: a container cannot take away a variable that its image has.
+        text = self._environment.get(option.variable) or option.default
         try:
-            found = [option.check(text) for text in texts]
+            found = [option.check(each) for each in given or (text.split() if option.repeats else [text])]
         except ValueError as error:
-            raise usage.UsageError(f"--{option.name}: {error}") from error
+            raise usage.UsageError(f"{self._source(option.name)}: {error}") from error
         return found if option.repeats else found[0]
+
+    def _source(self, name: str) -> str:
+        """Name the place that an operator has to change for another value."""
+        (option,) = (option for option in OPTIONS if option.name == name)
+        from_environment = name not in self.opts and self._environment.get(option.variable)
+        return option.variable if from_environment else f"--{name}"
 
 
 class _Given(dict[str, Any]):

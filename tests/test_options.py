@@ -16,17 +16,17 @@ from fooproxy.options import OPTIONS, Option, Options
 README = Path(__file__).resolve().parents[1] / "README.rst"
 
 
-def parsed(*arguments: str) -> Options:
-    """Parse a command line."""
-    options = Options()
+def parsed(*arguments: str, **environment: str) -> Options:
+    """Parse a command line, in an environment."""
+    options = Options(environment)
     options.parseOptions(arguments)
     return options
 
 
-def refusal(*arguments: str) -> str:
+def refusal(*arguments: str, **environment: str) -> str:
     """Parse a command line that is refused; give what is said about it."""
     with pytest.raises(UsageError) as refused:
-        parsed(*arguments)
+        parsed(*arguments, **environment)
     return str(refused.value)
 
 
@@ -73,6 +73,93 @@ def test_an_option_has_a_default_or_a_word_for_having_none(option: Option) -> No
 def test_no_two_options_have_a_form_in_common() -> None:
     forms = ["help", "version", "h", *(form for option in OPTIONS for form in (option.name, option.short) if form)]
     assert len(set(forms)) == len(forms)
+
+
+SAMPLES = {
+    "ADDRESS": "127.0.0.1:7",
+    "SESSIONS": "7",
+    "FILE": "/var/lib/foo.json",
+    "SECONDS": "7",
+    "NETWORK": "192.0.2.7",
+    "": "on",
+}
+"""A value of each kind that is no option's default."""
+
+
+@each
+def test_an_option_is_taken_from_its_environment_variable(option: Option) -> None:
+    text = SAMPLES[option.unit]
+    value = parsed(**{option.variable: text})[option.name]
+    assert value == ([option.check(text)] if option.repeats else option.check(text))
+    assert value != parsed()[option.name]
+
+
+@each
+def test_the_command_line_comes_before_the_environment(option: Option) -> None:
+    text = SAMPLES[option.unit]
+    given = [f"--{option.name}"] if option.is_flag else [f"--{option.name}", text]
+    wrong = "off" if option.is_flag else "nonsense"
+    assert parsed(*given, **{option.variable: wrong})[option.name] == parsed(*given)[option.name]
+
+
+@each
+def test_an_empty_variable_is_as_good_as_none(option: Option) -> None:
+    assert parsed(**{option.variable: ""})[option.name] == parsed()[option.name]
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "right"),
+    [
+        ("FOOPROXY_LISTEN", "nonsense", "host:port"),
+        ("FOOPROXY_HTTP", "70000", "ports go up to 65535"),
+        ("FOOPROXY_CONNECT_TIMEOUT", "0", "more than 0 seconds"),
+        ("FOOPROXY_IDLE_TIMEOUT", "soon", "such as 10 or 2.5"),
+        ("FOOPROXY_MAX_CONNECTIONS", "many", "1 to 999999999, or auto"),
+        ("FOOPROXY_ALLOW", "everybody", "192.0.2.0/24"),
+        ("FOOPROXY_LOG_SESSIONS", "maybe", "1, true, yes, on, 0, false, no, off"),
+    ],
+)
+def test_a_wrong_variable_is_refused_with_its_value_and_what_would_be_right(
+    variable: str, text: str, right: str
+) -> None:
+    line = refusal(**{variable: text})
+    assert line.startswith(f"{variable}: {text!r} ") and right in line
+
+
+@pytest.mark.parametrize("text", ["1", "true", "yes", "on", "ON", "True"])
+def test_a_flag_is_on_by_its_variable(text: str) -> None:
+    assert parsed(FOOPROXY_LOG_SESSIONS=text)["log-sessions"] is True
+
+
+@pytest.mark.parametrize("text", ["0", "false", "no", "off", "Off"])
+def test_a_flag_is_off_by_its_variable(text: str) -> None:
+    assert parsed(FOOPROXY_LOG_SESSIONS=text)["log-sessions"] is False
+
+
+def test_a_variable_repeats_an_option_by_whitespace() -> None:
+    found = parsed(FOOPROXY_ALLOW=" 192.0.2.0/24\t::1\n")["allow"]
+    assert list(map(str, found)) == ["192.0.2.0/24", "::1/128"]
+
+
+def test_a_conflict_between_two_variables_names_both() -> None:
+    line = refusal(FOOPROXY_ALLOW="192.0.2.7", FOOPROXY_LISTEN="haproxy:tcp:8002")
+    assert line.startswith("FOOPROXY_ALLOW: ") and "FOOPROXY_LISTEN haproxy:tcp:8002" in line
+
+
+def test_variables_that_are_not_options_are_ignored() -> None:
+    # What Kubernetes sets for a Service called fooproxy, and what our systemd unit sets.
+    strangers = {
+        "FOOPROXY_PORT": "tcp://10.0.0.1:8002",
+        "FOOPROXY_PORT_8002_TCP": "tcp://10.0.0.1:8002",
+        "FOOPROXY_SERVICE_HOST": "10.0.0.1",
+        "FOOPROXY_OPTIONS": "--listen nonsense",
+    }
+    assert dict(parsed(**strangers)) == dict(parsed())
+
+
+@each
+def test_an_options_variable_is_not_one_that_others_set(option: Option) -> None:
+    assert not re.match("FOOPROXY_(OPTIONS$|PORT|SERVICE)", option.variable)
 
 
 ONCE: list[Any] = [option for option in OPTIONS if not option.repeats]

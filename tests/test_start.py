@@ -53,6 +53,13 @@ def test_a_wrong_value_is_refused_with_one_line(tmp_path: Path, option: str, val
     assert option in line and named in line
 
 
+@pytest.mark.parametrize("command", [(*TWISTD, "-n"), TWIST], ids=["twistd", "twist"])
+def test_a_wrong_environment_variable_is_refused_with_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
+    end = run(tmp_path, "fooproxy", command=("env", "FOOPROXY_IDLE_TIMEOUT=soon", *command))
+    assert (end.returncode, end.stdout) == (2, "")
+    assert re.fullmatch("fooproxy: FOOPROXY_IDLE_TIMEOUT: 'soon' is not a time; expected .*\n", end.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(["8002"], "8002"), (["--lisen", "8002"], "lisen"), (["--listen"], "listen")],

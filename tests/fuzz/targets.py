@@ -84,7 +84,7 @@ def _reference(stream: bytearray) -> list[int]:
 def options(data: bytes) -> None:
     """Parse a command line, its arguments separated by newlines: it is good, a usage error, or asks for help."""
     arguments = data.decode("utf-8", "surrogateescape").split("\n")
-    parsed = Options()
+    parsed = Options({})
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         try:
             parsed.parseOptions(arguments)

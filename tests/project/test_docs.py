@@ -148,9 +148,14 @@ def setting(name: str, unit: Path = UNIT) -> str:
     return str(value)
 
 
+def environment(unit: Path = UNIT) -> dict[str, str]:
+    """Give the environment that the unit sets."""
+    settings = re.findall(r"^Environment=(.*)$", unit.read_text().replace("%S", "/var/lib"), re.MULTILINE)
+    return dict(word.split("=", 1) for text in settings for word in shlex.split(text))
+
+
 def test_the_socket_unit_is_what_the_command_line_with_it_asks_for() -> None:
-    (environment,) = shlex.split(setting("Environment", WITH_SOCKET))
-    options = environment.removeprefix("FOOPROXY_OPTIONS=").split()
+    options = environment(WITH_SOCKET)["FOOPROXY_OPTIONS"].split()
     assert options[options.index("--listen") + 1] == "systemd:domain=INET:index=0"
     host, port = setting("ListenStream", SOCKET).split(":")
     assert socket.inet_aton(host)
@@ -158,11 +163,9 @@ def test_the_socket_unit_is_what_the_command_line_with_it_asks_for() -> None:
 
 
 def test_the_units_command_line_is_one_that_the_proxy_takes() -> None:
-    (environment,) = shlex.split(setting("Environment"))
-    command = setting("ExecStart").replace("$FOOPROXY_OPTIONS", environment.removeprefix("FOOPROXY_OPTIONS="))
-    words = command.replace("%S", "/var/lib").split()
+    words = setting("ExecStart").replace("$FOOPROXY_OPTIONS", environment()["FOOPROXY_OPTIONS"]).split()
     assert words[1:4] == ["-n", "--pidfile=", "fooproxy"]
-    options = Options()
+    options = Options(environment())
     options.parseOptions(words[4:])
     assert options["recovery-path"] == "/var/lib/fooproxy/recovery.json"
     assert options["forward"] == ":8001"
