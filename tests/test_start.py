@@ -23,6 +23,9 @@ WRONG_OPTIONS = [
     ("--listen", "[::zz]:8001", "[::zz]:8001"),
     ("--listen", "systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
     ("--listen", "ssl:8002:privateKey=none.pem", "none.pem"),
+    *[(f"--{option}", "unix:", "unix:/run/foo.sock") for option in ADDRESSES],
+    ("--listen", "haproxy:unix:", "unix:/run/foo.sock"),
+    ("--http", f"unix:{'a' * 108}", "107 bytes"),
     ("--forward", "0", "'0'"),
     ("--forward", "tcp:no-port", "tcp:no-port"),
     ("--drain-timeout", "inf", "inf"),
@@ -43,6 +46,7 @@ def refuses(folder: Path, *arguments: str) -> str:
     assert end.stdout == ""
     assert "Traceback" not in end.stderr
     assert not pidfile.exists()
+    assert not (folder / ".lock").is_symlink()
     return end.stderr
 
 

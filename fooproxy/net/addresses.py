@@ -42,6 +42,9 @@ _INHERITED = re.compile(r"systemd:(.*:)?domain=INET6?(:.*)?")
 # Twisted's own 50 overflows when many clients come at once, and each client that is dropped waits a second.
 _BACKLOG = 4096
 
+_LONGEST_PATH = 107
+"""Bytes of a unix socket's path that the kernel takes."""
+
 # The words that start a description: "tcp:8001" names no host called tcp.
 _DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "stdio"})
 
@@ -58,8 +61,8 @@ def host_port(text: str) -> HostPort | None:
 
     :raises ValueError: a short form that names an impossible port or address.
     """
-    match = _SHORT.fullmatch(text)
-    if match is None or match["host"] in _DESCRIPTIONS:
+    match = _short(text)
+    if match is None:
         return None
     port = int(match["port"])
     if port > 65535:
@@ -67,6 +70,11 @@ def host_port(text: str) -> HostPort | None:
     if match["bracketed"] is not None and not isIPv6Address(match["bracketed"]):
         raise ValueError(f"{text!r} has no IPv6 address between its brackets; {_EXPECTED}")
     return HostPort(match["bracketed"] or match["host"] or "", port)
+
+
+def _short(text: str) -> re.Match[str] | None:
+    match = _SHORT.fullmatch(text)
+    return None if match is None or match["host"] in _DESCRIPTIONS else match
 
 
 def server_endpoint(
@@ -82,7 +90,7 @@ def server_endpoint(
     short = host_port(text)
     if short is None:
         if is_introduced(text):
-            return IntroducedEndpoint(_described(endpoints.serverFromString, reactor, text.partition(":")[2]))
+            return IntroducedEndpoint(_introducers(reactor, text))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):
             described.reactor = _Adopting(poller)
@@ -150,14 +158,46 @@ def shown(address: Any) -> str:
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
+def _introducers(reactor: Any, text: str) -> Any:
+    """Make the endpoint that those connect to who introduce clients."""
+    description = text.partition(":")[2]
+    if ":" not in description or _short(description) or is_introduced(description):
+        raise ValueError(
+            f"{text!r} is not an address; expected a Twisted endpoint description after haproxy:, "
+            "such as haproxy:tcp:8002"
+        )
+    return _described(endpoints.serverFromString, reactor, description)
+
+
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
     """Let Twisted parse a description; its many kinds of exceptions become one `ValueError`."""
     if ":" not in text:
         # Twisted would take "foo" for "tcp:foo" and complain about int().
         raise ValueError(f"{text!r} is not an address; {_EXPECTED}")
     try:
-        return from_string(reactor, text)
+        endpoint = from_string(reactor, text)
     except IndexError as error:
         raise ValueError(f"{text!r} names a socket that was not passed to this process") from error
     except Exception as error:
-        raise ValueError(f"{text!r} is not an address ({error}); {_EXPECTED}") from error
+        # A TypeError begins with the name of a function of Twisted's.
+        why = re.sub(r"^[\w.]+\(\) ", "", str(error))
+        raise ValueError(f"{text!r} is not an address ({why}); {_EXPECTED}") from error
+    _check_path(endpoint, text)
+    return endpoint
+
+
+def _check_path(endpoint: Any, text: str) -> None:
+    """Refuse a unix socket's path that no socket can have; Twisted would fail after it has left a lock there."""
+    if isinstance(endpoint, endpoints.UNIXServerEndpoint):
+        path = endpoint._address
+    elif isinstance(endpoint, endpoints.UNIXClientEndpoint):
+        path = endpoint._path
+    else:
+        return
+    if not path:
+        raise ValueError(
+            f"{text!r} has an empty path; expected unix: and the path of a socket, such as unix:/run/foo.sock"
+        )
+    length = len(os.fsencode(path))
+    if length > _LONGEST_PATH:
+        raise ValueError(f"{text!r} has a path of {length} bytes; expected a path of {_LONGEST_PATH} bytes at most")

@@ -74,6 +74,38 @@ def test_anything_else_is_refused_with_the_value_and_what_would_be_right(endpoin
     assert repr(text) in str(refusal.value)
 
 
+@pytest.mark.parametrize("endpoint", [server_endpoint, client_endpoint])
+def test_a_unix_socket_without_a_path_is_refused(endpoint: Any) -> None:
+    with pytest.raises(ValueError, match=r"'unix:' has an empty path; expected .* such as unix:/run/foo\.sock"):
+        endpoint(MemoryReactorClock(), "unix:")
+
+
+@pytest.mark.parametrize("text", ["unix::mode=660", "unix:address=", "haproxy:unix:"])
+def test_an_empty_path_is_found_wherever_a_server_may_have_one(text: str) -> None:
+    with pytest.raises(ValueError, match="has an empty path"):
+        server_endpoint(MemoryReactorClock(), text)
+
+
+@pytest.mark.parametrize("endpoint", [server_endpoint, client_endpoint])
+def test_a_unix_socket_with_a_path_that_the_kernel_does_not_take_is_refused(endpoint: Any) -> None:
+    endpoint(MemoryReactorClock(), "unix:/" + "a" * 106)
+    # Bytes count, not characters.
+    with pytest.raises(ValueError, match="a path of 108 bytes; expected a path of 107 bytes at most"):
+        endpoint(MemoryReactorClock(), "unix:/" + "a" * 105 + "\u00e9")
+
+
+@pytest.mark.parametrize("text", ["haproxy:8002", "haproxy::8002", "haproxy:foo", "haproxy:haproxy:tcp:8002"])
+def test_what_is_no_description_after_haproxy_is_refused_as_a_whole(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected .* such as haproxy:tcp:8002") as refusal:
+        server_endpoint(MemoryReactorClock(), text)
+    assert repr(text) in str(refusal.value)
+
+
+def test_a_wrong_argument_in_a_description_is_told_without_twisteds_functions() -> None:
+    with pytest.raises(ValueError, match=r"\(got an unexpected keyword argument 'mode'\)"):
+        client_endpoint(MemoryReactorClock(), "unix:/run/foo.sock:mode=660")
+
+
 def test_nothing_can_connect_to_port_0() -> None:
     with pytest.raises(ValueError, match="port 0"):
         client_endpoint(MemoryReactorClock(), "0")
