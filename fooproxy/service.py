@@ -105,7 +105,7 @@ class ProxyService(Service):
 
     def setServiceParent(self, parent: Any) -> None:
         """Join the application."""
-        self._launch.direct_log(parent)
+        self._launch.prepare(parent)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
@@ -140,6 +140,7 @@ class ProxyService(Service):
             self._answer(number, self._stop)
             # Once more later than the reactor, which sets its own handlers as it starts.
             self._reactor.callWhenRunning(self._answer, number, self._stop)
+        self._launch.succeeded()
         # Last, so that whoever waits for these lines may send any signal.
         self._reactor.callWhenRunning(self._announce)
 

@@ -126,15 +126,31 @@ def test_a_recovery_path_where_nothing_can_be_written_is_refused_with_one_line(t
     assert "--recovery-path" in line and path in line
 
 
-def test_a_daemon_that_cannot_start_tells_its_caller_by_the_exit_status(tmp_path: Path) -> None:
+def daemon(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Start a daemon that refuses to."""
+    arguments = ["--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy", *options(folder, None, *more)]
+    end = run(folder, *arguments)
+    assert (end.returncode, end.stdout) == (1, "")
+    assert not (folder / "foo.pid").exists()
+    return end
+
+
+def test_a_daemon_that_cannot_start_tells_its_caller_in_the_line_of_its_log(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         address = f"127.0.0.1:{busy.getsockname()[1]}"
-        arguments = ["--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy"]
-        end = run(tmp_path, *arguments, *options(tmp_path, None, "--listen", address))
-    assert end.returncode == 1
-    assert "Traceback" not in end.stdout + end.stderr
-    assert address in critical((tmp_path / "foo.log").read_text())
-    assert not (tmp_path / "foo.pid").exists()
+        end = daemon(tmp_path, "--listen", address)
+    line = f"cannot listen on {address}: Address already in use; choose another address with --listen"
+    assert end.stderr == f"fooproxy: {line}\n"
+    assert critical((tmp_path / "foo.log").read_text()).endswith(f"#critical] {line}")
+
+
+def test_a_daemon_that_cannot_start_tells_its_caller_all_of_a_long_line(tmp_path: Path) -> None:
+    (tmp_path / "fil\u00e9").touch()
+    path = f"{tmp_path}/fil\u00e9/{'deep/' * 50}recovery.json"
+    end = daemon(tmp_path, "--recovery-path", path)
+    assert end.stderr.startswith(f"fooproxy: cannot keep statistics in {path}: ")
+    assert end.stderr.endswith("name a file that can be written with --recovery-path\n")
+    assert end.stderr.count("\n") == 1
 
 
 def test_a_refused_start_does_not_stand_in_the_way_of_the_next(tmp_path: Path) -> None:
