@@ -19,11 +19,11 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
-from twisted.python.failure import Failure
 
 from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.net.addresses import client_endpoint, is_polled, server_endpoint, shown
+from fooproxy.net.listening import listen_now
 from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
@@ -47,7 +47,7 @@ from fooproxy.web.resource import Web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+    from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
     from twisted.internet.protocol import ClientFactory
 
     from fooproxy.relay.leg import Leg
@@ -197,14 +197,14 @@ class ProxyService(Service):
         return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds))
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
-        port: IListeningPort | Failure = _result_now(endpoint, factory)
-        if isinstance(port, Failure):
-            reason = getattr(port.value, "socketError", port.value)
+        try:
+            return listen_now(endpoint, factory)
+        except Exception as error:
+            reason = getattr(error, "socketError", error)
             self._launch.refuse(
                 f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
-        return port
 
     def _or_refuse(self, step: Callable[[], None]) -> None:
         try:
@@ -271,13 +271,6 @@ class ProxyService(Service):
 def _observer(leg: Leg) -> SessionStats:
     """Give the observer that the service itself made for the leg's session."""
     return cast("SessionStats", cast("Session", leg.session).observer)
-
-
-def _result_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> Any:
-    """Listen; Twisted's own endpoints do so at once."""
-    results: list[Any] = []
-    endpoint.listen(factory).addBoth(results.append)
-    return results[0]
 
 
 def _listening(port: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -104,6 +105,26 @@ def test_a_busy_port_is_refused_with_one_line(tmp_path: Path, option: str) -> No
 def test_an_address_that_cannot_be_had_is_refused_with_one_line(tmp_path: Path, address: str, reason: str) -> None:
     line = critical(refuses(tmp_path, *options(tmp_path, None, "--listen", address)))
     assert "--listen" in line and address in line and reason in line
+
+
+def test_a_unix_socket_that_cannot_be_had_leaves_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "foo.sock"
+    path.write_text("not a socket")
+    line = critical(refuses(tmp_path, *options(tmp_path, None, "--listen", f"unix:{path}")))
+    assert f"cannot listen on unix:{path}: Address already in use" in line
+    assert not Path(f"{path}.lock").is_symlink()
+    assert path.read_text() == "not a socket"
+
+
+@pytest.mark.parametrize("more", ["", ":lockfile=0"])
+def test_a_unix_socket_that_another_process_has_keeps_its_lock(tmp_path: Path, more: str) -> None:
+    path, lock = tmp_path / "foo.sock", tmp_path / "foo.sock.lock"
+    lock.symlink_to(str(os.getpid()))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        line = critical(refuses(tmp_path, *options(tmp_path, None, "--listen", f"unix:{path}{more}")))
+    assert f"cannot listen on unix:{path}" in line
+    assert lock.readlink() == Path(str(os.getpid()))
 
 
 def test_a_directory_in_place_of_the_recovery_file_is_refused_with_one_line(tmp_path: Path) -> None:

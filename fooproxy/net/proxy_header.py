@@ -74,6 +74,7 @@ class Introduced(HAProxyProtocolWrapper):
 class IntroducedFactory(HAProxyWrappingFactory):
     """Makes them."""
 
+    noisy = False
     protocol = Introduced  # type: ignore[assignment]
 
 
