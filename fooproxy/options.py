@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
+from getopt import GetoptError
 from typing import TYPE_CHECKING, Any
 
 from twisted.python import usage
@@ -83,7 +84,7 @@ OPTIONS = (
         unit="ADDRESS",
         default=":8002",
         check=values.listening,
-        meaning="ADDRESS where clients connect.",
+        meaning="ADDRESS to listen on for clients.",
     ),
     Option(
         name="forward",
@@ -98,7 +99,7 @@ OPTIONS = (
         unit="ADDRESS",
         default="127.0.0.1:8088",
         check=values.listening,
-        meaning="ADDRESS of the statistics page (127.0.0.1 if it names no host).",
+        meaning="ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host).",
     ),
     Option(
         name="max-connections",
@@ -147,7 +148,7 @@ OPTIONS = (
         unit="SECONDS",
         default="60",
         check=values.positive_seconds,
-        meaning="Close a session if one side reads none of the data waiting for it for this many seconds.",
+        meaning="Close a session when one side has read none of its pending data for this many seconds.",
     ),
     Option(
         name="drain-timeout",
@@ -169,7 +170,7 @@ OPTIONS = (
         name="log-sessions",
         default="off",
         check=values.switch,
-        meaning="Log the end of every session, with its counts, and not only of those that failed.",
+        meaning="Log the end of every session with its counts, not just of sessions that failed.",
     ),
 )
 
@@ -182,13 +183,13 @@ class Options(usage.Options):
 
     synopsis = "[options]"
     longdesc = """\
-Relays the Foo protocol between clients and a server, counts the messages, and shows the statistics: as JSON on
-standard output at SIGUSR2, and over HTTP.
+Relays the Foo protocol between clients and a server, counts messages, and reports statistics: as JSON on standard
+output on SIGUSR2, and over HTTP.
 
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
 
-An option that is not given is taken from its environment variable: FOOPROXY_CONNECT_TIMEOUT is --connect-timeout."""
+An option not given on the command line is read from the environment: FOOPROXY_CONNECT_TIMEOUT for --connect-timeout."""
 
     optParameters = [[each.name, each.short, each.shown_default, each.help] for each in OPTIONS if not each.is_flag]
     optFlags = [[each.name, each.short, each.help] for each in OPTIONS if each.is_flag]
@@ -204,9 +205,11 @@ An option that is not given is taken from its environment variable: FOOPROXY_CON
         try:
             super().parseOptions(options)
         except usage.UsageError as error:
+            # getopt says what is wrong, but not what would be right.
+            hint = " (see --help)" if isinstance(error.__context__, GetoptError) else ""
             if getattr(self, "parent", None) is None:
-                raise
-            print(f"fooproxy: {error}", file=sys.stderr)
+                raise usage.UsageError(f"{error}{hint}") from error
+            print(f"fooproxy: {error}{hint}", file=sys.stderr)
             raise SystemExit(2) from None
 
     def parseArgs(self, *arguments: str) -> None:
@@ -243,7 +246,7 @@ An option that is not given is taken from its environment variable: FOOPROXY_CON
         given = self.opts.get(option.name, [])
         if len(given) > 1 and not option.repeats:
             which = "" if option.is_flag else f" ({', '.join(map(repr, given))})"
-            raise usage.UsageError(f"--{option.name}: given {len(given)} times{which}; expected it once at most")
+            raise usage.UsageError(f"--{option.name}: given {len(given)} times{which}; expected only once")
         # What is empty there is not set: a container cannot take away a variable that its image has.
         text = self._environment.get(option.variable) or option.default
         try:

@@ -40,7 +40,7 @@ def seconds(text: str) -> float:
     except ValueError:
         found = math.nan
     if not 0 <= found < math.inf:
-        raise ValueError(f"{text!r} is not a time; expected seconds, such as 10 or 2.5")
+        raise ValueError(f"{text!r} is not a time; expected a number of seconds, such as 10 or 2.5")
     return found
 
 

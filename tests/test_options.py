@@ -38,7 +38,9 @@ each = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name
 def rows() -> list[tuple[str, ...]]:
     """All rows of all tables in the README."""
     readme = publish_doctree(README.read_text())
-    return [tuple(cell.astext() for cell in row.findall(nodes.entry)) for row in readme.findall(nodes.row)]
+    return [
+        tuple(" ".join(cell.astext().split()) for cell in row.findall(nodes.entry)) for row in readme.findall(nodes.row)
+    ]
 
 
 @each
@@ -111,7 +113,7 @@ def test_an_empty_variable_is_as_good_as_none(option: Option) -> None:
     ("variable", "text", "right"),
     [
         ("FOOPROXY_LISTEN", "nonsense", "host:port"),
-        ("FOOPROXY_HTTP", "70000", "ports go up to 65535"),
+        ("FOOPROXY_HTTP", "70000", "expected a port up to 65535"),
         ("FOOPROXY_CONNECT_TIMEOUT", "0", "more than 0 seconds"),
         ("FOOPROXY_IDLE_TIMEOUT", "soon", "such as 10 or 2.5"),
         ("FOOPROXY_MAX_CONNECTIONS", "many", "1 to 999999999, or auto"),

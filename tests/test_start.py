@@ -72,7 +72,7 @@ def test_a_wrong_environment_variable_is_refused_with_one_line(tmp_path: Path, c
 )
 def test_a_wrong_command_line_is_refused_with_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
     (line,) = refuses(tmp_path, *arguments).splitlines()
-    assert line.startswith("fooproxy: ") and named in line
+    assert line.startswith("fooproxy: ") and named in line and line.endswith("(see --help)")
 
 
 @pytest.mark.parametrize("listen", ["haproxy:tcp:8002", "HAProxy:tcp:8002"])

@@ -66,9 +66,9 @@ def host_port(text: str) -> HostPort | None:
         return None
     port = int(match["port"])
     if port > 65535:
-        raise ValueError(f"{text!r} names port {port}; ports go up to 65535")
+        raise ValueError(f"{text!r} names port {port}; expected a port up to 65535")
     if match["bracketed"] is not None and not isIPv6Address(match["bracketed"]):
-        raise ValueError(f"{text!r} has no IPv6 address between its brackets; {_EXPECTED}")
+        raise ValueError(f"{text!r} does not have an IPv6 address in its brackets; {_EXPECTED}")
     return HostPort(match["bracketed"] or match["host"] or "", port)
 
 
@@ -117,7 +117,7 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
         return described
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
-        raise ValueError(f"{text!r} names port 0, which nothing can connect to")
+        raise ValueError(f"{text!r} names port 0, which nothing can connect to; expected the server's port")
     if poller is not None:
         to_address = partial(ClientEndpoint, poller, port)
         literal = isIPAddress(host) or isIPv6Address(host)
@@ -177,7 +177,10 @@ def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) 
     try:
         endpoint = from_string(reactor, text)
     except IndexError as error:
-        raise ValueError(f"{text!r} names a socket that was not passed to this process") from error
+        raise ValueError(
+            f"{text!r} names a socket that was not passed to this process; "
+            "expected the index or the name of one that systemd passes"
+        ) from error
     except Exception as error:
         # A TypeError begins with the name of a function of Twisted's.
         why = re.sub(r"^[\w.]+\(\) ", "", str(error))

@@ -86,7 +86,7 @@ def network(text: str) -> Network:
             f"{text!r} is not a network; expected one such as 192.0.2.0/24, 2001:db8::/32 or 192.0.2.7"
         ) from None
     if found.network_address != ipaddress.ip_interface(text).ip:
-        raise ValueError(f"{text!r} has bits beyond its prefix; did you mean {found}?")
+        raise ValueError(f"{text!r} has bits set beyond its prefix; expected {found}, or an address alone")
     if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= 96 and found.network_address.ipv4_mapped:
         return ipaddress.IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - 96))
     return found
