@@ -18,6 +18,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 
+from fooproxy.driver.figures import duration_text
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from typing import NoReturn
@@ -64,7 +66,7 @@ class Child(ProcessProtocol):
         """
 
         def explain(_: object, seconds: float) -> NoReturn:
-            raise ChildError(f"{self._name} did not say {pattern!r} within {seconds:g} s")
+            raise ChildError(f"{self._name} did not say {pattern!r} within {duration_text(seconds)}")
 
         line: Deferred[re.Match[str]] = Deferred(lambda _: self._expected.remove(expected))
         expected = (stream, re.compile(pattern), line)

@@ -17,6 +17,7 @@ from twisted.internet.protocol import Factory
 
 from fooproxy.driver import command
 from fooproxy.driver.conversation import ClientError, Conversation, Script
+from fooproxy.driver.figures import duration_text
 from fooproxy.driver.progress import Progress
 from fooproxy.driver.tally import Tally
 from fooproxy.net.addresses import client_endpoint
@@ -111,7 +112,7 @@ def _reason(error: Exception, timeout: float) -> str:
     number = getattr(error, "osError", None)
     if isinstance(number, int):
         return os.strerror(number)
-    return str(error) or f"no answer within {timeout:g} s"
+    return str(error) or f"no answer within {duration_text(timeout)}"
 
 
 async def run_shown(reactor: Any, client: Client, total: int) -> Tally:

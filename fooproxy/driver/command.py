@@ -8,6 +8,7 @@ until it has put away what it started.  Nothing here knows the Foo protocol.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import resource
@@ -116,6 +117,9 @@ def endpoint(option: str, make: Callable[[Any, str], _T], reactor: Any, text: st
 def run(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]]) -> NoReturn:
     """Run the command `name` on the reactor and exit with the status that `main` returns."""
     _allow_many_sockets()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot write "µs" gets "?s": no reason to fail.
+        sys.stdout.reconfigure(errors="replace")
     globalLogBeginner.beginLoggingTo([_Complaints(name)], redirectStandardIO=False, discardBuffer=True)
 
     def start(reactor: Any) -> Deferred[None]:

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer, I
 from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
+from fooproxy.driver.figures import duration_text
 from fooproxy.driver.messages import digest, request
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class Conversation(Protocol):
 
     def _timed_out(self) -> None:
         self._timeout = None
-        self._fail(f"no reply to REQ {self._in_flight[0].seq} within {self._script.timeout:g} s")
+        self._fail(f"no reply to REQ {self._in_flight[0].seq} within {duration_text(self._script.timeout)}")
 
     def _lost(self, how: str) -> None:
         if not self._over:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from fooproxy.driver.tally import Tally
 
+# In place of tqdm's own, which turns a rate below one per second into "2.00s/ requests".
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
 # Up to this many requests a dot each is still a picture and not a flood.
 _SMALL = 100
 
@@ -46,7 +49,7 @@ class _Bar:
         self._tally = tally
         # A log file gets a line now and then, a terminal a picture that moves.
         interval = 0.1 if sys.stderr.isatty() else 5.0
-        self._bar = _QuietBar(total=total, unit=" requests", mininterval=interval, miniters=0)
+        self._bar = _QuietBar(total=total, unit=" requests", mininterval=interval, miniters=0, bar_format=BAR_FORMAT)
 
     def show(self) -> None:
         self._bar.set_postfix_str(self._tally.latency_text(), refresh=False)

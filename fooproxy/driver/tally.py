@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from fooproxy.driver.figures import duration_text, rate_text
+
 _BUCKET = math.log(1.01)
 # Stands for every shorter latency, zero included; far below what a socket can do.
 _SHORTEST = 1e-7
@@ -78,11 +80,11 @@ class Tally:
     def latency_text(self) -> str:
         """Say what half and what nearly all of the requests waited."""
         median, nearly_all = self.latencies.percentile(50), self.latencies.percentile(99)
-        return f"latency p50 {median * 1000:.3g} ms, p99 {nearly_all * 1000:.3g} ms"
+        return f"latency p50 {duration_text(median)}, p99 {duration_text(nearly_all)}"
 
     def summary(self) -> str:
         """Sum the run up in one line."""
         return (
-            f"{self.answered} requests, {self.acks} ACK, {self.naks} NAK in {self.seconds:.3f} s: "
-            f"{self.rate:.0f} requests/s, {self.latency_text()}"
+            f"{self.answered} requests, {self.acks} ACK, {self.naks} NAK in {duration_text(self.seconds)}: "
+            f"{rate_text(self.rate)} requests/s, {self.latency_text()}"
         )
