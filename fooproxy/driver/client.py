@@ -17,7 +17,7 @@ from twisted.internet.protocol import Factory
 
 from fooproxy.driver import command
 from fooproxy.driver.conversation import ClientError, Conversation, Script
-from fooproxy.driver.figures import duration_text
+from fooproxy.driver.figures import counted, duration_text
 from fooproxy.driver.progress import Progress
 from fooproxy.driver.tally import Tally
 from fooproxy.net.addresses import client_endpoint
@@ -53,7 +53,7 @@ class Client:
         seed: int | None = None,
     ) -> None:
         if script.requests < connections:
-            raise ValueError(f"{script.requests} requests are too few for {connections} connections")
+            raise ValueError(f"too few requests for {counted(connections, 'connection')}: {script.requests}")
         self.tally = Tally()
         self._clock = clock
         self._endpoint = endpoint

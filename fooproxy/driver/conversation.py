@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IPullProducer, I
 from twisted.internet.protocol import Protocol, connectionDone
 from zope.interface import implementer
 
-from fooproxy.driver.figures import duration_text
+from fooproxy.driver.figures import counted, duration_text
 from fooproxy.driver.messages import digest, request
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Conversation(Protocol):
     def _lost(self, how: str) -> None:
         if not self._over:
             answered = self._next_seq - 1 - len(self._in_flight)
-            self._fail(f"{how} after {answered} of {self._script.requests} replies")
+            self._fail(f"{how} after {answered} of {counted(self._script.requests, 'reply', 'replies')}")
 
     def _fail(self, what: str) -> None:
         self._end()

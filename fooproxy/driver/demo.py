@@ -21,6 +21,7 @@ from twisted.internet.defer import CancelledError, FirstError, gatherResults
 from fooproxy.driver import command
 from fooproxy.driver.children import STDERR, STDOUT, Child, ChildError, running
 from fooproxy.driver.client import Client, ClientError, Script, run_shown
+from fooproxy.driver.figures import counted
 from fooproxy.net.addresses import client_endpoint
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ async def _run_clients(reactor: Any, options: Namespace, proxy: _Proxy) -> list[
     small = Client(reactor, endpoint, Script(20, fragment=True))
     tallies = [await run_shown(reactor, small, 20)]
     _say(tallies[-1].summary())
-    _say(f"\n{options.connections} connections, {options.pipeline} requests in flight on each:")
+    connections, requests = counted(options.connections, "connection"), counted(options.pipeline, "request")
+    _say(f"\n{connections}, {requests} in flight on each:")
     script = Script(options.requests, pipeline=options.pipeline)
     busy = Client(reactor, endpoint, script, connections=options.connections)
     tallies.append(await run_shown(reactor, busy, options.requests))

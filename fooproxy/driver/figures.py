@@ -1,4 +1,4 @@
-"""Writes figures for people: durations in a unit that suits them, and rates.
+"""Writes figures for people: durations in a unit that suits them, rates, and counts with their noun.
 
 Every text that the driver shows takes its figures from here, so that they all look alike.
 """
@@ -28,3 +28,8 @@ def duration_text(seconds: float) -> str:
 def rate_text(per_second: float) -> str:
     """Write a number per second: three digits of a low one, all whole digits of a high one."""
     return f"{per_second:.3g}" if per_second < 99.95 else f"{per_second:.0f}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Write ``1 request`` but ``2 requests``; `plural` is for nouns that take more than an "s"."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from fooproxy.driver.figures import duration_text, rate_text
+from fooproxy.driver.figures import counted, duration_text, rate_text
 
 _BUCKET = math.log(1.01)
 # Stands for every shorter latency, zero included; far below what a socket can do.
@@ -85,6 +85,6 @@ class Tally:
     def summary(self) -> str:
         """Sum the run up in one line."""
         return (
-            f"{self.answered} requests, {self.acks} ACK, {self.naks} NAK in {duration_text(self.seconds)}: "
+            f"{counted(self.answered, 'request')}, {self.acks} ACK, {self.naks} NAK in {duration_text(self.seconds)}: "
             f"{rate_text(self.rate)} requests/s, {self.latency_text()}"
         )

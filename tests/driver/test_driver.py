@@ -367,6 +367,14 @@ def test_a_reply_without_an_end_is_an_error() -> None:
     assert "no newline after 100000 bytes" in str(problems[0].value)
 
 
+def test_a_connection_lost_before_its_only_reply_is_told_in_the_singular() -> None:
+    _, conversation, _ = start(Script(1))
+    problems: list[Any] = []
+    conversation.finished.addErrback(problems.append)
+    conversation.readConnectionLost()
+    assert str(problems[0].value).endswith("after 0 of 1 reply")
+
+
 @in_reactor
 async def test_the_client_counts_every_right_reply() -> None:
     async with listening(FooServerFactory(reactor, nak_rate=0.5, seed=1)) as port:

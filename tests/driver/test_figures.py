@@ -1,4 +1,4 @@
-"""How the driver writes durations and rates, and where it uses them."""
+"""How the driver writes durations, rates and counts, and where it uses them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tqdm import tqdm
 from twisted.internet.task import Clock
 
-from fooproxy.driver.figures import duration_text, rate_text
+from fooproxy.driver.figures import counted, duration_text, rate_text
 from fooproxy.driver.progress import BAR_FORMAT, Progress
 from fooproxy.driver.tally import Tally
 
@@ -47,6 +47,22 @@ def test_no_duration_has_an_exponent(seconds: float) -> None:
 )
 def test_a_low_rate_keeps_its_digits(rate: float, text: str) -> None:
     assert rate_text(rate) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 sessions"), (1, "1 session"), (2, "2 sessions")])
+def test_only_one_is_singular(number: int, text: str) -> None:
+    assert counted(number, "session") == text
+
+
+def test_a_noun_may_have_a_plural_of_its_own() -> None:
+    assert counted(2, "reply", "replies") == "2 replies"
+
+
+def test_the_summary_of_one_request_is_in_the_singular() -> None:
+    tally = Tally()
+    tally.count_sent(0.0)
+    tally.count_answer(True, 0.0, 0.5)
+    assert tally.summary().startswith("1 request, 1 ACK, 0 NAK")
 
 
 def slow_run() -> Tally:
