@@ -21,12 +21,13 @@ from twisted.internet.defer import CancelledError, FirstError, gatherResults
 from fooproxy.driver import command
 from fooproxy.driver.children import STDERR, STDOUT, Child, ChildError, running
 from fooproxy.driver.client import Client, ClientError, Script, run_shown
+from fooproxy.driver.comparison import check_counts, table
 from fooproxy.driver.figures import counted
 from fooproxy.net.addresses import client_endpoint
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from fooproxy.driver.tally import Tally
@@ -96,21 +97,18 @@ async def _run_clients(reactor: Any, options: Namespace, proxy: _Proxy) -> list[
 
 
 async def _compare(reactor: Any, proxy: _Proxy, tallies: Sequence[Tally]) -> None:
-    """Show the proxy's report, and hold its counts and those of ``/stats`` against the client's.
+    """Show the client's figures beside the proxy's, and check the counts of the report and of ``/stats``.
 
     :raises Stop: they differ.
     """
     # By number: Twisted knows the names of a few other signals only.
     proxy.child.transport.signalProcess(signal.SIGUSR2)
     report = json.loads((await proxy.child.expect(STDOUT, r"^\{.*\}$"))[0])
-    _say("\nwhat the proxy printed on SIGUSR2:")
-    width = max(map(len, report))
-    for key, value in report.items():
-        _say(f"  {key:{width}}  {value}")
+    _say(f"\nboth runs together, as the client and the proxy saw them:\n{table(report, tallies)}")
     stats = await _fetch(reactor, f"{proxy.url}stats")
-    check_counts(report, tallies, "the report")
+    check_counts(report, tallies, "the report that SIGUSR2 prints")
     check_counts(stats, tallies, "/stats")
-    _say(f"\nthe report and /stats both count what the client sent and got: OK!\npage: {proxy.url}")
+    _say("\nthe proxy's counts, printed on SIGUSR2 and served at /stats, match the client's: OK!")
 
 
 async def _fetch(reactor: Any, url: str) -> Any:
@@ -123,22 +121,11 @@ async def _fetch(reactor: Any, url: str) -> Any:
         raise command.Stop(f"cannot fetch {url}: {error or type(error).__name__}") from error
 
 
-def check_counts(counts: Mapping[str, Any], tallies: Sequence[Tally], source: str) -> None:
-    """Hold what `source` says of the proxy's counts against the clients' tallies.
-
-    :raises Stop: they differ.
-    """
-    sent, acks, naks = (sum(getattr(tally, name) for tally in tallies) for name in ("sent", "acks", "naks"))
-    expected = {"msg_total": sent + acks + naks, "msg_req": sent, "msg_ack": acks, "msg_nak": naks}
-    wrong = [f"{key} is {counts.get(key)}, not {right}" for key, right in expected.items() if counts.get(key) != right]
-    if wrong:
-        raise command.Stop(f"{source} counts other than the client: {', '.join(wrong)}")
-
-
 async def _keep(reactor: Any, proxy: _Proxy) -> None:
     """Leave all running, with a trickle of traffic, until a signal comes."""
     proxy.child.forward = True
-    _say(f"\na trickle of requests goes on until Ctrl-C; kill -USR2 {proxy.child.transport.pid} prints a report")
+    _say(f"\npage: {proxy.url}")
+    _say(f"a trickle of requests goes on until Ctrl-C; kill -USR2 {proxy.child.transport.pid} prints a report")
     trickle = Client(reactor, client_endpoint(reactor, proxy.address), _TRICKLE, connections=2)
     try:
         await trickle.run()

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from fooproxy.driver.figures import counted, duration_text, rate_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _BUCKET = math.log(1.01)
 # Stands for every shorter latency, zero included; far below what a socket can do.
@@ -21,6 +25,14 @@ class Latencies:
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
+
+    @classmethod
+    def merged(cls, parts: Iterable[Latencies]) -> Latencies:
+        """Make the latencies of several runs together."""
+        whole = cls()
+        for part in parts:
+            whole._buckets.update(part._buckets)
+        return whole
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
