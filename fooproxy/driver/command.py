@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from twisted.internet import task
@@ -189,4 +190,6 @@ class _Complaints:
 def _allow_many_sockets() -> None:
     """Raise the soft limit of open files, often 1024, to the hard one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # The kernel refuses a hard limit above fs.nr_open, even one that is already in force.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -7,6 +7,7 @@ It knows nothing of any proxy.  Memory per connection is bounded: a client that 
 
 from __future__ import annotations
 
+import resource
 import sys
 from collections import deque
 from random import Random
@@ -20,6 +21,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from zope.interface import implementer
 
 from fooproxy.driver import command
+from fooproxy.driver.accepting import Acceptor
+from fooproxy.driver.figures import counted
 from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
 from fooproxy.net.addresses import server_endpoint
 
@@ -193,6 +196,11 @@ class FooServerFactory(Factory):
         protocol.closed.addCallback(lambda _: self._open.discard(protocol))
         return protocol
 
+    @property
+    def connections(self) -> int:
+        """Number of open connections."""
+        return len(self._open)
+
     async def disconnect(self) -> None:
         """Abort every connection and wait until they are gone."""
         protocols = list(self._open)
@@ -218,6 +226,8 @@ async def serve(reactor: Any, options: Namespace) -> int:
         cause = getattr(error, "socketError", error)
         reason = getattr(cause, "strerror", None) or cause
         raise command.Stop(f"cannot listen on {options.listen}: {reason}") from error
+    if hasattr(port, "socket"):
+        Acceptor(port, reactor, lambda error: _tell_exhausted(error, factory.connections, options))
     sys.stdout.write(f"listening on {_address(port.getHost())}\n")
     sys.stdout.flush()
     try:
@@ -226,6 +236,17 @@ async def serve(reactor: Any, options: Namespace) -> int:
         await maybeDeferred(port.stopListening)
         await factory.disconnect()
     return 0
+
+
+def _tell_exhausted(error: OSError, connections: int, options: Namespace) -> None:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    advice = "raise the limit (ulimit -Hn)"
+    if not options.close_after_fin:
+        advice += " or start with --close-after-fin; without it, connections stay open after the client's FIN"
+    sys.stderr.write(
+        f"foo-server: cannot accept more clients: {error.strerror} (file descriptor limit {limit}, "
+        f"{counted(connections, 'connection')} open); new clients wait until descriptors are free; {advice}\n"
+    )
 
 
 def _address(host: IAddress) -> str:

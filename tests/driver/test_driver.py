@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
 from random import Random
@@ -584,6 +584,44 @@ async def test_stopping_a_child_goes_on_when_it_is_cancelled() -> None:
         stopping.cancel()
         await stopping
         assert child.ended.called
+
+
+@asynccontextmanager
+async def limited_server(soft: int, hard: int) -> AsyncIterator[tuple[Child, int]]:
+    """Run foo-server with these limits of open files."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"
+    code = f"{limit}; from fooproxy.driver.server import main; main()"
+    async with running(reactor, "the server", code, ["--listen", "127.0.0.1:0"]) as child:
+        line = await child.expect(STDOUT, r"^listening on 127\.0\.0\.1:([0-9]+)$")
+        yield child, int(line[1])
+
+
+@in_reactor
+async def test_a_server_without_descriptors_says_so_once_and_lets_new_clients_wait() -> None:
+    async with limited_server(32, 32) as (child, port), AsyncExitStack() as opened:
+        said = child.expect(STDERR, r"^foo-server: cannot accept more clients: .*limit 32, .*--close-after-fin")
+        talkers = [await opened.enter_async_context(talking(port)) for _ in range(40)]
+        first, last = talkers[0], talkers[-1]
+        await said
+        noise = child.expect(STDERR, ".")
+        last.say(b"REQ 1\n")
+        first.say(b"REQ 1\n")
+        assert await first.lines(1) == [ack(1)]
+        assert not last.heard and not last.closed.called
+        for talker in talkers[:20]:
+            talker.transport.abortConnection()
+        assert await last.lines(1) == [ack(1)]
+        await child.stop()
+        with pytest.raises(ChildError):
+            await noise
+
+
+@in_reactor
+async def test_the_server_raises_its_soft_limit_of_open_files() -> None:
+    async with limited_server(32, 64) as (_, port), AsyncExitStack() as opened:
+        talkers = [await opened.enter_async_context(talking(port)) for _ in range(40)]
+        talkers[-1].say(b"REQ 1\n")
+        assert await talkers[-1].lines(1) == [ack(1)]
 
 
 @in_reactor
