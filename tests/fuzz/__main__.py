@@ -1,8 +1,8 @@
-"""Runs one target of `tests.fuzz.targets` under atheris, from its corpus on, for a while.
+"""Runs one target of `tests.fuzz.targets` under atheris, starting from the target's corpus.
 
-An input that fails is printed with its traceback and kept where ``--findings`` says, and the exit status is not 0; run
-the target on it again by naming the file.  What is new and interesting is kept in the folder ``--keep``, from where
-``--take`` adds to the corpus what covers more than the corpus does.
+An input that fails is printed with its traceback and saved in ``--findings``, and the exit status is not 0; to run the
+target on it again, name the file.  ``--keep`` saves inputs that reach new code or new hit counts; ``--take`` then adds
+to the corpus those of them that reach more code than the corpus does.
 """
 
 from __future__ import annotations
@@ -11,42 +11,82 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
+
+_LONGEST = 4096
+"""Bytes of an input that the fuzzer makes."""
 
 
 def main() -> None:
     """Fuzz; libFuzzer ends the process itself."""
-    # The names only: the targets are imported below, under the fuzzer's eyes.
-    names = sorted(folder.name for folder in CORPUS.iterdir())
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("target", choices=names)
-    parser.add_argument("inputs", nargs="*", help="run on these files only, and do not fuzz")
-    parser.add_argument("--seconds", type=int, default=60, help="how long (%(default)s)")
-    parser.add_argument("--findings", type=Path, default=Path(), help="folder for inputs that fail (this one)")
-    parser.add_argument("--keep", type=Path, help="folder for inputs that are interesting")
-    parser.add_argument("--take", type=Path, metavar="KEPT", help="add to the corpus what there covers more, and end")
-    chosen = parser.parse_args()
-
-    import atheris
-
+    chosen = _parser().parse_args()
+    atheris = _import_atheris()
+    # Not before: atheris instruments modules while they are imported.
     with atheris.instrument_imports(include=["fooproxy"]):
         from tests.fuzz.targets import TARGETS
 
     with tempfile.TemporaryDirectory(prefix="fooproxy-corpus-") as scratch:
+        corpus = CORPUS / chosen.target
         keep = chosen.keep or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
-        corpus = CORPUS / chosen.target
-        where = [keep, corpus] if chosen.take is None else ["-merge=1", corpus, chosen.take]
-        limits = [f"-max_total_time={chosen.seconds}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=4096"]
-        # By this libFuzzer runs itself once more where it has to, with options of its own.
-        again = f"{sys.executable} -m tests.fuzz {chosen.target} --"
-        findings = f"-artifact_prefix={chosen.findings / chosen.target}-"
-        atheris.Setup(
-            [again, *limits, findings, *map(str, chosen.inputs or where)],
-            TARGETS[chosen.target],
-        )
+        options = [f"-max_total_time={chosen.seconds}", "-timeout=10", "-rss_limit_mb=1024"]
+        options.append(f"-artifact_prefix={chosen.findings / chosen.target}-")
+        if chosen.inputs:
+            options += chosen.inputs
+        elif chosen.take:
+            options += [*_merge(corpus, chosen.take), str(corpus), str(chosen.take)]
+        else:
+            options += [f"-max_len={_LONGEST}", str(keep), str(corpus)]
+        # libFuzzer runs this command, with more options, when it needs a process of its own, as merging does.
+        command = f"{sys.executable} -m tests.fuzz {chosen.target} --"
+        atheris.Setup([command, *options], TARGETS[chosen.target])
         atheris.Fuzz()
+
+
+def _parser() -> argparse.ArgumentParser:
+    # From the folders: the targets themselves must not be imported before atheris.
+    names = sorted(folder.name for folder in CORPUS.iterdir())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description="Fuzz one target with atheris, guided by coverage."
+    )
+    add = parser.add_argument
+    add("target", choices=names, help="what to fuzz")
+    add("inputs", nargs="*", metavar="FILE", help="run the target on these files only, without fuzzing")
+    add("--seconds", type=int, default=60, metavar="N", help="fuzz for this many seconds (default: %(default)s)")
+    add("--findings", type=Path, default=Path(), metavar="DIR", help="save inputs that fail here (default: .)")
+    add("--keep", type=Path, metavar="DIR", help="save inputs that reach new code or new hit counts here")
+    add("--take", type=_directory, metavar="DIR", help="add inputs from here to the corpus if they reach new code")
+    return parser
+
+
+def _directory(text: str) -> Path:
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a directory")
+    return path
+
+
+def _import_atheris() -> Any:
+    try:
+        import atheris
+    except ImportError as error:
+        sys.exit(
+            f"python -m tests.fuzz: cannot import atheris ({error}); install it with: "
+            f"{sys.executable} -m pip install -e '.[test,fuzz]' (wheels: CPython 3.11 and later on Linux x86-64)"
+        )
+    return atheris
+
+
+def _merge(corpus: Path, taken: Path) -> list[str]:
+    """Make libFuzzer's options for a merge that adds an input only if it reaches code that the corpus does not.
+
+    Without ``-use_counters=0`` the same code run more often counts as new.  An input longer than ``-max_len`` would be
+    measured by its beginning alone.
+    """
+    sizes = [path.stat().st_size for folder in (corpus, taken) for path in folder.rglob("*") if path.is_file()]
+    return ["-merge=1", "-use_counters=0", f"-max_len={max(sizes, default=_LONGEST)}"]
 
 
 if __name__ == "__main__":
