@@ -671,6 +671,17 @@ def test_a_wrong_option_is_told_in_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("main", [server.main, client.main, demo.main])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_h_is_short_for_help(
+    main: Callable[[list[str]], None], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([option])
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith("usage: foo-")
+
+
 @pytest.mark.parametrize(("module", "option"), [("server", "--listen"), ("client", "--connect")])
 @in_reactor
 async def test_a_wrong_address_is_told_in_one_line(module: str, option: str) -> None:
