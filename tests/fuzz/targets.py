@@ -1,6 +1,6 @@
-"""What is fuzzed: each target takes any bytes, and raises if the code under test does what it must not.
+"""The fuzz targets: each takes any bytes and raises if the code under test misbehaves.
 
-It knows no fuzzer; `python -m tests.fuzz` runs a target under one, and the tests run it on the corpus.
+The targets know nothing of the fuzzer: `python -m tests.fuzz` runs them under atheris, the tests on the corpus.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _LINE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?[0-9]+(?:[ \t]+[^\n]*)?", re.DOTAL
 
 
 def analyzer(data: bytes) -> None:
-    r"""Feed both legs of sessions with chunks, and compare with one look at each whole line.
+    r"""Feed chunks to both legs of several sessions and compare the counts with a plain regex over whole lines.
 
-    Before each chunk is a byte that says whose it is (two bits), from which leg (one bit), how often it is repeated
-    (two bits), which makes long lines and large chunks, and whether somebody asks for the counts then (one bit).
-    After each but the last is a ``\xff``.
+    ``\xff`` separates the chunks.  The first byte of each selects the session (two bits), the leg (one bit), how often
+    the rest is repeated (two bits), which makes long lines and large chunks, and whether the counts are checked
+    afterwards (one bit).
     """
     now = 0.0
     stats = Stats(lambda: now)
@@ -56,13 +56,13 @@ def analyzer(data: bytes) -> None:
         else:
             in_flight[which] += sum(after[1:]) - sum(before[1:])
         if piece[0] & 32:
-            assert _told(tapped.counts) == after
+            assert _listed(tapped.counts) == after
     stats.catch_up()
     due = [[_reference(stream) for stream in both] for both in streams]
     for leg, total in enumerate((stats.client, stats.upstream)):
-        assert _told(total) == [sum(counts) for counts in zip(*(both[leg] for both in due), strict=True)]
+        assert _listed(total) == [sum(counts) for counts in zip(*(both[leg] for both in due), strict=True)]
     for session, both, counts, waiting in zip(sessions, streams, due, in_flight, strict=True):
-        assert [_told(session.client.counts), _told(session.upstream.counts)] == counts
+        assert [_listed(session.client.counts), _listed(session.upstream.counts)] == counts
         assert session.exchange.in_flight == waiting
         for tapped, stream in zip((session.client, session.upstream), both, strict=True):
             assert tapped.mid_line == (bytes(stream[-1:]) not in (b"", b"\n"))
@@ -70,7 +70,7 @@ def analyzer(data: bytes) -> None:
     assert stats.requests_in_flight == sum(in_flight)
 
 
-def _told(counts: Counts) -> list[int]:
+def _listed(counts: Counts) -> list[int]:
     return [counts.bytes, counts.req, counts.ack, counts.nak, counts.invalid]
 
 
@@ -82,7 +82,7 @@ def _reference(stream: bytearray) -> list[int]:
 
 
 def options(data: bytes) -> None:
-    """Parse a command line, its arguments separated by newlines: it is good, a usage error, or asks for help."""
+    """Parse a command line, one argument per line: it is valid, a usage error, or a request for help."""
     arguments = data.decode("utf-8", "surrogateescape").split("\n")
     parsed = Options({})
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -101,9 +101,9 @@ def options(data: bytes) -> None:
 
 
 def recovery(data: bytes) -> None:
-    """Load a recovery file: it is unusable, or becomes a state that can be shown, saved and loaded again.
+    """Load a recovery file: it is either unusable, or gives a state that can be reported, saved and loaded again.
 
-    What begins with ``@`` is a good file in which something is replaced, see `_changed`.
+    Input that begins with ``@`` changes a valid file, see `_changed`.
     """
     if data.startswith(b"@"):
         data = _changed(data[1:])
@@ -134,7 +134,7 @@ def recovery(data: bytes) -> None:
 
 
 def _changed(changes: bytes) -> bytes:
-    """Change a good file: each line names a place in it, such as ``latency.sum``, and after ``=`` JSON to put there."""
+    """Change a valid file: each line is a path such as ``latency.sum``, ``=``, and the JSON value to put there."""
     content = json.loads(_GOOD)
     for line in changes.decode("utf-8", "replace").split("\n"):
         place, _, value = line.partition("=")

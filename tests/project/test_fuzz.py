@@ -1,4 +1,4 @@
-"""The fuzz targets: each passes on its corpus, and under the fuzzer for a few seconds."""
+"""The fuzz targets pass on their corpora and under the fuzzer for a few seconds; the fuzzing command itself."""
 
 from __future__ import annotations
 
