@@ -1,8 +1,8 @@
-"""Keeps a server going that has run out of file descriptors.
+"""Lets a server survive running out of file descriptors.
 
-Left to itself, Twisted accepts and at once closes every client that comes when no descriptor is left.  `Acceptor`
-leaves new clients in the kernel's backlog instead, and tries again until there are descriptors.
-Knows nothing of the Foo protocol; `server` calls it.
+By default, when no descriptor is left, Twisted accepts every new client and closes it at once.  `Acceptor` leaves new
+clients in the kernel's backlog instead and tries again until descriptors are free.
+It knows nothing of the Foo protocol; `server` calls it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ RETRY = 0.2
 """Seconds until the next attempt to accept; a failed one costs microseconds."""
 
 QUIET = 60.0
-"""Seconds without exhaustion until the next one is worth another line."""
+"""Seconds without exhaustion after which the next one is reported again."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Replaces the socket of `port`, a listening Twisted port, and accepts for it.
+    """Wraps the socket of `port`, a listening Twisted port.
 
-    While the kernel has no descriptor for a client, the port is not read.  `tell` is called with the error when that
-    begins, however many clients wait and however often it is tried.
+    While no descriptor is free for a new client, the reactor does not read the port.  `tell` is called with the error
+    once per episode, however many clients wait and however often accepting fails.
     """
 
     def __init__(self, port: Any, clock: IReactorTime, tell: Callable[[OSError], object]) -> None:
@@ -66,7 +66,7 @@ class Acceptor:
         self._socket.close()
 
     def _wait(self, error: OSError) -> None:
-        # First of all: a port that is still read would be called again at once, whatever happens below.
+        # Pause first: if anything below failed, the reactor would otherwise call again at once, for ever.
         self._port.pauseProducing()
         if self._retry is None:
             self._retry = self._clock.callLater(RETRY, self._resume)

@@ -1,7 +1,7 @@
-"""Processes that the demo starts, listens to and stops: this interpreter, running a part of this project.
+"""Child processes of the demo: each is this Python interpreter running a part of this project.
 
-A child is stopped by its own process id, whatever ends the demo: SIGTERM first, SIGKILL when that does not help.
-Knows nothing of servers and proxies; what their lines mean is the caller's business.
+However the demo ends, it stops each child by process ID: with SIGTERM, then with SIGKILL if the child does not exit.
+This module knows nothing of servers and proxies; callers interpret the lines that children print.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
 
 STDOUT, STDERR = 1, 2
 
-# A Ctrl-C goes to a terminal's whole process group; outside of it, a child ends when it is told to and not before.
+# Ctrl-C reaches the terminal's whole process group.  A child in a group of its own ends only when we stop it.
 _OWN_GROUP = "import os; os.setpgid(0, 0)"
 
-# Seconds: a cold start on a slow machine takes a few, a clean end much less.
+# Seconds.  A cold start on a slow machine takes a few, a clean exit much less.
 _PATIENCE = 15.0
 
 
 class ChildError(Exception):
-    """A child ended, or stayed silent, when something was expected of it."""
+    """A child exited, or printed nothing, while a line was expected from it."""
 
 
 class Child(ProcessProtocol):
-    """One child; `name` is what errors call it.
+    """A child process; errors call it `name`.
 
-    With `forward`, its standard output is passed on to ours.  `status` is its exit status once it has `ended`; `None`
-    stands for the death by a signal too.
+    With `forward`, its standard output is copied to ours.  `ended` fires when it has exited; `status` is then its exit
+    status, or `None` if a signal killed it.
     """
 
     forward = False
@@ -60,13 +60,13 @@ class Child(ProcessProtocol):
         self._last_errors: deque[str] = deque(maxlen=1)
 
     def expect(self, stream: int, pattern: str) -> Deferred[re.Match[str]]:
-        """Wait for a line of `stream` that holds `pattern`; lines that came before the call do not count.
+        """Wait for a line on `stream` that matches `pattern`; earlier lines do not count.
 
-        The Deferred fails with `ChildError` when the child ends before that or takes too long.
+        The Deferred fails with `ChildError` if the child exits first or takes too long.
         """
 
         def explain(_: object, seconds: float) -> NoReturn:
-            raise ChildError(f"{self._name} did not say {pattern!r} within {duration_text(seconds)}")
+            raise ChildError(f"{self._name} did not print {pattern!r} within {duration_text(seconds)}")
 
         line: Deferred[re.Match[str]] = Deferred(lambda _: self._expected.remove(expected))
         expected = (stream, re.compile(pattern), line)
@@ -74,27 +74,27 @@ class Child(ProcessProtocol):
         return line.addTimeout(_PATIENCE, self._clock, explain)
 
     async def stop(self) -> None:
-        """End the child and wait until it is gone, also when cancelled meanwhile."""
+        """Stop the child and wait until it has exited, even if cancelled meanwhile."""
         try:
             self.transport.signalProcess("TERM")
         except ProcessExitedAlready:
             return
         killing = self._clock.callLater(_PATIENCE, self.transport.signalProcess, "KILL")
         while not self.ended.called:
-            # A signal that comes while we clean up must not cut that short.
+            # A signal that arrives during cleanup must not cut it short.
             with suppress(CancelledError):
                 await self._end()
         if killing.active():
             killing.cancel()
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
-        """Cut what the child says into lines."""
+        """Split the child's output into lines."""
         *lines, self._partial[childFD] = (self._partial[childFD] + data).split(b"\n")
         for line in lines:
             self._hear(childFD, line.decode("utf-8", "replace"))
 
     def processEnded(self, reason: Failure) -> None:
-        """Disappoint whoever still expects a line."""
+        """Fail all expectations that are still open."""
         self.status = getattr(reason.value, "exitCode", None)
         why = self._last_errors[-1] if self._last_errors else reason.getErrorMessage()
         for _, _, line in self._take_expected():
@@ -102,7 +102,7 @@ class Child(ProcessProtocol):
         self.ended.callback(None)
 
     def _end(self) -> Deferred[None]:
-        """Make a Deferred that fires with `ended`, and whose cancelling leaves `ended` alone."""
+        """Return a Deferred that fires with `ended`; cancelling it leaves `ended` alone."""
         end: Deferred[None] = Deferred()
         self.ended.addCallback(end.callback)
         return end
@@ -127,7 +127,7 @@ class Child(ProcessProtocol):
 
 @asynccontextmanager
 async def running(reactor: Any, name: str, code: str, arguments: Sequence[str]) -> AsyncIterator[Child]:
-    """Run `code` with `arguments`, as this interpreter's ``-c`` does, for as long as the context lasts."""
+    """Run `code` with `arguments` in a new interpreter (``-c``) until the context ends."""
     child = Child(reactor, name)
     argv = [sys.executable, "-c", f"{_OWN_GROUP}; {code}", *arguments]
     reactor.spawnProcess(child, sys.executable, argv, env=_environment())
@@ -138,7 +138,7 @@ async def running(reactor: Any, name: str, code: str, arguments: Sequence[str]) 
 
 
 def _environment() -> dict[str, str]:
-    """Make the child find this very project, and twistd its plugin, also in a checkout that is not installed."""
+    """Let the child find this project, and twistd its plugin, even in a checkout that is not installed."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,7 +1,7 @@
-"""``foo-client``: keeps connections to a Foo server or proxy busy and checks every reply.
+"""``foo-client``: sends requests to a Foo server or proxy over one or more connections and checks every reply.
 
-`Client` is the run as such, for tests and for the demo; `main` adds options, a picture of the progress and a summary.
-The first thing that goes wrong on any connection ends the run with one line that says what it was.
+`Client` is the run itself, for tests and the demo; `main` adds options, a progress display and a summary.
+The first failure on any connection ends the run with one line that describes it.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientError", "Script", "main", "run_shown"]
 
-# More at once overflow the usual backlog of 50, and the kernel then waits a second before it tries again.
+# More simultaneous connects overflow a backlog of 50, a common default, and the kernel then waits 1 s to retry.
 _CONNECTING = 32
 
 
 class Client:
-    """Runs `script` on each of `connections` connections; its `requests` are shared out among them.
+    """Runs `script` on `connections` connections, which share its `requests` evenly.
 
-    `seed` makes the data sent reproducible.
+    `seed` makes the data reproducible.
 
-    :raises ValueError: some of the connections would have no request.
+    :raises ValueError: there are more connections than requests.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Client:
         self._connecting = DeferredSemaphore(_CONNECTING)
 
     async def run(self) -> Tally:
-        """Say all there is to say; no connection is left open, however it ends.
+        """Send all requests and check all replies.  No connection stays open, however the run ends.
 
-        :raises ClientError: one of the connections did not go as it must.
+        :raises ClientError: a connection failed, or a reply was wrong.
         """
         conversations = [Deferred.fromCoroutine(self._converse(number + 1)) for number in range(self._connections)]
         try:
@@ -108,7 +108,7 @@ class Client:
 
 
 def _reason(error: Exception, timeout: float) -> str:
-    """Say shortly why a connection could not be made; Twisted's own texts tell some things twice."""
+    """Return a short reason why a connection failed; Twisted's own texts repeat themselves."""
     number = getattr(error, "osError", None)
     if isinstance(number, int):
         return os.strerror(number)
@@ -116,7 +116,7 @@ def _reason(error: Exception, timeout: float) -> str:
 
 
 async def run_shown(reactor: Any, client: Client, total: int) -> Tally:
-    """Run `client`, showing on the terminal how far of `total` requests it is."""
+    """Run `client` and show its progress towards `total` requests on the terminal."""
     progress = Progress(reactor, client.tally, total)
     succeeded = False
     try:
@@ -128,7 +128,7 @@ async def run_shown(reactor: Any, client: Client, total: int) -> Tally:
 
 
 async def converse(reactor: Any, options: Namespace) -> int:
-    """Run the client that `options` describe and sum up what it saw."""
+    """Run the client as `options` specify and print a summary."""
     endpoint = command.endpoint("--connect", client_endpoint, reactor, options.connect)
     total = options.requests or max(10, options.connections)
     script = Script(total, options.pipeline, options.size, options.fragment, options.pause, options.timeout)
@@ -142,17 +142,33 @@ async def converse(reactor: Any, options: Namespace) -> int:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="foo-client", description="A Foo client that checks every reply.")
+    parser = command.Parser(prog="foo-client", description="Run a Foo client that checks every reply.")
     add, whole = parser.add_argument, command.whole
-    add("--connect", default="localhost:8002", metavar="ADDRESS", help="what to talk to (default: %(default)s)")
-    add("--requests", type=whole(1), metavar="N", help="requests in all (default: 10, or one per connection)")
-    add("--connections", default=1, type=whole(1), metavar="N", help="connections at once (default: 1)")
+    add(
+        "--connect",
+        default="localhost:8002",
+        metavar="ADDRESS",
+        help="server or proxy to connect to (default: %(default)s)",
+    )
+    add(
+        "--requests",
+        type=whole(1),
+        metavar="N",
+        help="total requests (default: 10, or one per connection if that is more)",
+    )
+    add("--connections", default=1, type=whole(1), metavar="N", help="simultaneous connections (default: 1)")
     add("--pipeline", default=1, type=whole(1), metavar="N", help="requests in flight per connection (default: 1)")
-    add("--size", default=16, type=whole(0), metavar="BYTES", help="bytes of data in a request (default: 16)")
+    add("--size", default=16, type=whole(0), metavar="BYTES", help="bytes of data per request (default: 16)")
     add("--fragment", action="store_true", help="send each request in up to three packets")
-    add("--pause", default=0.0, type=command.duration, help="time from a reply to the next request (default: 0)")
-    add("--timeout", default=10.0, type=command.timeout, help="longest wait for a reply (default: 10s)")
-    add("--seed", type=whole(0), help="makes the data that is sent reproducible")
+    add(
+        "--pause",
+        default=0.0,
+        type=command.duration,
+        metavar="TIME",
+        help="wait this long between a reply and the next request: 5ms, 0.5s, 2 (seconds) (default: 0)",
+    )
+    add("--timeout", default=10.0, type=command.timeout, metavar="TIME", help="longest wait for a reply (default: 10s)")
+    add("--seed", type=whole(0), metavar="N", help="make the data reproducible")
     return parser
 
 

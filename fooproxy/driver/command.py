@@ -1,8 +1,8 @@
-"""What the driver's commands share: reading options, running on the reactor, ending with one clear line.
+"""Common code of the driver's commands: parsing options, running on the reactor, ending with one clear line.
 
 Expected failures are raised as `Stop`, with the line for standard error and the exit status.  A command is a coroutine
-that gets the reactor and returns its exit status; on SIGINT, SIGTERM or SIGHUP it is cancelled, and the reactor waits
-until it has put away what it started.  Nothing here knows the Foo protocol.
+that takes the reactor and returns its exit status.  SIGINT, SIGTERM and SIGHUP cancel it, and the reactor waits until
+it has cleaned up.  Nothing here knows the Foo protocol.
 """
 
 from __future__ import annotations
@@ -47,67 +47,67 @@ class Stop(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, without the usage above it."""
+    """An argument parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """End the command with `message`."""
+        """Exit with `message` and status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def duration(text: str) -> float:
-    """Read ``5ms``, ``0.5s`` or ``2`` as seconds."""
+    """Parse ``5ms``, ``0.5s`` or ``2`` into seconds."""
     match = _DURATION.fullmatch(text)
     seconds = float(match[1]) / (1000 if match[2] == "ms" else 1) if match else _LONGEST + 1
     if seconds > _LONGEST:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a duration; expected 5ms, 0.5s or 2 (seconds), a day at most"
+            f"{text!r} is not a duration; expected 5ms, 0.5s or 2 (seconds), up to one day"
         )
     return seconds
 
 
 def timeout(text: str) -> float:
-    """Read a duration that is not zero."""
+    """Parse a duration greater than zero."""
     seconds = duration(text)
     if not seconds:
-        raise argparse.ArgumentTypeError(f"{text!r} leaves no time at all; expected 500ms, 0.5s or 10 (seconds)")
+        raise argparse.ArgumentTypeError(f"{text!r} is too short; expected more than zero: 500ms, 0.5s or 10 (seconds)")
     return seconds
 
 
 def share(text: str) -> float:
-    """Read a number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     try:
         number = float(text)
     except ValueError:
         number = -1
     if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share; expected a number from 0 to 1 such as 0.2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share; expected a number from 0 to 1, such as 0.2")
     return number
 
 
 def whole(least: int) -> Callable[[str], int]:
-    """Make a reader of whole numbers from `least` on."""
+    """Return a parser of whole numbers that are at least `least`."""
 
     def read(text: str) -> int:
         if not re.fullmatch("[0-9]{1,15}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no such number; expected a whole number, {least} or more")
+            raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected a whole number, {least} or more")
         return int(text)
 
     return read
 
 
 def check_shares(parser: Parser, options: argparse.Namespace) -> None:
-    """Complain unless ``--requests``, when given, is enough for a request on each of ``--connections``."""
+    """Exit with an error if ``--requests`` is given and lower than ``--connections``."""
     if options.requests is not None and options.requests < options.connections:
         parser.error(
-            f"argument --requests: {options.requests} leaves some of the {options.connections} connections "
-            f"without a request; expected {options.connections} or more"
+            f"argument --requests: {options.requests} is too few for {options.connections} connections; "
+            f"expected {options.connections} or more"
         )
 
 
 def endpoint(option: str, make: Callable[[Any, str], _T], reactor: Any, text: str) -> _T:
-    """Make the endpoint that `option` names.
+    """Make the endpoint for `option` from its value, `text`.
 
-    :raises Stop: `text` is no address.
+    :raises Stop: `text` is not an address.
     """
     try:
         return make(reactor, text)
@@ -119,7 +119,7 @@ def run(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]]) ->
     """Run the command `name` on the reactor and exit with the status that `main` returns."""
     _allow_many_sockets()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal that cannot write "µs" gets "?s": no reason to fail.
+        # A terminal whose encoding has no "µ" shows "?s" instead; that is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
     globalLogBeginner.beginLoggingTo([_Complaints(name)], redirectStandardIO=False, discardBuffer=True)
 
@@ -133,7 +133,7 @@ def run(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]]) ->
 
 
 async def _ended(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]], reactor: Any) -> None:
-    """Run `main` and turn however it ends into an exit status."""
+    """Run `main` and exit with the status that its outcome stands for."""
     try:
         status = await main(reactor)
     except Stop as stop:
@@ -142,23 +142,23 @@ async def _ended(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, 
     except CancelledError:
         status = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output is gone; the interpreter's own flush at exit must not complain either.
+        # The reader of our output is gone.  The interpreter flushes at exit and must not report that either.
         status = 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for number in _ENDING:
-        # A signal that comes late, when all is put away, must not change the exit status any more.
+        # A signal that arrives after cleanup must not change the exit status.
         signal.signal(number, signal.SIG_IGN)
     raise SystemExit(status)
 
 
 def _stop_on_hangup(reactor: Any) -> None:
-    """Make a closing terminal end the command as SIGTERM does, unless nohup has it ignored."""
+    """End the command when its terminal closes, as SIGTERM would, unless nohup ignores SIGHUP."""
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda number, frame: reactor.callFromThread(reactor.stop))
 
 
 def _cancel(running: Deferred[None]) -> Deferred[None] | None:
-    """Cancel the command; the reactor's shutdown waits for what this returns."""
+    """Cancel the command; the reactor delays its shutdown until the returned Deferred fires."""
     if running.called:
         return None
     ended: Deferred[None] = Deferred()
@@ -174,13 +174,13 @@ def _cancel(running: Deferred[None]) -> Deferred[None] | None:
 
 @implementer(ILogObserver)
 class _Complaints:
-    """A log observer that says in one line what nobody expected, and drops all else."""
+    """A log observer that prints unexpected errors, one line each, and drops everything else."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def __call__(self, event: LogEvent) -> None:
-        # The second key is what task.react's older kind of logging uses.
+        # task.react uses legacy logging, which has the second key.
         failure = event.get("log_failure") or event.get("failure")
         # ReactorNotRunning: a second Ctrl-C while the reactor is already stopping.
         if event["log_level"] is LogLevel.critical and failure and not failure.check(ReactorNotRunning):

@@ -1,6 +1,6 @@
-"""Compares what the demo's clients saw with what the proxy reported.
+"""Compares the figures of the demo's client with the proxy's report.
 
-Knows the names of the report's keys and nothing of how a report is fetched; `demo` calls it.
+It knows the report's keys but not how a report is fetched; `demo` calls it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _NONE = "-"
 
 _EXPLANATION = """\
 The client's latency runs from sending a request to reading its reply.
-The proxy's covers the server alone: from reading a request to reading the server's reply."""
+The proxy's latency covers only the server: from reading a request to reading its reply."""
 
 
 def table(report: Mapping[str, Any], tallies: Sequence[Tally]) -> str:
-    """Write the client's figures and the proxy's side by side, with each figure's key in the report."""
+    """Format the client's and the proxy's figures side by side, with each figure's key in the report."""
     expected = _expected_counts(tallies)
     latencies = Latencies.merged([tally.latencies for tally in tallies])
     rows = [("", "key in the report", "client", "proxy")]
@@ -44,7 +44,7 @@ def table(report: Mapping[str, Any], tallies: Sequence[Tally]) -> str:
 
 
 def check_counts(counts: Mapping[str, Any], tallies: Sequence[Tally], source: str) -> None:
-    """Compare the proxy's counts, as `source` states them, with the clients' tallies.
+    """Compare the proxy's counts, obtained from `source`, with the client's.
 
     :raises Stop: they differ.
     """

@@ -1,8 +1,8 @@
-"""One connection of the Foo client: sends numbered requests and holds every reply against what was sent.
+"""One connection of the Foo client: sends numbered requests and checks every reply.
 
-Replies must come in order, one per request, and be byte for byte what the driver's server writes.  When all are in,
-the client half-closes and then closes, because only Foo clients terminate a connection.
-Knows nothing of the other connections of a run, of addresses or of terminals; `client` starts it.
+Replies must arrive in order, one per request, and match byte for byte what the driver's server sends.  After the last
+reply the client half-closes and then closes, because only Foo clients terminate a connection.
+This module knows nothing of a run's other connections, of addresses or of terminals; `client` calls it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
     from fooproxy.driver.tally import Tally
 
-# A reply is a few dozen bytes; whoever sends this much without a newline is not a Foo server.
+# A reply is a few dozen bytes.  A peer that sends this much without a newline is not a Foo server.
 _LONGEST_REPLY = 65536
 
 
 class ClientError(Exception):
-    """A conversation that did not go as it must; the text names the connection and what happened."""
+    """A connection failed or a reply was wrong; the text says on which connection and what happened."""
 
 
 class Script(NamedTuple):
-    """What to say on one connection; `pause` and `timeout` are in seconds, `size` is in bytes of data.
+    """What to send on one connection; `pause` and `timeout` are in seconds, `size` is in bytes of data.
 
-    `fragment` sends each request in up to three packets.  `pause` is waited between a reply and the request it makes
-    room for.  The conversation fails when no reply comes for `timeout`.
+    `pipeline` is the number of requests in flight.  `fragment` sends each request in up to three packets.  `pause` is
+    the time between a reply and the next request.  The conversation fails if no reply arrives for `timeout`.
     """
 
     requests: int
@@ -58,9 +58,9 @@ class _Sent(NamedTuple):
 
 @implementer(IHalfCloseableProtocol, IPullProducer)
 class Conversation(Protocol):
-    """Follows `script` on one connection and counts into `tally`; `number` is what errors call the connection.
+    """Runs `script` on one connection and counts in `tally`; errors refer to the connection by `number`.
 
-    `finished` fires when all replies are in or fails with a `ClientError`; `closed` fires when the transport is gone.
+    `finished` fires after the last reply or fails with a `ClientError`; `closed` fires when the connection is closed.
     """
 
     def __init__(self, clock: IReactorTime, number: int, script: Script, random: Random, tally: Tally) -> None:
@@ -88,7 +88,7 @@ class Conversation(Protocol):
         self._fill()
 
     def dataReceived(self, data: bytes) -> None:
-        """Check the replies that `data` completes, and go on."""
+        """Check the replies that `data` completes and send the next requests."""
         now = time.monotonic()
         *lines, self._partial = (self._partial + data).split(b"\n")
         for line in lines:
@@ -101,20 +101,20 @@ class Conversation(Protocol):
             self._go_on()
 
     def readConnectionLost(self) -> None:
-        """Take the other side's FIN, which comes too early unless all replies are in."""
-        self._lost("closed by the other side")
+        """Handle the server's FIN: an error before the last reply."""
+        self._lost("closed by the server")
 
     def writeConnectionLost(self) -> None:
-        """Close after our FIN, without waiting for the other side's: Foo servers send none."""
+        """Close after our FIN without waiting for the server's: Foo servers send none."""
         self._transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell whoever waits that the connection is gone."""
+        """Report the closed connection."""
         self._lost(f"lost ({reason.getErrorMessage()})")
         self.closed.callback(None)
 
     def resumeProducing(self) -> None:
-        """Send the next piece, now that the kernel has taken the one before: so each is a packet of its own."""
+        """Send the next piece once the kernel has taken the previous one, so that each piece is its own packet."""
         if self._pieces:
             self._transport.write(self._pieces.popleft())
         else:
@@ -122,20 +122,20 @@ class Conversation(Protocol):
             self._transport.unregisterProducer()
 
     def stopProducing(self) -> None:
-        """Nothing to do: the transport says so once more by `connectionLost`."""
+        """Nothing to do: the transport calls `connectionLost` as well."""
 
     def abort(self) -> None:
-        """Give the conversation up."""
+        """Abort the connection without an error."""
         self._end()
         self._transport.abortConnection()
 
     @property
     def _transport(self) -> Any:
-        # A TCP transport can half-close and be produced for; the annotation on Protocol promises less.
+        # A TCP transport can half-close and accepts producers; the annotation on Protocol promises less.
         return self.transport
 
     def _fill(self) -> None:
-        """Send requests until as many are in flight as the script wants."""
+        """Send requests until the script's number of them is in flight."""
         self._pausing = None
         requests = []
         while self._next_seq <= self._script.requests and len(self._in_flight) < self._script.pipeline:
@@ -159,7 +159,7 @@ class Conversation(Protocol):
 
     def _check(self, line: bytes, now: float) -> None:
         if not self._in_flight:
-            self._fail(f"got {_shown(line)}, which no request asked for")
+            self._fail(f"got {_shown(line)}, which answers no request")
             return
         sent = self._in_flight.popleft()
         kind, rest = line[:4], line[4:]
@@ -182,7 +182,7 @@ class Conversation(Protocol):
         return "server could not decode it" if words[1:] == [b"0", b"ERRDECODE"] else "wrong seq"
 
     def _go_on(self) -> None:
-        """Send what the replies made room for, or end when they were the last."""
+        """Send the next requests, or finish after the last reply."""
         if self._next_seq > self._script.requests and not self._in_flight:
             self._end()
             self.finished.callback(None)
@@ -217,7 +217,7 @@ class Conversation(Protocol):
 
 
 def _fragments(line: bytes) -> list[bytes]:
-    r"""Cut ``REQ 2 data\n`` into ``REQ 2``, `` data`` and the newline."""
+    r"""Split ``REQ 2 data\n`` into ``REQ 2``, `` data`` and the newline."""
     head, space, data = line[:-1].partition(b" ")[2].partition(b" ")
     return [piece for piece in (b"REQ " + head, space + data, b"\n") if piece]
 

@@ -1,8 +1,8 @@
-"""``foo-demo``: a server, the real proxy and a client, each doing its part, and a look at what the proxy counted.
+"""``foo-demo``: runs a server, the real proxy and a client, and compares the client's counts with the proxy's.
 
-The proxy runs under twistd as an operator would run it, and is known here by its contract alone: its command line, the
-log lines that tell its addresses, the report that SIGUSR2 prints, and ``/stats``.  The demo fails if what the proxy
-counted is not what the client sent and got.
+The proxy runs under twistd, as an operator would run it.  The demo relies only on the proxy's public interface: the
+command line, the log lines that state its addresses, the report that SIGUSR2 prints, and ``/stats``.  The demo fails
+if the proxy's counts differ from the client's.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from fooproxy.driver.tally import Tally
 
-# The script twistd is not always beside the interpreter, and "-m twisted" is twist, another program.
+# The twistd script is not always next to the interpreter, and "-m twisted" runs twist, a different program.
 _TWISTD = "from twisted.scripts.twistd import run; run()"
 _SERVER = "from fooproxy.driver.server import main; main()"
 
-# Some twenty requests a second: enough for a page that lives.
+# About 20 requests/s over both connections: enough to keep the page moving.
 _TRICKLE = Script(sys.maxsize, pause=0.1)
 
 
@@ -47,7 +47,7 @@ class _Proxy(NamedTuple):
 
 
 async def demonstrate(reactor: Any, options: Namespace) -> int:
-    """Run the demo; whatever it started is gone when this is over, however it ends."""
+    """Run the demo and stop everything that it started, however it ends."""
     async with AsyncExitStack() as started:
         try:
             server = await _start_server(reactor, started, options)
@@ -83,7 +83,7 @@ async def _start_proxy(reactor: Any, started: AsyncExitStack, options: Namespace
 
 async def _run_clients(reactor: Any, options: Namespace, proxy: _Proxy) -> list[Tally]:
     endpoint = client_endpoint(reactor, proxy.address)
-    _say("\na small run, each request in three packets:")
+    _say("\nsmall run, each request in three packets:")
     small = Client(reactor, endpoint, Script(20, fragment=True))
     tallies = [await run_shown(reactor, small, 20)]
     _say(tallies[-1].summary())
@@ -101,7 +101,7 @@ async def _compare(reactor: Any, proxy: _Proxy, tallies: Sequence[Tally]) -> Non
 
     :raises Stop: they differ.
     """
-    # By number: Twisted knows the names of a few other signals only.
+    # By number: Twisted knows only a few signals by name, and SIGUSR2 is not one of them.
     proxy.child.transport.signalProcess(signal.SIGUSR2)
     report = json.loads((await proxy.child.expect(STDOUT, r"^\{.*\}$"))[0])
     _say(f"\nboth runs together, as the client and the proxy saw them:\n{table(report, tallies)}")
@@ -122,10 +122,10 @@ async def _fetch(reactor: Any, url: str) -> Any:
 
 
 async def _keep(reactor: Any, proxy: _Proxy) -> None:
-    """Leave all running, with a trickle of traffic, until a signal comes."""
+    """Keep everything running, with light traffic, until a signal arrives."""
     proxy.child.forward = True
     _say(f"\npage: {proxy.url}")
-    _say(f"a trickle of requests goes on until Ctrl-C; kill -USR2 {proxy.child.transport.pid} prints a report")
+    _say(f"light traffic continues until Ctrl-C; kill -USR2 {proxy.child.transport.pid} prints a report")
     trickle = Client(reactor, client_endpoint(reactor, proxy.address), _TRICKLE, connections=2)
     try:
         await trickle.run()
@@ -139,15 +139,29 @@ def _say(line: str) -> None:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="foo-demo", description="A server, the proxy and a client, and what was counted.")
+    parser = command.Parser(
+        prog="foo-demo", description="Run a Foo server, the proxy and a client, and compare their counts."
+    )
     add, whole = parser.add_argument, command.whole
-    add("--keep", action="store_true", help="leave it running, with a trickle of requests, until Ctrl-C")
-    add("--requests", default=20000, type=whole(1), metavar="N", help="requests in all (default: %(default)s)")
-    add("--connections", default=10, type=whole(1), metavar="N", help="connections at once (default: %(default)s)")
-    add("--pipeline", default=50, type=whole(1), metavar="N", help="requests in flight each (default: %(default)s)")
-    add("--nak-rate", default=0.2, type=command.share, metavar="SHARE", help="share of NAK (default: %(default)s)")
-    add("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="the proxy's address (default: a free port)")
-    add("--http", default="127.0.0.1:0", metavar="ADDRESS", help="the page's address (default: a free port)")
+    add("--keep", action="store_true", help="keep everything running, with light traffic, until Ctrl-C")
+    add("--requests", default=20000, type=whole(1), metavar="N", help="total requests (default: %(default)s)")
+    add("--connections", default=10, type=whole(1), metavar="N", help="simultaneous connections (default: %(default)s)")
+    add(
+        "--pipeline",
+        default=50,
+        type=whole(1),
+        metavar="N",
+        help="requests in flight per connection (default: %(default)s)",
+    )
+    add(
+        "--nak-rate",
+        default=0.2,
+        type=command.share,
+        metavar="SHARE",
+        help="share of requests answered with NAK, 0 to 1 (default: %(default)s)",
+    )
+    add("--listen", default="127.0.0.1:0", metavar="ADDRESS", help="where the proxy listens (default: a free port)")
+    add("--http", default="127.0.0.1:0", metavar="ADDRESS", help="where the proxy serves HTTP (default: a free port)")
     return parser
 
 

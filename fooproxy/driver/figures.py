@@ -1,15 +1,15 @@
-"""Writes figures for people: durations in a unit that suits them, rates, and counts with their noun.
+"""Formats figures for people: durations in a sensible unit, rates, and counts with their noun.
 
-Every text that the driver shows takes its figures from here, so that they all look alike.
+All of the driver's output uses these functions, so that figures look the same everywhere.
 """
 
 from __future__ import annotations
 
 
 def duration_text(seconds: float) -> str:
-    """Write a duration in the unit that suits it.
+    """Format a duration in a sensible unit.
 
-    Up to a minute to three digits (``812 µs``, ``5.63 ms``, ``3.01 s``), then ``2 min 5 s`` and ``1 h 30 min``.
+    Up to a minute it has three digits (``812 µs``, ``5.63 ms``, ``3.01 s``), then ``2 min 5 s`` and ``1 h 30 min``.
     """
     if not seconds:
         return "0 s"
@@ -26,10 +26,10 @@ def duration_text(seconds: float) -> str:
 
 
 def rate_text(per_second: float) -> str:
-    """Write a number per second: three digits of a low one, all whole digits of a high one."""
+    """Format a rate per second: three digits below 100, whole numbers above."""
     return f"{per_second:.3g}" if per_second < 99.95 else f"{per_second:.0f}"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """Write ``1 request`` but ``2 requests``; `plural` is for nouns that take more than an "s"."""
+    """Format a count: ``1 request`` but ``2 requests``; `plural` is for nouns that take more than an "s"."""
     return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

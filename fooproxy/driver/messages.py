@@ -1,8 +1,8 @@
-"""The driver's own reading and writing of the Foo protocol: bytes in, requests out, no sockets and no clock.
+"""The driver's own parser and writer for the Foo protocol: bytes in, requests out, no sockets and no clock.
 
-A reply carries a digest of its request's data, so that a client can tell whether the server got what it sent.
-The digest is taken while the data streams in: a line of any length costs the same small memory and linear time.
-Data is opaque bytes; one CR before the LF belongs to the line's end and not to the data.
+A reply carries a digest of its request's data, so that a client can check what the server received.
+The digest is computed while the data arrives: memory is bounded and time is linear, whatever the line's length.
+Data is opaque bytes; one CR before the LF is part of the line ending, not of the data.
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ CANNOT_DECODE = b"NAK 0 ERRDECODE\n"
 _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?")
 _REQUEST_START = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)[ \t]+(?=[^ \t])")
 
-# A line is kept whole up to this length; what a longer one has beyond only passes through the digest.
-# A longer line must come to its data within this length, or it cannot be decoded.
+# Bytes.  A line up to this length is buffered whole; the rest of a longer one is only hashed.
+# The data of a longer line must start within this length, or the line cannot be decoded.
 _KEPT = 4096
 
 
 class Request(NamedTuple):
-    """One request as a server knows it: its seq as it was written, and the digest of its data."""
+    """One request: its seq as received, and the digest of its data."""
 
     seq: bytes
     digest: bytes
 
 
 def digest(data: bytes) -> bytes:
-    """Digest `data` into 16 hexadecimal digits."""
+    """Return the digest of `data`: 16 hexadecimal digits."""
     return _hexadecimal(_hash(data))
 
 
 def request(seq: int, data: bytes) -> bytes:
-    """Write a request; `data` must hold no newline and not start with whitespace."""
+    """Encode a request; `data` must contain no newline and not start with whitespace."""
     return b"REQ %d %s\n" % (seq, data) if data else b"REQ %d\n" % seq
 
 
 def reply(kind: bytes, request: Request) -> bytes:
-    """Write the reply of `kind` (ACK or NAK) to `request`."""
+    """Encode the reply of `kind` (ACK or NAK) to `request`."""
     return b"%s %s %s\n" % (kind, request.seq, request.digest)
 
 
 class RequestReader:
-    """Turns a stream of bytes, cut anywhere, into requests; `None` stands for a line that is not one."""
+    """Turns a byte stream, split anywhere, into requests; `None` stands for a line that is not a request."""
 
     def __init__(self) -> None:
         self._kept = bytearray()
         self._long: _LongLine | None = None
 
     def feed(self, chunk: bytes) -> list[Request | None]:
-        """Take the next bytes; give what the newlines among them complete."""
+        """Take the next bytes and return the requests that they complete."""
         *ends, rest = chunk.split(b"\n")
         requests = [self._finish(end) for end in ends]
         if rest:
@@ -59,11 +59,11 @@ class RequestReader:
         return requests
 
     def end(self) -> list[Request | None]:
-        """Take the end of the stream; give the last line when no newline ended it."""
+        """End the stream and return its last line if that had no newline."""
         return [self._finish(b"")] if self._kept or self._long else []
 
     def _finish(self, end: bytes) -> Request | None:
-        """Complete a line of which `end` are the last bytes."""
+        """Complete a line whose last bytes are `end`."""
         if self._long is not None:
             long, self._long = self._long, None
             long.feed(end)
@@ -84,7 +84,7 @@ class RequestReader:
 
 
 class _LongLine:
-    """A line too long to keep, of which `line` came first: the start is parsed once, the rest of it only hashed."""
+    """A line too long to buffer, beginning with `line`: the start is parsed once, the rest is only hashed."""
 
     def __init__(self, line: bytes) -> None:
         match = _REQUEST_START.match(line[:_KEPT])
@@ -98,7 +98,7 @@ class _LongLine:
         if not piece or self._seq is None:
             return
         self._hash.update(self._held)
-        # The last CR is held back: only the next bytes tell whether it belongs to the line's end.
+        # Hold back a final CR: only the next bytes show whether it is part of the line ending.
         self._held = piece[-1:] if piece.endswith(b"\r") else b""
         self._hash.update(piece[:-1] if self._held else piece)
 
@@ -108,7 +108,7 @@ class _LongLine:
 
 def _parse(line: bytes) -> Request | None:
     if len(line) > _KEPT:
-        # The same way as if it had come in pieces, so that the answer does not depend on the cuts.
+        # As if it had arrived in pieces, so that the result does not depend on how the stream was split.
         return _LongLine(line).end()
     match = _REQUEST.fullmatch(line.removesuffix(b"\r"))
     return Request(match[1], digest(match[2] or b"")) if match else None

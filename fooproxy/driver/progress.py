@@ -1,6 +1,6 @@
 """Shows a client run on the terminal: dots and ``OK!`` for a small one, a tqdm bar for a long one.
 
-Looks at the tally a few times a second instead of being told of each reply, so that it costs the run nothing.
+It reads the tally ten times a second rather than handling each reply, so that it does not slow the run down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # In place of tqdm's own, which turns a rate below one per second into "2.00s/ requests".
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 
-# Up to this many requests a dot each is still a picture and not a flood.
+# Runs of up to this many requests show a dot for each.
 _SMALL = 100
 
 
@@ -34,20 +34,20 @@ class _Dots:
         self._shown = self._tally.answered
 
     def close(self, succeeded: bool) -> None:
-        # A run that failed before its first dot has no line to end.
+        # A run that failed before its first dot leaves no line to finish.
         sys.stdout.write(" OK!\n" if succeeded else "\n" if self._shown else "")
         sys.stdout.flush()
 
 
-class _QuietBar(tqdm):  # type: ignore[type-arg]  # tqdm is no generic at run time
-    # No watching thread: the bar is refreshed regularly anyway.
+class _QuietBar(tqdm):  # type: ignore[type-arg]  # not generic at run time
+    # Start no monitor thread: we refresh the bar ourselves.
     monitor_interval = 0
 
 
 class _Bar:
     def __init__(self, tally: Tally, total: int) -> None:
         self._tally = tally
-        # A log file gets a line now and then, a terminal a picture that moves.
+        # Seconds.  A terminal shows a moving bar, a log file gets a line now and then.
         interval = 0.1 if sys.stderr.isatty() else 5.0
         self._bar = _QuietBar(total=total, unit=" requests", mininterval=interval, miniters=0, bar_format=BAR_FORMAT)
 
@@ -60,7 +60,7 @@ class _Bar:
 
 
 class Progress:
-    """Shows how `tally` grows to `total` replies, from the making of it to `close`."""
+    """Shows how `tally` approaches `total` replies, from creation until `close`."""
 
     def __init__(self, clock: IReactorTime, tally: Tally, total: int) -> None:
         self._picture = _Dots(tally) if total <= _SMALL else _Bar(tally, total)
@@ -69,7 +69,7 @@ class Progress:
         self._looking.start(0.1)
 
     def close(self, succeeded: bool) -> None:
-        """Show the last state, and that all is well if the run `succeeded`."""
+        """Show the final state, with ``OK!`` for a small run that `succeeded`."""
         if self._looking.running:
             self._looking.stop()
         self._picture.show()

@@ -1,8 +1,9 @@
-"""``foo-server``: a Foo server that answers each request in order, with a digest of what it got.
+"""``foo-server``: a Foo server that answers each request in order, with a digest of the request's data.
 
-It behaves as real Foo servers were seen to: a line it cannot decode gets ``NAK 0 ERRDECODE`` and the conversation goes
-on, a last request without a newline is answered at FIN, and after FIN its own side stays open.
-It knows nothing of any proxy.  Memory per connection is bounded: a client that does not read its replies is not read.
+It behaves as real Foo servers do: it answers a line that it cannot decode with ``NAK 0 ERRDECODE`` and continues, it
+answers a last request without a newline at FIN, and it keeps its own side open after FIN.
+It knows nothing of any proxy.  Memory per connection is bounded: the server stops reading from a client that does not
+read its replies.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
     from twisted.python.failure import Failure
 
-# Bytes of replies that may wait for their delay on one connection before its requests are no longer read.
+# Bytes of delayed replies on one connection above which the server stops reading its requests.
 _WAITING_LIMIT = 16 * 1024 * 1024
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class FooServer(Protocol):
-    """Answers the requests of one connection; the arguments are `FooServerFactory`'s.
+    """Answers the requests of one connection; `FooServerFactory` explains the arguments.
 
-    `closed` fires when the transport is gone.
+    `closed` fires when the connection is closed.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class FooServer(Protocol):
         self._fin_seen = False
 
     def connectionMade(self) -> None:
-        """Ask the transport to say when replies pile up in it."""
+        """Register for flow control: the transport pauses us when replies pile up."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
         self._transport.registerProducer(self, True)
@@ -73,7 +74,7 @@ class FooServer(Protocol):
         self._answer(self._reader.feed(data))
 
     def readConnectionLost(self) -> None:
-        """Take the client's FIN, which ends a last request too."""
+        """Handle the client's FIN, which also completes a last request."""
         self._fin_seen = True
         self._answer(self._reader.end())
         self._close_when_done()
@@ -82,32 +83,32 @@ class FooServer(Protocol):
         """Nothing to do: this side is never half-closed."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget the replies that still waited."""
+        """Drop the delayed replies."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self.closed.callback(None)
 
     def abort(self) -> None:
-        """Drop the connection with all replies that are not out yet."""
+        """Abort the connection and drop all unsent replies."""
         self._transport.abortConnection()
 
     def pauseProducing(self) -> None:
-        """Stop making replies: the client does not read them."""
+        """Stop answering: the client does not read its replies."""
         self._transport_full = True
         self._regulate()
 
     def resumeProducing(self) -> None:
-        """Go on making replies."""
+        """Continue answering."""
         self._transport_full = False
         self._regulate()
 
     def stopProducing(self) -> None:
-        """Nothing to do: the transport says so once more by `connectionLost`."""
+        """Nothing to do: the transport calls `connectionLost` as well."""
 
     @property
     def _transport(self) -> Any:
-        # A TCP transport is a consumer and a producer too; the annotation on Protocol promises less.
+        # A TCP transport is also a consumer and a producer; the annotation on Protocol promises less.
         return self.transport
 
     def _answer(self, requests: Iterable[Request | None]) -> None:
@@ -129,7 +130,7 @@ class FooServer(Protocol):
         return reply(b"NAK" if self._random.random() < self._nak_rate else b"ACK", request)
 
     def _release(self) -> None:
-        """Send the replies whose time has come; one timer serves them all, so they keep their order."""
+        """Send the replies that are due; a single timer keeps them in order."""
         self._timer = None
         now = self._clock.seconds()
         while self._waiting and self._waiting[0][0] <= now:
@@ -142,9 +143,9 @@ class FooServer(Protocol):
         self._close_when_done()
 
     def _regulate(self) -> None:
-        """Read requests only while their replies have somewhere to go."""
+        """Read requests only while there is room for their replies."""
         reading = not self._transport_full and self._waiting_size < _WAITING_LIMIT
-        # After FIN there is nothing to read, and resuming would make Twisted report the FIN once more.
+        # After FIN there is nothing to read, and resuming would make Twisted report the FIN again.
         if reading is self._reading or self._fin_seen:
             return
         self._reading = reading
@@ -155,7 +156,7 @@ class FooServer(Protocol):
 
     def _close_when_done(self) -> None:
         if self._fin_seen and self._close_after_fin and not self._waiting:
-            # With a producer still registered the transport would wait for it and never close.
+            # While a producer is registered, the transport waits for it and never closes.
             self._transport.unregisterProducer()
             self._transport.loseConnection()
 
@@ -163,9 +164,9 @@ class FooServer(Protocol):
 class FooServerFactory(Factory):
     """Makes a `FooServer` for each connection.
 
-    `nak_rate` is the share of requests that get a NAK.  Which ones depends on `seed`, on the connection's number in
-    the order of accepting, and on nothing else.  `delay` is in seconds, from a request's arrival to its reply.
-    Connections stay open after the client's FIN, and so for ever, unless `close_after_fin` or `disconnect` ends them.
+    `nak_rate` is the share of requests, 0 to 1, that get a NAK; `seed` and the order in which connections are accepted
+    determine which ones.  `delay` is the time from a request's arrival to its reply, in seconds.
+    Connections stay open after the client's FIN, unless `close_after_fin` or `disconnect` closes them.
     """
 
     noisy = False
@@ -188,7 +189,7 @@ class FooServerFactory(Factory):
         self._open: set[FooServer] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> FooServer:
-        """Make the protocol of the next connection."""
+        """Make the protocol for the next connection."""
         self._accepted += 1
         random = Random() if self._seed is None else Random(f"{self._seed}/{self._accepted}")
         protocol = FooServer(self._clock, random, self._nak_rate, self._delay, self._close_after_fin)
@@ -202,7 +203,7 @@ class FooServerFactory(Factory):
         return len(self._open)
 
     async def disconnect(self) -> None:
-        """Abort every connection and wait until they are gone."""
+        """Abort every connection and wait until all are closed."""
         protocols = list(self._open)
         for protocol in protocols:
             protocol.abort()
@@ -211,7 +212,7 @@ class FooServerFactory(Factory):
 
 
 async def serve(reactor: Any, options: Namespace) -> int:
-    """Listen as `options` say until a signal comes."""
+    """Listen as `options` specify until a signal arrives."""
     endpoint = command.endpoint("--listen", server_endpoint, reactor, options.listen)
     factory = FooServerFactory(
         reactor,
@@ -256,13 +257,25 @@ def _address(host: IAddress) -> str:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="foo-server", description="A Foo server that answers each request in order.")
+    parser = command.Parser(prog="foo-server", description="Run a Foo server that answers each request in order.")
     add = parser.add_argument
     add("--listen", default=":8001", metavar="ADDRESS", help="where to listen (default: %(default)s)")
-    add("--nak-rate", default=0.0, type=command.share, metavar="SHARE", help="share of NAK, 0 to 1 (default: 0)")
-    add("--delay", default=0.0, type=command.duration, help="time before each reply: 5ms, 0.5s, 2 (default: 0)")
-    add("--seed", type=command.whole(0), help="makes the choice of ACK or NAK reproducible")
-    add("--close-after-fin", action="store_true", help="close after the client's FIN; real servers do not")
+    add(
+        "--nak-rate",
+        default=0.0,
+        type=command.share,
+        metavar="SHARE",
+        help="share of requests answered with NAK, 0 to 1 (default: 0)",
+    )
+    add(
+        "--delay",
+        default=0.0,
+        type=command.duration,
+        metavar="TIME",
+        help="delay each reply by this much: 5ms, 0.5s, 2 (seconds) (default: 0)",
+    )
+    add("--seed", type=command.whole(0), metavar="N", help="make the choice of ACK or NAK reproducible")
+    add("--close-after-fin", action="store_true", help="close a connection after the client's FIN; real servers do not")
     return parser
 
 

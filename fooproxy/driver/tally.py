@@ -1,7 +1,7 @@
-"""What a client run counts: answers by kind, their latencies, and how long it all took.
+"""The counts of a client run: replies by kind, their latencies, and how long the run took.
 
-No sockets and no clock: the conversations tell it seconds on a monotonic clock.  Memory does not grow with the number
-of replies: a latency is kept as the number of the 1 % wide bucket it falls into.
+No sockets and no clock: callers pass times in seconds of a monotonic clock.  Memory does not grow with the number of
+replies, because latencies are counted in buckets 1 % wide.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _BUCKET = math.log(1.01)
-# Stands for every shorter latency, zero included; far below what a socket can do.
+# Seconds.  Shorter latencies, including zero, count as this; sockets are far slower.
 _SHORTEST = 1e-7
 
 
 class Latencies:
-    """Durations in seconds, of which any percentile can be told to 1 %."""
+    """Counts durations in seconds; percentiles are accurate to 1 %."""
 
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
 
     @classmethod
     def merged(cls, parts: Iterable[Latencies]) -> Latencies:
-        """Make the latencies of several runs together."""
+        """Combine the latencies of several runs."""
         whole = cls()
         for part in parts:
             whole._buckets.update(part._buckets)
@@ -39,7 +39,7 @@ class Latencies:
         self._buckets[math.floor(math.log(max(seconds, _SHORTEST)) / _BUCKET)] += 1
 
     def percentile(self, percent: float) -> float:
-        """Give the duration that `percent` of all did not exceed; 0.0 when there is none."""
+        """Return the duration that `percent` of all durations do not exceed; 0.0 if there are none."""
         rank = self._buckets.total() * percent / 100
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
@@ -49,7 +49,7 @@ class Latencies:
 
 
 class Tally:
-    """Counts of one run over all its connections."""
+    """The counts of one run, over all of its connections."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -61,7 +61,7 @@ class Tally:
 
     @property
     def answered(self) -> int:
-        """Requests that have had their reply."""
+        """Number of requests that have been answered."""
         return self.acks + self.naks
 
     @property
@@ -81,7 +81,7 @@ class Tally:
         self.sent += 1
 
     def count_answer(self, acknowledged: bool, sent_at: float, now: float) -> None:
-        """Count a right reply at `now` to a request that was sent at `sent_at`."""
+        """Count a correct reply, read at `now`, to a request sent at `sent_at`."""
         if acknowledged:
             self.acks += 1
         else:
@@ -90,12 +90,12 @@ class Tally:
         self._last = now
 
     def latency_text(self) -> str:
-        """Say what half and what nearly all of the requests waited."""
+        """Return the median and the 99th percentile of the latencies, as text."""
         median, nearly_all = self.latencies.percentile(50), self.latencies.percentile(99)
         return f"latency p50 {duration_text(median)}, p99 {duration_text(nearly_all)}"
 
     def summary(self) -> str:
-        """Sum the run up in one line."""
+        """Return one line that sums up the run."""
         return (
             f"{counted(self.answered, 'request')}, {self.acks} ACK, {self.naks} NAK in {duration_text(self.seconds)}: "
             f"{rate_text(self.rate)} requests/s, {self.latency_text()}"

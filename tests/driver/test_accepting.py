@@ -18,7 +18,7 @@ def exhausted(number: int = errno.EMFILE) -> OSError:
 
 
 class Listener:
-    """A port and its socket in one; `waiting` is what accepting comes upon."""
+    """A port and its socket in one; `waiting` is what accepting meets."""
 
     def __init__(self, *waiting: OSError | str) -> None:
         self.waiting = list(waiting)
@@ -57,7 +57,7 @@ def test_without_descriptors_the_port_is_not_read_until_the_next_try(number: int
     assert listener.socket.accept() == ("client", None)
 
 
-def test_exhaustion_is_told_once_until_it_has_been_over_for_a_while() -> None:
+def test_exhaustion_is_reported_once_until_it_has_been_over_for_a_while() -> None:
     listener = Listener(*(exhausted() for _ in range(11)))
     for _ in range(10):
         with pytest.raises(BlockingIOError):

@@ -41,7 +41,7 @@ def test_the_table_says_which_figure_is_the_clients_and_which_the_proxys() -> No
     assert lines[6].split() == ["latency", "p50", "latency_seconds.p50", "5.58", "ms", "1.95", "ms"]
     assert lines[7].split() == ["latency", "p99", "latency_seconds.p99", "3", "s", "1.5", "s"]
     assert "The client's latency runs from" in lines[9]
-    assert "The proxy's covers the server alone" in lines[10]
+    assert "The proxy's latency covers only the server" in lines[10]
 
 
 def test_the_columns_of_the_table_are_aligned() -> None:

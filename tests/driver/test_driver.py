@@ -1,4 +1,4 @@
-"""The test driver: its reading of the protocol, its server, its client, and the commands as people run them."""
+"""The test driver: its parser, its server, its client, and the commands as people run them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ack(seq: int, data: bytes = b"") -> bytes:
 
 @asynccontextmanager
 async def listening(factory: Factory) -> AsyncIterator[int]:
-    """Listen on a free port; whatever was accepted there is gone at the end."""
+    """Listen on a free port, and close everything that was accepted there at the end."""
     accepted: list[Any] = []
     build = factory.buildProtocol
 
@@ -71,7 +71,7 @@ async def listening(factory: Factory) -> AsyncIterator[int]:
 
 
 class Talker(LineOnlyReceiver):
-    """A bare client; `lines(n)` waits for the first n lines that came."""
+    """A bare client; `lines(n)` waits for the first n lines."""
 
     delimiter = b"\n"
     transport: Any
@@ -123,7 +123,7 @@ def to_port(port: int, script: Script, connections: int = 1) -> Client:
 
 
 class Liar(LineOnlyReceiver):
-    """A server that gives `lie` each request's seq and data, and sends what comes back; `None` closes."""
+    """A server that calls `lie` with each request's seq and data and sends the result; `None` closes."""
 
     delimiter = b"\n"
     transport: Any
@@ -145,14 +145,14 @@ def lying(lie: Callable[[int, bytes], bytes | None]) -> Factory:
 
 
 async def command(module: str, *arguments: str) -> tuple[str, str, int]:
-    """Run a command as a process; give its standard output, standard error and exit status."""
+    """Run a command as a process; return its standard output, standard error and exit status."""
     argv = ["-m", f"fooproxy.driver.{module}", *arguments]
     out, err, status = await getProcessOutputAndValue(sys.executable, argv, env=os.environ)
     return out.decode(), err.decode(), status
 
 
 def process(module: str, *arguments: str) -> AbstractAsyncContextManager[Child]:
-    """Run a command as a process that goes on until it is told to end."""
+    """Run a command as a process until the context ends."""
     return running(reactor, f"the {module}", f"from fooproxy.driver.{module} import main; main()", arguments)
 
 
@@ -187,7 +187,7 @@ def test_a_request_is_read(line: bytes, seq: bytes, data: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"\n", b"REQ\n", b"REQ x\n", b"REQ1\n", b"REQ 1x\n", b"req 1\n", b" REQ 1\n", b"ACK 1\n", b"hello\n"]
 )
-def test_what_is_no_request_cannot_be_decoded(line: bytes) -> None:
+def test_a_line_that_is_not_a_request_cannot_be_decoded(line: bytes) -> None:
     assert read(line) == [None]
 
 
@@ -305,7 +305,7 @@ async def test_the_server_answers_a_last_request_that_fin_ends_and_stays() -> No
 
 
 @in_reactor
-async def test_the_server_closes_after_fin_when_told_to() -> None:
+async def test_the_server_closes_after_fin_with_close_after_fin() -> None:
     async with listening(FooServerFactory(reactor, close_after_fin=True)) as port, talking(port) as talker:
         talker.say(b"REQ 1 abc")
         talker.fin()
@@ -367,7 +367,7 @@ def test_a_reply_without_an_end_is_an_error() -> None:
     assert "no newline after 100000 bytes" in str(problems[0].value)
 
 
-def test_a_connection_lost_before_its_only_reply_is_told_in_the_singular() -> None:
+def test_a_connection_lost_before_its_only_reply_is_reported_in_the_singular() -> None:
     _, conversation, _ = start(Script(1))
     problems: list[Any] = []
     conversation.finished.addErrback(problems.append)
@@ -497,13 +497,13 @@ LIES: dict[str, Callable[[int, bytes], bytes | None]] = {
     "wrong reply to REQ 1 (server could not decode it)": lambda seq, data: b"NAK 0 ERRDECODE\n",
     "wrong reply to REQ 2": lambda seq, data: 2 * (ack(seq, data) + b"\n"),
     "got b'ACK 1 ": lambda seq, data: b"" if seq == 1 else 9 * (ack(1, data) + b"\n"),
-    "closed by the other side after 2 of 3 replies": lambda seq, data: None if seq == 3 else ack(seq, data) + b"\n",
+    "closed by the server after 2 of 3 replies": lambda seq, data: None if seq == 3 else ack(seq, data) + b"\n",
 }
 
 
 @pytest.mark.parametrize("complaint", LIES)
 @in_reactor
-async def test_what_a_lying_server_did_is_told_in_one_line(complaint: str) -> None:
+async def test_a_wrong_reply_is_reported_in_one_line(complaint: str) -> None:
     async with listening(lying(LIES[complaint])) as port:
         _, err, status = await command("client", "--connect", f"127.0.0.1:{port}", "--requests", "3", "--pipeline", "2")
     assert status == 1
@@ -515,12 +515,12 @@ async def test_what_a_lying_server_did_is_told_in_one_line(complaint: str) -> No
 @in_reactor
 async def test_a_reply_too_many_is_an_error() -> None:
     async with listening(lying(lambda seq, data: 2 * (ack(seq, data) + b"\n"))) as port:
-        with pytest.raises(ClientError, match="which no request asked for"):
+        with pytest.raises(ClientError, match="which answers no request"):
             await to_port(port, Script(2)).run()
 
 
 @in_reactor
-async def test_a_refused_connection_is_told_in_one_line() -> None:
+async def test_a_refused_connection_is_reported_in_one_line() -> None:
     async with listening(FooServerFactory(reactor)) as port:
         pass
     out, err, status = await command("client", "--connect", f"127.0.0.1:{port}")
@@ -625,7 +625,7 @@ async def test_the_server_raises_its_soft_limit_of_open_files() -> None:
 
 
 @in_reactor
-async def test_the_server_command_takes_its_options_to_heart() -> None:
+async def test_the_server_command_obeys_its_options() -> None:
     arguments = ["--nak-rate", "1", "--delay", "1ms", "--seed", "1", "--close-after-fin"]
     async with server_process(*arguments) as (_, port), talking(port) as talker:
         talker.say(b"REQ 1 abc\r\nREQ 2")
@@ -635,7 +635,7 @@ async def test_the_server_command_takes_its_options_to_heart() -> None:
 
 
 @in_reactor
-async def test_a_port_in_use_is_told_in_one_line() -> None:
+async def test_a_port_in_use_is_reported_in_one_line() -> None:
     async with listening(FooServerFactory(reactor)) as port:
         out, err, status = await command("server", "--listen", f"127.0.0.1:{port}")
     assert (out, status) == ("", 1)
@@ -652,15 +652,15 @@ async def test_a_port_in_use_is_told_in_one_line() -> None:
         (server.main, ["--nak-rate", "nan"], "argument --nak-rate: 'nan' is not a share"),
         (server.main, ["--delay", "5m"], "argument --delay: '5m' is not a duration; expected 5ms, 0.5s or 2"),
         (server.main, ["--delay", "-1"], "argument --delay: "),
-        (server.main, ["--seed", "x"], "argument --seed: 'x' is no such number; expected a whole number"),
+        (server.main, ["--seed", "x"], "argument --seed: 'x' is not valid; expected a whole number"),
         (server.main, ["--frobnicate"], "unrecognized arguments: --frobnicate"),
-        (client.main, ["--requests", "0"], "argument --requests: '0' is no such number; expected a whole number, 1"),
-        (client.main, ["--timeout", "0"], "argument --timeout: '0' leaves no time at all; expected"),
-        (client.main, ["--requests", "2", "--connections", "3"], "argument --requests: 2 leaves some of the 3"),
-        (demo.main, ["--pipeline", "many"], "argument --pipeline: 'many' is no such number"),
+        (client.main, ["--requests", "0"], "argument --requests: '0' is not valid; expected a whole number, 1"),
+        (client.main, ["--timeout", "0"], "argument --timeout: '0' is too short; expected more than zero"),
+        (client.main, ["--requests", "2", "--connections", "3"], "argument --requests: 2 is too few for 3 connections"),
+        (demo.main, ["--pipeline", "many"], "argument --pipeline: 'many' is not valid"),
     ],
 )
-def test_a_wrong_option_is_told_in_one_line(
+def test_a_wrong_option_is_reported_in_one_line(
     main: Callable[[list[str]], None], arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -684,7 +684,7 @@ def test_h_is_short_for_help(
 
 @pytest.mark.parametrize(("module", "option"), [("server", "--listen"), ("client", "--connect")])
 @in_reactor
-async def test_a_wrong_address_is_told_in_one_line(module: str, option: str) -> None:
+async def test_a_wrong_address_is_reported_in_one_line(module: str, option: str) -> None:
     _, err, status = await command(module, option, "nonsense")
     assert status == 2
     assert err.startswith(f"foo-{module}: argument {option}: 'nonsense' is not an address; expected ")
@@ -708,7 +708,7 @@ def gone(pid: int) -> bool:
 
 
 @in_reactor
-async def test_the_demo_shows_that_the_proxy_counts_right() -> None:
+async def test_the_demo_shows_that_the_proxy_counts_correctly() -> None:
     out, err, status = await command("demo", "--requests", "2000", "--connections", "4")
     assert status == 0, err
     assert "the proxy's counts, printed on SIGUSR2 and served at /stats, match the client's: OK!" in out
@@ -737,7 +737,7 @@ async def test_a_kept_demo_names_its_page() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @in_reactor
-async def test_a_kept_demo_goes_on_until_a_signal_and_takes_all_with_it(number: int) -> None:
+async def test_a_kept_demo_runs_until_a_signal_and_stops_everything(number: int) -> None:
     async with process("demo", "--keep", "--requests", "200") as child:
         started = child.expect(STDOUT, r"\(process ([0-9]+)\)")
         kept = child.expect(STDOUT, "until Ctrl-C")
@@ -756,7 +756,7 @@ async def test_a_kept_demo_goes_on_until_a_signal_and_takes_all_with_it(number: 
 
 
 @in_reactor
-async def test_a_proxy_that_does_not_start_is_told_in_one_line() -> None:
+async def test_a_proxy_that_does_not_start_is_reported_in_one_line() -> None:
     _, err, status = await command("demo", "--listen", "nonsense")
     assert status == 1
     assert err.startswith("foo-demo: the proxy ended: ")
