@@ -1,16 +1,16 @@
-"""Turns the bytes of one leg into counts of messages: sans-IO.
+"""The analyzer: turns the bytes of one leg into counts of messages (sans-IO).
 
-A line that matches the grammar counts by its type when its newline is seen; any other counts as invalid.  Of a line
-that is not finished an analyzer carries no bytes from chunk to chunk but the shortest line that stands at the same
-place in the grammar: at most seven bytes, however long the line is.
+A line is counted when its newline is seen: by its type if it matches the grammar, as invalid otherwise.  From an
+unfinished line an analyzer keeps only the shortest line at the same place in the grammar: at most seven bytes, however
+long the line is.
 
-Chunks are only put by when they come, and counted together, those of all sessions, when there are some
-dozens of them or when somebody asks: that is soon enough for them to be in the processor's caches still, and the code
-that counts them is fetched into those once for all of them.  Whole lines are counted without a step per line in Python.
-One search finds the first newline that is not followed by a head as it is usual on this kind of leg; when there is
-none, all lines are messages, and counting them is counting heads.  Of long lines only the heads are looked at.
+Incoming chunks are queued and counted in batches across all sessions, as soon as there are a few dozen of them or
+somebody reads a counter.  They are still in the processor's caches then, and the counting code is loaded into the
+caches once per batch.  Whole lines need no Python step per line: one search finds the first newline without a usual
+head behind it, "usual" meaning usual on this kind of leg.  If there is none, every line is a message, and counting
+messages means counting heads.  Only the heads of long lines are examined.
 
-It knows no sockets, no clocks, no Twisted.  The interceptor feeds it, and says when each chunk came.
+This module does not know about sockets, clocks or Twisted.  The interceptor feeds it chunks with their arrival times.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 _NEWLINE, _A = b"\nA"
 
 _ENOUGH = 32
-"""Chunks from which on it pays to count them."""
+"""The smallest number of chunks that is worth counting as a batch."""
 
 
 _BYTES, _REQ, _ACK, _NAK, _INVALID = range(5)
 
 
 class Counts(Block):
-    """What passed on one leg: cumulative and additive.
+    """Cumulative, additive counts of one leg.
 
-    `bytes` counts bytes; `req`, `ack` and `nak` messages of each type; `invalid` lines that are not messages.
+    `bytes` counts bytes; `req`, `ack` and `nak` count messages by type; `invalid` counts lines that are not messages.
     """
 
     __slots__ = ()
@@ -48,7 +48,7 @@ class Counts(Block):
 
     @property
     def lines(self) -> int:
-        """All lines that ended so far."""
+        """All complete lines so far."""
         return self.req + self.ack + self.nak + self.invalid
 
     @property
@@ -58,12 +58,12 @@ class Counts(Block):
 
 
 class Analyzer:
-    """Counts one leg of one session, and tells the session's `exchange` of its requests or replies.
+    """Counts one leg of one session, and reports its requests or replies to the session's `exchange`.
 
-    Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and the memory
-    held does not depend on the input.  Its figures, those of a `Counts`, are of what its `analysis` has looked at so
-    far.  What the exchange knows already is not counted twice here: a client's lines are its requests, and the
-    upstream's ACKs are its replies but for the NAKs.
+    Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and memory use
+    does not depend on the input.  Its figures have the names of `Counts` and cover what its `analysis` has processed so
+    far.  Figures that follow from the exchange are not stored again: a client's REQs are the exchange's requests less
+    all other lines, and the upstream's ACKs are the exchange's replies less the NAKs.
     """
 
     __slots__ = (
@@ -82,10 +82,10 @@ class Analyzer:
     )
 
     many = 64
-    """Chunks that may wait for being counted."""
+    """The most chunks that may wait to be counted."""
 
     large = 4096
-    """Bytes of a chunk from which on it is counted alone, and at once."""
+    """Bytes; a chunk larger than this is counted at once, and on its own."""
 
     def __init__(self, analysis: Analysis, exchange: Exchange) -> None:
         self.analysis = analysis
@@ -95,16 +95,16 @@ class Analyzer:
         self._stray = 0
         """ACKs from a client, or REQs from the upstream."""
         self.outlet = self.room = -1
-        """Whoever feeds it may keep two numbers here, and so has one object less to look at."""
+        """Two numbers for the use of the feeder, which saves it one object to look at."""
         self.head = b""
-        """The shortest line that counts as the one that has begun."""
+        """The shortest beginning of a line that counts the same as the unfinished line; empty between lines."""
         self.apart = False
-        """Whether its next chunk is to be counted alone."""
+        """Whether the next chunk must be counted on its own."""
         self.is_muted = False
-        """Whether what it is fed from now on does not count."""
+        """Whether further chunks are dropped without being counted."""
 
     def feed(self, chunk: bytes, time: int) -> None:
-        """Take `chunk`, the next bytes of the leg, and when it came, in microseconds."""
+        """Accept `chunk`, the next bytes of the leg, which arrived at `time` (microseconds)."""
         waiting = self.waiting
         if chunk and not self.is_muted:
             waiting.append((self, chunk, time))
@@ -112,21 +112,21 @@ class Analyzer:
             self.analysis.catch_up()
 
     def tally(self, ended: int, req: int, ack: int, nak: int) -> None:
-        """Count so many lines that have ended, of which so many are messages of each type; the exchange has them."""
+        """Count `ended` complete lines, among them messages of each type; the exchange has been notified already."""
         self._stray += ack if self.analysis.requests else req
         self.nak += nak
         self.invalid += ended - req - ack - nak
 
     @property
     def req(self) -> int:
-        """REQ that came here."""
+        """REQ messages received on this leg."""
         if self.analysis.requests:
             return self.exchange.requests - self._stray - self.nak - self.invalid
         return self._stray
 
     @property
     def ack(self) -> int:
-        """ACK that came here."""
+        """ACK messages received on this leg."""
         return self._stray if self.analysis.requests else self.exchange.replies - self.nak
 
     @property
@@ -136,7 +136,7 @@ class Analyzer:
 
     @property
     def counts(self) -> Counts:
-        """What was counted of all that was fed."""
+        """The counts of everything fed so far."""
         self.analysis.catch_up()
         counts = Counts()
         for name in Counts.names:
@@ -145,16 +145,16 @@ class Analyzer:
 
     @property
     def mid_line(self) -> bool:
-        """Whether a line has begun whose newline has not been seen."""
+        """Whether the last line is unfinished: its newline has not arrived yet."""
         self.analysis.catch_up()
         return self.head != b""
 
 
 class Analysis:
-    """Counts what all analyzers of one kind of leg were fed, and adds it up in `total`, and requests in `latency`.
+    """Counts the chunks of all analyzers of one kind of leg; adds the counts to `total`, and requests to `latency`.
 
-    It is quick with requests if it expects `requests`, else with replies.  What waits at the analysis `before` is
-    counted first: replies are matched with requests that are known already.
+    `requests` selects the fast path: for requests if true, for replies otherwise.  The queue of the analysis `before`
+    is counted first, so that the requests are known before their replies are matched.
     """
 
     def __init__(
@@ -163,19 +163,19 @@ class Analysis:
         self._latency = latency
         self.total = Counts() if total is None else total
         self.waiting: list[_Fed] = []
-        """Chunks that were fed and not looked at, each with its analyzer."""
+        """Chunks that have not been counted yet, each with its analyzer and its time."""
         self.requests = requests
         self._before = before
         self._slip = (NO_REQUEST if requests else NO_REPLY).search
 
     def digest(self) -> None:
-        """Catch up if it is worth it."""
+        """Catch up if enough chunks wait to make it worthwhile."""
         waiting = self.waiting
         if len(waiting) >= _ENOUGH or (waiting and len(waiting[-1][1]) > Analyzer.large):
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Count what waits."""
+        """Count all waiting chunks."""
         if self._before is not None:
             self._before.catch_up()
         if not self.waiting:
@@ -189,7 +189,7 @@ class Analysis:
             chunks = [chunk for _, chunk, _ in whole]
         lines = b"\n" + b"".join(chunks)
         if not self._are_usual(lines):
-            # Whose fault it is shows when each is looked at alone.
+            # Counting each chunk on its own shows which one is unusual.
             whole, rest = [], whole + rest
         if whole:
             count = self._count_requests if self.requests else self._count_replies
@@ -198,9 +198,9 @@ class Analysis:
             self._count(analyzer, chunk, time)
 
     def _are_usual(self, lines: bytes) -> bool:
-        """Tell whether all of `lines`, each after a newline, are messages as usual on this kind of leg."""
+        """Return whether all of `lines`, each preceded by a newline, are usual messages on this kind of leg."""
         slip = self._slip(lines)
-        # The last newline has nothing after it, and so is the one that must be found.
+        # Nothing follows the last newline, so it is the one that must be found.
         return slip is not None and slip.start() == len(lines) - 1
 
     def _count_requests(self, whole: list[_Fed], lines: bytes) -> None:
@@ -210,7 +210,7 @@ class Analysis:
             req = 0
         for analyzer, chunk, time in whole:
             if not alone:
-                # This pattern is found faster than a newline alone.
+                # This pattern is found faster than a newline on its own.
                 ended = chunk.count(b"\nREQ ") + 1
                 req += ended
             analyzer.bytes += len(chunk)
@@ -218,7 +218,7 @@ class Analysis:
             if exchange.open:
                 exchange.request(time, ended)
             else:
-                # As `request` does it, only without the call.
+                # The same as `request`, without the cost of a call.
                 exchange.asked = time
                 exchange.open = ended
         numbers, start = self.total.numbers, self.total.start
@@ -231,7 +231,7 @@ class Analysis:
         alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == replies
         if not alone:
             replies = 0
-        # The chunks of a batch have one time, and mostly so had their requests.
+        # All chunks of a batch have the same time, and so, mostly, had their requests.
         latency, span, number, same = self._latency, 0, 0, 0
         for analyzer, chunk, time in whole:
             if not alone:
@@ -253,7 +253,7 @@ class Analysis:
             if exchange.open != ended or exchange.asked >= time:
                 exchange.reply(time, ended)
                 continue
-            # As `reply` does it, only without the calls.
+            # The same as `reply`, without the cost of the calls.
             if time - exchange.asked != span:
                 latency.add(span, same)
                 span, same = time - exchange.asked, 0
@@ -274,7 +274,7 @@ class Analysis:
         numbers[start + _NAK] += naks
 
     def _count(self, analyzer: Analyzer, chunk: bytes, time: int) -> None:
-        """Count `chunk`, whatever it is."""
+        """Count `chunk` on its own, whatever it contains."""
         head = analyzer.head
         end = chunk.rfind(b"\n") + 1
         tail = chunk[end:] if end else head + chunk
@@ -312,18 +312,18 @@ class Analysis:
 
 
 def _are_alone(whole: list[_Fed]) -> bool:
-    """Guess, by the first, whether each chunk is a line of its own."""
+    """Guess from the first chunk whether each chunk is exactly one line."""
     first = whole[0][1]
     return first.find(b"\n") == len(first) - 1
 
 
 def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:
-    """Tell the chunks that are whole lines from those that are to be counted alone."""
+    """Separate the chunks of whole lines from those that must be counted on their own."""
     whole, rest = [], []
     for entry in waiting:
         analyzer, chunk, _ = entry
         if analyzer.apart or chunk[-1] != _NEWLINE or len(chunk) > Analyzer.large:
-            # So that its next one, if that waits here too, comes after it.
+            # If its next chunk waits here too, that must be counted after this one.
             analyzer.apart = True
             rest.append(entry)
         else:

@@ -1,16 +1,16 @@
-r"""The grammar of the Foo protocol, and the only place that knows it.
+r"""The grammar of the Foo protocol, and the only module that knows it.
 
-The rules, for each line (whatever stands between two ``\n``)::
+The rule for each line (everything between two ``\n``)::
 
     Type <one or more spaces or tabs> Seq [<one or more spaces or tabs> Data]
 
-with Type ``REQ``, ``ACK`` or ``NAK``, Seq decimal digits with an optional sign, Data any bytes, and one CR tolerated
-at the end.
+Type is ``REQ``, ``ACK`` or ``NAK``; Seq is decimal digits with an optional sign; Data is any bytes; one CR at the end
+is tolerated.
 
-Whether a line is a message is decided by its head alone, and all that can still matter of an unfinished line is where
-in the grammar its head stands: `canonical` gives the shortest line that stands at the same place.
+The head of a line alone decides whether it is a message.  All that matters about an unfinished line is the place in
+the grammar that its head has reached: `canonical` returns the shortest line at the same place.
 
-The analyzer asks it; it holds nothing.
+The analyzer calls these functions; nothing here holds any state.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import sys
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
 TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
-"""Finds the types of all lines that are messages."""
+"""Finds the type of each line that is a message."""
 
-# What is usual on a leg: these types, a space, up to twenty digits, a space or the end.  Anything else may be a message
-# all the same, and is looked at more closely.  Python 3.11 need not remember where it could take digits back.
+# A usual head: the leg's own types, one space, up to twenty digits, then a space or the end of the line.  Anything else
+# may still be a message, and is examined more closely.  The possessive quantifier (Python 3.11) avoids backtracking.
 _DIGITS = rb"[0-9]{1,20}" + (b"+" if sys.version_info >= (3, 11) else b"")
 NO_REQUEST = re.compile(rb"\n(?!REQ " + _DIGITS + rb"[ \n])")
 NO_REPLY = re.compile(rb"\n(?!ACK " + _DIGITS + rb"[ \n]|NAK " + _DIGITS + rb"[ \n])")
-"""Find the first newline that no message as usual follows."""
+"""Find the first newline without a usual head behind it."""
 
 _IN_DATA = re.compile(_HEAD + rb"[ \t]")
 _IN_SEQ = re.compile(_HEAD + rb"(\r?)")
@@ -36,14 +36,14 @@ _IN_TYPE = frozenset(word[:length] for word in (b"REQ", b"ACK", b"NAK") for leng
 _HOPELESS = b"!"
 
 LONG = 256
-"""Bytes of a first line from which on it pays to find each newline, and to look at the heads alone."""
+"""Bytes; if the first line is at least this long, it is faster to find each newline and examine only the heads."""
 
 _HEAD_SIZE = 32
-"""Bytes that hold a newline and any usual head."""
+"""Bytes; enough for a newline and any usual head."""
 
 
 def canonical(head: bytes) -> bytes:
-    """Give the shortest beginning of a line that every continuation turns into the same count as `head`."""
+    """Return the shortest beginning of a line that counts the same as `head`, however the line continues."""
     if match := _IN_DATA.match(head):
         return match[1] + b" 0 "
     if match := _IN_SEQ.fullmatch(head):
@@ -54,9 +54,9 @@ def canonical(head: bytes) -> bytes:
 
 
 def heads_of(head: bytes, chunk: bytes, end: int) -> bytes | None:
-    r"""Give the lines of `head` and `chunk` up to `end`, cut to their heads, with a ``\n`` before each and at the end.
+    r"""Return the heads of the lines in `head` and `chunk` up to `end`, with a ``\n`` before each and at the end.
 
-    `None` when the lines are not long after all, so that they are better looked at all at once.
+    `None` if the lines turn out not to be long: it is faster then to examine all their bytes at once.
     """
     if not end:
         return b"\n"

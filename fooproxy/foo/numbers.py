@@ -1,8 +1,9 @@
-"""The numbers that everything is counted in: 64-bit integers in one flat array, which its owner hands in.
+"""The numbers in which everything is counted: 64-bit integers in one flat array, supplied by its owner.
 
-A `Block` is a run of places in such an array, and a `Number` gives one of its places a name.  So the same numbers can
-be read by their names here, and by their places from C or from another process.  The owner of the array decides which
-blocks it has; nothing here knows what is counted.
+A `Block` is a run of places in such an array, and a `Number` names one of them.  Python code thus reads a number by its
+name, while C code or another process can read the same number by its place.  The owner of the array decides which
+blocks it contains; nothing here knows what is counted.  `fooproxy.foo.analyzer` and `fooproxy.foo.latency` define
+blocks, and `fooproxy.stats` owns the array.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import MutableSequence
 
 LARGEST = (1 << 62) - 1
-"""The largest number that may be put into an array from outside; counting on from there never overflows."""
+"""The largest number that may be restored into an array; counting on from it does not overflow in practice."""
 
 
 def zeros(size: int) -> array[int]:
-    """Make an array of `size` numbers, all 0."""
+    """Return an array of `size` zeros."""
     return array("q", bytes(8 * size))
 
 
 class Block:
-    """A run of numbers that starts at place `start` of `numbers`; without an array it makes one of its own."""
+    """A run of numbers from place `start` of `numbers` on; without an array, the block creates its own."""
 
     __slots__ = ("numbers", "start")
 
     names: ClassVar[tuple[str, ...]] = ()
-    """The names of all its places, in their order."""
+    """The names of the places, in order."""
 
     def __init__(self, numbers: MutableSequence[int] | None = None, start: int = 0) -> None:
         self.numbers = zeros(len(self.names)) if numbers is None else numbers

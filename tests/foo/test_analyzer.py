@@ -14,7 +14,7 @@ from fooproxy.foo.analyzer import Analysis, Analyzer, Counts
 from fooproxy.foo.grammar import canonical
 from fooproxy.foo.latency import Exchange, Histogram, Latency
 
-# The grammar once more, by another road: each line on its own, with nothing carried over.
+# A second implementation of the grammar: one regex per line, without any state between lines.
 REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
 
 
@@ -51,11 +51,11 @@ WELL_FORMED = st.builds(
     st.sampled_from([b"", b" ", b" x", b"\tdata with spaces ", b" REQ 5", b" \r", b" \xff\x00"]),
     st.sampled_from([b"\n", b"\r\n"]),
 )
-# Pieces that stand close to the grammar's edges: noise made of them is nearly right.
+# Fragments close to the grammar's edges: noise made of them is almost valid.
 NEARLY = st.sampled_from(
     b"REQ|ACK|NAK|R|RE|Q|A|N| |\t|+|-|1|23|\r|\n|x|\xe9|\x00|\x0b|\x0c|\x85|req 1\n|REQ 1x\n| REQ 1\n|\n\n".split(b"|")
 )
-# Lines long enough to have only their heads looked at, and heads too long for that.
+# Lines so long that only their heads are examined, and heads too long for that.
 LONG = st.builds(
     lambda head, data: head + b"x" * data + b"\n",
     st.sampled_from(
@@ -71,7 +71,7 @@ LONG = st.builds(
 STREAMS = st.lists(WELL_FORMED | NEARLY | LONG | st.binary(max_size=8), max_size=30).map(b"".join)
 
 
-# What is all requests or all replies but for, perhaps, one line.
+# Streams of only requests or only replies, with at most one exception.
 USUAL = st.builds(
     lambda words, seq, odd, data: b"".join(b"%s %d%s\n" % (word, seq, data) for word in words) + odd,
     st.lists(st.just(b"REQ"), max_size=9) | st.lists(st.sampled_from([b"ACK", b"NAK"]), max_size=9),
@@ -205,7 +205,7 @@ def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> No
 
 
 class Model:
-    """One session, request by request: when each open one came, and the latencies of those that were answered."""
+    """A model of one session, request by request: arrival times of the open ones, latencies of the answered ones."""
 
     def __init__(self) -> None:
         self.open: deque[int] = deque()
@@ -219,7 +219,7 @@ class Model:
             self.unmatched += 1
 
 
-# Who, which type, how many lines, how they are cut, and how much later than what came before.
+# The session, the type, the number of lines, the cuts, and the time since the previous event.
 PASSING = st.lists(
     st.tuples(
         st.integers(0, 2),

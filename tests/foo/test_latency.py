@@ -1,4 +1,4 @@
-"""Latency: replies are matched in order, and percentiles are near the truth."""
+"""Latency: replies are matched in order, and percentiles are as exact as promised."""
 
 from __future__ import annotations
 
