@@ -1,8 +1,8 @@
-"""What is counted, and what is computed from it: counters, rates, latencies, and the last 15 minutes.
+"""Statistics: counters, rates, latencies, and the history of the last 15 minutes.
 
-It knows no sockets, no files and no HTTP; clocks are handed in.
+This room does not know about sockets, files or HTTP; clocks are passed in.
 
 Start with `counters`, where every statistic is declared once; `fields` is how a declaration works.  `session` counts
-one session, `clients` sums sessions by address, `timetable` computes rates, `history` keeps seconds, `sampling` decides
-when both look, and `reasons` lists why sessions end.
+one session, `clients` adds up sessions by address, `timetable` computes rates, `history` keeps a row per second,
+`sampling` drives those two, and `reasons` lists why sessions end.
 """

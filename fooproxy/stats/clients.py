@@ -1,7 +1,7 @@
-"""Clients: what passed, summed by client address, in bounded memory.
+"""Clients: traffic added up by client address, in bounded memory.
 
-It knows no sockets; `Stats` tells it of each session that has ended, and hands it those that are still open when
-somebody asks.
+This module does not know about sockets.  Each session adds itself when it ends; whoever asks for a report passes in the
+sessions that are still open.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fooproxy.foo.analyzer import Analyzer
 
 MOST = 2000
-"""Addresses that are told apart; beyond, the half of them with the least messages goes to the others."""
+"""Addresses kept apart; beyond that, the half with the fewest messages is merged into the sum of all others."""
 
 
 class Session(Protocol):
-    """What is read of a session."""
+    """The part of a session that is read here."""
 
     client: Analyzer
     upstream: Analyzer
@@ -29,7 +29,7 @@ class Session(Protocol):
 
 
 class Client:
-    """The sum over some sessions, in the units of the report."""
+    """The sum over any number of sessions, in the units of the report."""
 
     __slots__ = ("active", "from_client", "from_upstream", "invalid", "replies", "requests", "sessions")
 
@@ -48,17 +48,17 @@ class Client:
         self.from_upstream += upstream.bytes
 
     def merge(self, other: Client) -> None:
-        """Add what another one holds."""
+        """Add the figures of another client."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def messages(self) -> int:
-        """By what clients are compared."""
+        """Requests and replies together: what clients are ranked by."""
         return self.requests + self.replies
 
     def report(self) -> dict[str, int]:
-        """Give the figures under their public names."""
+        """Return the figures under their public names."""
         return {
             "connections_active": self.active,
             "connections_total": self.sessions,
@@ -71,7 +71,7 @@ class Client:
 
 
 class Clients:
-    """What passed in sessions that have ended, by address; addresses beyond `MOST` are one."""
+    """The sums of all ended sessions, by address; addresses beyond `MOST` share one sum."""
 
     def __init__(self) -> None:
         self._ended: dict[str, Client] = {}
@@ -85,7 +85,7 @@ class Clients:
                 self._other.merge(self._ended.pop(host))
 
     def report(self, open_sessions: Iterable[Session], limit: int) -> dict[str, Any]:
-        """Give the `limit` clients with the most messages, how many there are, and the sum of all others."""
+        """Return the `limit` clients with the most messages, the number of clients, and the sum of all others."""
         clients: dict[str, Client] = {}
         other = Client()
         other.merge(self._other)

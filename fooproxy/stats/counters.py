@@ -1,10 +1,11 @@
-"""Every statistic of the proxy, declared once and in the order of the report, and the array that they are counted in.
+"""Every statistic of the proxy, declared once and in the order of the report, and the array that holds the counts.
 
-The first lines of a declaration are all there is to a new statistic; one line elsewhere counts it.  Counters only grow
-and add up over sessions, and later over upstreams and processes; rates and other instants are computed when they are
-asked for.
+To add a statistic, declare it here and count it in one line elsewhere.  Counters only grow, and they can be added up
+over sessions (later also over upstreams and processes); rates and other gauges are computed when somebody asks for
+them.
 
-It knows no sockets and no HTTP.  What passes is counted by the analyzers of `fooproxy.foo`, in the same array.
+This module does not know about sockets or HTTP.  The analyzers of `fooproxy.foo` count the traffic, in the same array;
+the relay's sessions count by way of `fooproxy.stats.session`; the web side, recovery and SIGUSR2 read.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ _LEGS = ("client", "upstream")
 
 
 def _ignore(session: Any, reason: str) -> None:
-    """Do nothing at the end of a session."""
+    """Do nothing when a session ends."""
 
 
 class Stats(Declared):
     """All statistics of this process.
 
-    `clock` is monotonic, in seconds.  `on_end` is called with the statistics of each session that has ended, and the
-    reason.  `numbers` is the array to count in: `size` integers of 64 bits; without it, there is a new one.
+    `clock` returns monotonic seconds.  `on_end` is called with the statistics of each session that ends, and the
+    reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.
     """
 
     @computed(
@@ -71,22 +72,22 @@ class Stats(Declared):
 
     @computed("gauge", "messages/s", series=None)
     def request_rate_1s(self) -> float:
-        """REQ counted in the last second."""
+        """REQ messages per second, over the last second."""
         return self.times.rates(1)[0]
 
     @computed("gauge", "messages/s", series=None)
     def request_rate_10s(self) -> float:
-        """REQ counted in the last 10 seconds, per second."""
+        """REQ messages per second, averaged over the last 10 seconds."""
         return self.times.rates(10)[0]
 
     @computed("gauge", "messages/s", series=None)
     def response_rate_1s(self) -> float:
-        """ACK and NAK counted in the last second."""
+        """ACK and NAK messages per second, over the last second."""
         return self.times.rates(1)[1]
 
     @computed("gauge", "messages/s", series=None)
     def response_rate_10s(self) -> float:
-        """ACK and NAK counted in the last 10 seconds, per second."""
+        """ACK and NAK messages per second, averaged over the last 10 seconds."""
         return self.times.rates(10)[1]
 
     @computed(
@@ -98,7 +99,7 @@ class Stats(Declared):
 
     @computed("counter", "messages", series="misdirected_messages", title="Misdirected messages")
     def msg_misdirected(self) -> int:
-        """REQ sent by the upstream and replies sent by clients; they count by type as well."""
+        """REQ messages from the upstream and replies from clients; these are also counted by type."""
         return self.upstream.req + self.client.replies
 
     @computed("counter", "bytes", label="leg", labels=_LEGS, in_report=False, series="received_bytes")
@@ -133,7 +134,7 @@ class Stats(Declared):
 
     @computed("histogram", "seconds", series=None)
     def latency_seconds_10s(self) -> Histogram:
-        """The same for replies in the last 10 seconds, to the second."""
+        """Time from reading a request to reading its reply, for replies in the last 10 seconds."""
         return self.history.recent()
 
     @computed("gauge", "sessions")
@@ -143,7 +144,7 @@ class Stats(Declared):
 
     @computed("gauge", "sessions")
     def connections_limit(self) -> int:
-        """Sessions that may be open at once."""
+        """Maximum number of sessions open at once."""
         return self.limit
 
     connections_total = Counter("sessions", "Client connections accepted.", series="connections")
@@ -151,19 +152,19 @@ class Stats(Declared):
 
     @computed("counter", "sessions", label="reason", labels=tuple(CONNECT_FAILURES), summed=True)
     def upstream_connect_failures(self) -> dict[str, int]:
-        """Sessions closed because the proxy could not connect to the upstream within --connect-timeout."""
+        """Sessions that ended because the proxy could not connect to the upstream within --connect-timeout."""
         return {name: self.connections_closed[reason] for name, reason in CONNECT_FAILURES.items()}
 
     reads_paused = Counters(
         "pauses",
-        "Times a leg was not read for a while because the other leg could not be written to, by leg.",
+        "Times the proxy paused reading from a leg because the other leg could not keep up, by leg.",
         "leg",
         _LEGS,
         saved="paused",
     )
     accepts_paused = Counters(
         "pauses",
-        "Times the proxy stopped accepting clients, at the limit or without file descriptors, by cause.",
+        "Times the proxy paused accepting clients, at the session limit or without file descriptors, by cause.",
         "cause",
         ("limit", "descriptors"),
     )
@@ -183,7 +184,7 @@ class Stats(Declared):
 
     _client = Counted(Counts.names, saved="client")
     _upstream = Counted(Counts.names, saved="upstream")
-    # The latencies themselves are saved as a histogram, and requests that are open end with the process.
+    # The latencies themselves are saved as a histogram; open requests do not outlive the process.
     _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched"})
 
     def __init__(
@@ -200,7 +201,7 @@ class Stats(Declared):
         self.clock = clock
         self.on_end = on_end
         self.limit = 0
-        """The most sessions that may be open at once."""
+        """The maximum number of sessions open at once."""
         self.sessions: set[Session] = set()
         self.clients = Clients()
         self.times = TimeTable(clock, lambda: (self.msg_req, self.responses))
@@ -208,50 +209,50 @@ class Stats(Declared):
         self._started = clock()
 
     def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
-        """Make the analyzers of a session's client leg and upstream leg."""
+        """Return new analyzers for the client leg and the upstream leg of a session."""
         return Analyzer(self._requests, exchange), Analyzer(self._replies, exchange)
 
     def catch_up(self) -> None:
-        """Count all chunks that the analyzers were fed; every figure above does so first."""
+        """Count all chunks fed to the analyzers; every figure of traffic above does this first."""
         self._replies.catch_up()
 
     def digest(self) -> None:
-        """Count the chunks that the analyzers were fed if there are many; for callers that have time for it."""
+        """Count the chunks fed to the analyzers if many wait; for callers that have time for it."""
         self._requests.digest()
         self._replies.digest()
 
     @property
     def client(self) -> Counts:
-        """What came from clients."""
+        """The counts of all client legs."""
         self.catch_up()
         return self._requests.total
 
     @property
     def upstream(self) -> Counts:
-        """What came from the upstream."""
+        """The counts of all upstream legs."""
         self.catch_up()
         return self._replies.total
 
     @property
     def latency(self) -> Latency:
-        """How long replies took."""
+        """The requests and latencies of all sessions."""
         self.catch_up()
         return self._all
 
     @property
     def responses(self) -> int:
-        """All ACK and NAK, whichever leg they came from."""
+        """ACK and NAK messages, from either leg."""
         return self.client.replies + self.upstream.replies
 
     def not_allowed(self) -> None:
-        """Count a client that was closed at once and never became a session."""
+        """Count a client that was refused by --allow and never became a session."""
         self.connections_total += 1
         self.connections_closed["not_allowed"] += 1
 
     def restore(self, counters: Mapping[str, int], latencies: Histogram) -> None:
-        """Take over the counters and latencies of an earlier process; counters that are not named stay as they are.
+        """Take over the counters and latencies of an earlier process; counters missing from `counters` do not change.
 
-        The sessions that were open then have ended with their process.
+        Sessions that were open then ended with their process, so they are counted as crashed.
         """
         self.catch_up()
         for name, place in self.lasting().items():

@@ -1,12 +1,12 @@
-"""How a statistic is declared: once, in the body of a `Declared` class, and everything derives from that.
+"""Declaring statistics: each one once, in the body of a `Declared` class, from which everything else derives.
 
-A declaration says the unit and the meaning, and by what label its values are told apart, if they are.  What is counted
-owns places in the array of numbers, and is read and written there as a plain attribute; what is computed is a method.
-Unless the declaration says otherwise, a statistic is in the report and in the exposition under its own name, and what
-is counted is saved and comes back after a crash.
+A declaration states the unit, the meaning and, for several values, the label that distinguishes them.  A counted
+statistic owns places in the array of numbers and is read and written as a plain attribute; a computed one is a method.
+Unless the declaration says otherwise, a statistic appears in the report and in the exposition under its own name, and a
+counted one is saved and restored after a crash.
 
-`fooproxy.stats.counters` declares the statistics; report, exposition, recovery and the tables in the documents walk
-through `Declared.fields`.
+Nothing here knows what is counted.  `fooproxy.stats.counters` declares the statistics; the report, the exposition,
+recovery and the tables of the documentation iterate over `Declared.fields`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ D = TypeVar("D", bound="Declared")
 
 
 class Declared:
-    """A class whose statistics are declared in its body; those that are counted share one array, in their order."""
+    """A class that declares statistics in its body; the counted ones share one array, in order of declaration."""
 
     fields: ClassVar[tuple[Field, ...]]
-    """All declarations, in their order."""
+    """All declarations, in order."""
     reported: ClassVar[tuple[Field, ...]]
-    """Those of the report."""
+    """The declarations that are in the report."""
     size: ClassVar[int]
-    """The number of places that the array has."""
+    """The number of places in the array."""
 
     def __init_subclass__(cls) -> None:
-        """Give each declaration its place."""
+        """Assign a place in the array to each declaration."""
         cls.fields = tuple(value for value in vars(cls).values() if isinstance(value, Field))
         cls.reported = tuple(field for field in cls.fields if field.in_report)
         cls.size = 0
@@ -47,16 +47,16 @@ class Declared:
         """The array: 64-bit integers."""
 
     def report(self) -> dict[str, Any]:
-        """Return every statistic of the report under its public name, in the order of the declarations."""
+        """Return every statistic of the report under its public name, in order of declaration."""
         return {field.name: field.told(self) for field in self.reported}
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers that outlive the process, by the names that the recovery file has for them."""
+        """Return the numbers that are saved, by their names in the recovery file."""
         return {name: self.numbers[place] for name, place in self.lasting().items()}
 
     @classmethod
     def lasting(cls) -> dict[str, int]:
-        """Return the places of the numbers that outlive the process, by the names that the recovery file has."""
+        """Return the places of the numbers that are saved, by their names in the recovery file."""
         return {
             name: field.place + number
             for field in cls.fields
@@ -68,13 +68,13 @@ class Declared:
 class Field:
     """One statistic.
 
-    `kind`: counter (only grows), gauge (an instant), histogram (summed up) or info (a text).
-    `label`, `labels`: what tells its values apart, if it has several, and their names, with meanings if they need any.
-    `series`: its name in the exposition, without the common prefix; `None` keeps it out.
-    `in_report`, `summed`: whether the report has it, and as the sum of its values.
-    `title`: its name on the page.
-    `cells`: the numbers that it owns in the array, from `place` on.
-    `saved`: their names in the recovery file: a prefix, a name for each cell that is saved, or `None` if none is.
+    `kind`: counter (only grows), gauge (a current value), histogram (reported as a summary) or info (text).
+    `label`, `labels`: the name of the label that distinguishes several values, and its values, with meanings if needed.
+    `series`: the name in the exposition, without the common prefix; `None` keeps the statistic out of it.
+    `in_report`, `summed`: whether the report contains the statistic, and whether as the sum of its values.
+    `title`: the name on the page.
+    `cells`: the numbers that the statistic owns in the array, from `place` on.
+    `saved`: their names in the recovery file: a prefix, a name for each saved cell, or `None` to save none.
     """
 
     place = -1
@@ -106,7 +106,7 @@ class Field:
         self.title = title
 
     def __set_name__(self, owner: type[Declared], name: str) -> None:
-        """Take the public name, which all other names derive from."""
+        """Record the public name, from which the other names derive."""
         self.name = name
         if self.series == "":
             self.series = name
@@ -122,11 +122,11 @@ class Field:
         return tuple(f"{prefix}_{cell}" if cell else prefix for cell in self.cells)
 
     def value(self, stats: Any) -> Any:
-        """Return the value as it stands in `stats`: a number, a number by label, a `Histogram`, or a text."""
+        """Return the current value in `stats`: a number, a mapping of labels to numbers, a `Histogram`, or a text."""
         return getattr(stats, self.name)
 
     def told(self, stats: Any) -> Any:
-        """Return the value as the report has it."""
+        """Return the value in the form of the report."""
         value = self.value(stats)
         if self.kind == "histogram":
             return value.summary()
@@ -136,7 +136,7 @@ class Field:
 
 
 class Counter(Field):
-    """A number that is counted, as an attribute: ``stats.connections_total += 1``."""
+    """A counted number, used as an attribute: ``stats.connections_total += 1``."""
 
     def __init__(self, unit: str, meaning: str, **options: Any) -> None:
         super().__init__("counter", unit, meaning, cells=("",), **options)
@@ -155,7 +155,7 @@ class Counter(Field):
 
 
 class Counters(Field):
-    """Numbers that are counted, one for each of `labels`, as a mapping: ``stats.closed["drained"] += 1``."""
+    """Counted numbers, one for each of `labels`, used as a mapping: ``stats.connections_closed["drained"] += 1``."""
 
     def __init__(
         self, unit: str, meaning: str, label: str, labels: Sequence[str] | Mapping[str, str], **options: Any
@@ -173,14 +173,14 @@ class Counters(Field):
 
 
 class Counted(Field):
-    """Numbers that are counted elsewhere, by a block with such `cells`; other statistics show them."""
+    """Places for a block that counts elsewhere and has the names `cells`; other statistics show its numbers."""
 
     def __init__(self, cells: Sequence[str], saved: Mapping[str, str] | str) -> None:
         super().__init__("counter", "", "", series=None, in_report=False, cells=cells, saved=saved)
 
 
 class Computed(Field, Generic[T]):
-    """What a method computes when it is asked for, as an attribute; the method's docstring is the meaning."""
+    """A value that a method computes on request, read as an attribute; the method's docstring is the meaning."""
 
     def __init__(self, read: Callable[[Any], T], kind: str, unit: str, **options: Any) -> None:
         super().__init__(kind, unit, read.__doc__ or "", **options)
@@ -202,7 +202,7 @@ def computed(kind: str, unit: str, **options: Any) -> Callable[[Callable[[D], T]
 
 
 class Cells(MutableMapping[str, int]):
-    """Numbers of an array, from `place` on, by `names`."""
+    """A mapping of `names` to the numbers of an array, from `place` on."""
 
     def __init__(self, numbers: MutableSequence[int], place: int, names: Sequence[str]) -> None:
         self._numbers = numbers
@@ -216,7 +216,7 @@ class Cells(MutableMapping[str, int]):
         self._numbers[self._find(name)] = value
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("a number has its place for good")
+        raise TypeError("the number of a statistic cannot be deleted; set it to 0 instead")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -1,7 +1,8 @@
-"""The history: what passed in each second of the last quarter of an hour, in fixed memory.
+"""The history: one row for each of the last 900 seconds, in fixed memory.
 
-`fooproxy.stats.sampling` calls `History.record` every second.  It keeps, besides, the latencies as they stood ten
-seconds ago, from which those of the last ten seconds come.
+`fooproxy.stats.sampling` calls `History.record` every second; the page and the recovery file read the rows.  The
+history also remembers the latency histograms of the last ten seconds, from which it computes the latencies of that
+window.  It does not know about files or HTTP, and its clock is passed in.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LENGTH = 900
-"""Seconds that are kept."""
+"""The number of seconds kept."""
 
 _RECENT = 10
 
 
 class Second(NamedTuple):
-    """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at its end."""
+    """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end."""
 
     requests: int
     responses: int
@@ -36,7 +37,7 @@ _NOTHING = Second(0, 0, 0, None, None, 0)
 
 
 class Totals(NamedTuple):
-    """All messages counted so far, and the sessions open now."""
+    """All messages counted so far, and the number of open sessions."""
 
     requests: int
     responses: int
@@ -45,9 +46,9 @@ class Totals(NamedTuple):
 
 
 class History:
-    """The seconds that `record` has seen, the newest last, and how many there ever were.
+    """The recorded seconds, the newest last; `last` is the number of the newest, counted from 1.
 
-    `clock` is monotonic, in seconds; `totals` and `latencies` return what has been counted so far.
+    `clock` returns monotonic seconds; `totals` and `latencies` return the counts so far.
     """
 
     def __init__(
@@ -65,16 +66,16 @@ class History:
         self.last = 0
 
     def begin(self) -> None:
-        """Begin now: what was counted before belongs to no second."""
+        """Begin now; earlier counts are not attributed to any second."""
         self._counted = self._totals()
         self._latencies.clear()
         self._latencies.append(self._answered())
         self._began, self._recorded = self._clock(), 0
 
     def record(self) -> None:
-        """Add the second that has just passed; those in which nobody called get nothing.
+        """Add the second that has just passed, after empty ones for seconds in which nobody called this.
 
-        Called too early, it leaves what passed to the next second.
+        A call that comes too early does nothing; its counts go to the next second.
         """
         if self._began is None:
             self.begin()
@@ -95,16 +96,16 @@ class History:
         self._append(Second(requests, responses, naks, p50, p99, self._counted.sessions))
 
     def skip(self, seconds: float) -> None:
-        """Add so many seconds in which nothing was seen."""
+        """Add `seconds` (rounded) empty seconds."""
         for _ in range(min(round(seconds), LENGTH)):
             self._append(_NOTHING)
 
     def recent(self) -> Histogram:
-        """Give the latencies of the last ten seconds."""
+        """Return the latencies of the last ten seconds."""
         return self._answered().since(self._latencies[0])
 
     def report(self, since: int, time: float) -> dict[str, Any]:
-        """Give all seconds after the one numbered `since`, by columns; `time` is the wall clock's now."""
+        """Return all seconds after number `since`, as columns; `time` is the current wall clock time."""
         new = LENGTH if since > self.last else self.last - since
         seconds = list(islice(self._seconds, max(len(self._seconds) - new, 0), None))
         columns = zip(*seconds, strict=True) if seconds else ((),) * len(Second._fields)
@@ -114,11 +115,11 @@ class History:
         return {"last": self.last, "time": time, **report}
 
     def state(self) -> str:
-        """Give all of it as a text, which costs little to make: it is saved every second."""
+        """Return all seconds as text, which is cheap to produce: it is saved every second."""
         return ";".join(self._texts)
 
     def restore(self, seconds: Sequence[Second], age: float) -> None:
-        """Take back what was saved `age` seconds ago."""
+        """Restore seconds that were saved `age` seconds ago."""
         for second in seconds:
             self._append(second)
         self.skip(age)
@@ -130,9 +131,9 @@ class History:
 
 
 def parse(text: str) -> list[Second]:
-    """Read what `History.state` gave.
+    """Parse the output of `History.state`.
 
-    :raises ValueError: it is something else.
+    :raises ValueError: the text is something else.
     """
     seconds = []
     for entry in text.split(";") if text else ():
@@ -147,7 +148,7 @@ def _number(text: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdigit() or len(text) > 20:
-        raise ValueError("what should be a count is none")
+        raise ValueError("a count must be 1 to 20 decimal digits")
     return int(text)
 
 

@@ -1,28 +1,32 @@
-"""Why sessions end: every reason, with its meaning.  The relay tells one for each session, the statistics count it."""
+"""Why sessions end: every reason, with its meaning.
+
+The relay gives one reason for each session, and the statistics count it.  The documentation, the page and the
+exposition take the names from here, and the documentation takes the meanings too.
+"""
 
 from __future__ import annotations
 
 CLOSED = {
-    "client_closed": "the client closed first",
-    "upstream_closed": "the upstream closed first",
-    "client_reset": "the client's connection was reset or lost",
-    "upstream_reset": "the upstream's connection was reset or lost",
-    "upstream_refused": "the upstream refused the connection until --connect-timeout",
-    "upstream_unresolved": "the upstream's name could not be resolved until --connect-timeout",
-    "upstream_unreachable": "the upstream could not be connected for another reason until --connect-timeout",
-    "connect_timeout": "the upstream did not answer until --connect-timeout",
-    "half_close_timeout": "the client had closed its side, and no further reply came within --client-fin-timeout",
-    "idle_timeout": "nothing had passed in either direction for --idle-timeout",
-    "send_timeout": "a peer read nothing of what was waiting for it for --send-timeout",
-    "not_allowed": "the client's address was none that --allow names",
-    "drained": "the proxy was told to stop, and the session had no request in flight",
-    "crashed": "the proxy itself ended, without having been told to stop",
-    "aborted": "the proxy was told to stop, and the session was still busy at --drain-timeout",
+    "client_closed": "the client closed the connection first",
+    "upstream_closed": "the upstream closed the connection first",
+    "client_reset": "the client reset its connection, or the connection was lost",
+    "upstream_reset": "the upstream reset its connection, or the connection was lost",
+    "upstream_refused": "the upstream was still refusing connections when --connect-timeout expired",
+    "upstream_unresolved": "the proxy could not resolve the upstream's name within --connect-timeout",
+    "upstream_unreachable": "the proxy could not connect to the upstream within --connect-timeout, for another reason",
+    "connect_timeout": "the upstream did not answer connection attempts within --connect-timeout",
+    "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
+    "idle_timeout": "no data passed in either direction for --idle-timeout",
+    "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
+    "not_allowed": "the client's address is not among those in --allow",
+    "drained": "the proxy was stopping, and the session had no request in flight",
+    "crashed": "the proxy process ended without a clean stop while the session was open",
+    "aborted": "the proxy was stopping, and the session was still busy when --drain-timeout expired",
 }
 """All reasons, with their meanings."""
 
 CLEAN = frozenset({"client_closed", "upstream_closed", "drained"})
-"""The reasons that nobody need worry about."""
+"""The reasons that need no attention."""
 
 CONNECT_FAILURES = {
     "refused": "upstream_refused",
@@ -30,4 +34,4 @@ CONNECT_FAILURES = {
     "unreachable": "upstream_unreachable",
     "timeout": "connect_timeout",
 }
-"""Why a session gets no upstream leg, and which of `CLOSED` that is."""
+"""Why connecting to the upstream failed (a label in the exposition), and the matching reason in `CLOSED`."""

@@ -1,7 +1,8 @@
-"""Sampling: when the time table takes its samples and the history its rows, and when they rest.
+"""Sampling: when the time table takes samples and the history adds rows, and when the time table rests.
 
-To wake up costs more than a sample does, so an idle proxy takes none: nothing can be missed where every chunk is seen.
-The service starts and stops it, and has it told of each batch of chunks.
+Waking up costs more than taking a sample, so an idle proxy takes no samples.  Nothing is missed as long as `look` is
+called for every batch of chunks.  The service starts and stops the sampling, and has the poller call `look`.  This
+module does not know what is counted.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Sampling:
-    """Samples the counters of `stats`; while nothing passes it rests, if it `may_rest`.
+    """Samples the counters of `stats`.
 
-    It may where `look` is told of all traffic.
+    `may_rest` lets it stop while there is no traffic; set it only if `look` is called for all traffic.
     """
 
     def __init__(self, stats: Stats, reactor: Any, may_rest: bool) -> None:
@@ -31,25 +32,25 @@ class Sampling:
         self._times.clock = self._history.clock = reactor
 
     def start(self) -> None:
-        """Begin."""
+        """Start sampling."""
         self._started = True
         self._times.start(INTERVAL, now=False)
         self._history.start(1.0)
 
     def look(self) -> None:
-        """Have what came counted, if it is much; to be called after each batch of chunks."""
+        """Wake up, and count the waiting chunks if there are many; call this after each batch of chunks."""
         if not self._times.running:
             self._wake()
         self._stats.digest()
 
     def stay_awake(self) -> None:
-        """Rest no more."""
+        """Do not rest from now on."""
         self._may_rest = False
         if not self._times.running:
             self._wake()
 
     def stop(self) -> None:
-        """End it, for good."""
+        """Stop sampling; it does not start again by itself."""
         self._started = False
         for loop in (self._times, self._history):
             if loop.running:

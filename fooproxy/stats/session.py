@@ -1,4 +1,8 @@
-"""The statistics of one session, which are also what the relay tells of it: the observer that the bridge asks for."""
+"""The statistics of one session: the observer to which the relay reports what happens in a session.
+
+It holds an analyzer for each leg and the exchange that matches replies with requests, and adds everything to `Stats`.
+It does not know about sockets.  The service creates one for each client, and the bridge and the interceptors call it.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class SessionStats:
-    """What passed in one session: an analyzer a leg, and the exchange of requests and replies.  The bridge's observer.
+    """The statistics of one session: an analyzer for each leg, and the exchange of requests and replies.
 
-    `address` is the client's; `opened` is a time on the statistics' clock.
+    `address` is the client's; `opened` is a time on the clock of `stats`.
     """
 
     __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "upstream")
@@ -29,7 +33,7 @@ class SessionStats:
         stats.sessions.add(self)
 
     def accepted(self, address: str) -> None:
-        """Take notice of where the client is."""
+        """Record the address of the client."""
         self.address = address
 
     @property
@@ -39,15 +43,15 @@ class SessionStats:
 
     @property
     def settled(self) -> bool:
-        """Whether nothing is under way: each line of the client was answered, and no line is unfinished.
+        """Whether the session is at rest: every line of the client has been answered, and no line is unfinished.
 
-        Invalid lines count as requests here, since servers answer them too (``NAK 0 ERRDECODE``).
+        Invalid lines count as requests here, because servers answer them too (``NAK 0 ERRDECODE``).
         """
         self._stats.catch_up()
         return not (self.exchange.in_flight or self.client.head or self.upstream.head)
 
     def finished(self) -> None:
-        """Take notice that the client sends nothing more: servers answer a last line without a newline, too."""
+        """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""
         self._stats.catch_up()
         if self.client.head:
             self.client.head = b""
@@ -55,19 +59,19 @@ class SessionStats:
 
     @property
     def between_requests(self) -> bool:
-        """Whether the client has sent whole lines only."""
+        """Whether the client has sent only whole lines."""
         return not self.client.mid_line
 
     def paused(self, leg: str) -> None:
-        """Take notice that the reading of a leg, ``client`` or ``upstream``, was paused."""
+        """Record that reading from a leg, ``client`` or ``upstream``, was paused."""
         self._stats.reads_paused[leg] += 1
 
     def ignored(self, leg: str) -> None:
-        """Take notice that what comes from a leg is dropped from now on: it does not count, as it does not pass."""
+        """Record that the data of a leg is dropped from now on; it is not relayed, so it is not counted."""
         (self.client if leg == "client" else self.upstream).is_muted = True
 
     def ended(self, reason: str) -> None:
-        """Take notice that both legs are gone, and why: one of `CLOSED`."""
+        """Record that both legs are closed, with the reason: one of `CLOSED`."""
         stats = self._stats
         stats.catch_up()
         stats.sessions.discard(self)
@@ -83,6 +87,6 @@ class SessionStats:
 
     @property
     def idle(self) -> float:
-        """Seconds since something came, from either leg."""
+        """Seconds since data last arrived, from either leg."""
         last = max(self.exchange.last, self.exchange.last_request) / 1e6
         return max(self._stats.clock() - max(self.opened, last), 0.0)

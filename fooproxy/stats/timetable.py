@@ -1,10 +1,10 @@
-"""The time table: samples of two counters over the last seconds, from which the moving-window rates come.
+"""The time table: samples of two counters over the last ten seconds, from which it computes moving-window rates.
 
-`fooproxy.stats.sampling` calls `TimeTable.sample` every `INTERVAL`; the hot path never reads a clock.  Between two
-samples the counters are taken to have grown evenly.  That is what makes the rates right after the event loop was
-blocked: what piled up in the meantime is counted in one go, yet belongs to the whole gap.
+`fooproxy.stats.sampling` calls `TimeTable.sample` every `INTERVAL`; the hot path never reads a clock.  The counters are
+assumed to have grown evenly between two samples.  This keeps the rates right when the event loop was blocked: the
+backlog is counted all at once, but belongs to the whole gap.
 
-Clocks are passed in and monotonic.  The table knows no Twisted and nothing of what it counts.
+The clock is passed in and must be monotonic.  The table does not know about Twisted, nor what it counts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 INTERVAL = 0.05
-"""Seconds between two samples, and so the exactness of the windows."""
+"""Seconds between two samples, and therefore the precision of the windows."""
 
 FRAME = 10
-"""Seconds that the table reaches back: the longest window."""
+"""Seconds that the table covers: the longest window."""
 
 
 class Sample(NamedTuple):
-    """The counters at one instant (seconds on the table's clock)."""
+    """The counters at one instant; `time` is in seconds on the table's clock."""
 
     time: float
     requests: float
@@ -32,9 +32,9 @@ class Sample(NamedTuple):
 
 
 class TimeTable:
-    """Remembers `FRAME` seconds of two growing counters.
+    """The last `FRAME` seconds of two growing counters.
 
-    `read` gives both counters as they stand now, `clock` the monotonic time in seconds.
+    `read` returns the current values of both counters, `clock` the monotonic time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float], read: Callable[[], tuple[int, int]]) -> None:
@@ -44,10 +44,10 @@ class TimeTable:
         self._passed_over = False
 
     def sample(self) -> None:
-        """Remember the counters as they are now and forget what fell out of the frame.
+        """Add a sample of the counters, and drop samples that are older than the frame.
 
-        A sample that comes late (the loop was blocked) is passed over once: what arrived during the gap has not been
-        read yet, and a sample now would say that nothing had come.
+        The first late sample (after the event loop was blocked) is skipped: data that arrived during the gap has not
+        been read yet, so this sample would show no traffic.
         """
         now = self._now()
         late = now.time - self._samples[-1].time > 2 * INTERVAL
@@ -57,26 +57,26 @@ class TimeTable:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing was counted for a second, so that samples say nothing until `resume` is called.
+        """Whether nothing was counted for a second, so that no samples are needed until `resume` is called.
 
-        After a sample that was passed over, nobody knows yet.
+        False after a skipped sample, because traffic may be waiting to be read.
         """
         return not self._passed_over and self.rates(1) == (0.0, 0.0)
 
     def resume(self) -> None:
-        """Go on after a pause in which nothing was counted: what is counted from now on came from now on."""
+        """Continue after a pause without traffic: whatever is counted next arrived after this call."""
         self._append(self._samples[-1]._replace(time=self._clock()))
 
     def rates(self, window: float) -> tuple[float, float]:
-        """Give requests and responses per second over the last `window` seconds (at most `FRAME`)."""
+        """Return requests and responses per second over the last `window` seconds (at most `FRAME`)."""
         now = self._now()
         then = self._at(now.time - window, now)
         return (now.requests - then.requests) / window, (now.responses - then.responses) / window
 
     def seconds(self) -> tuple[list[int], list[int]]:
-        """Give requests and responses in each of the last `FRAME` seconds, the oldest first.
+        """Return requests and responses in each of the last `FRAME` seconds, the oldest first.
 
-        The sums add up to what the whole frame holds: each edge is rounded, not each second.
+        The seconds add up to the total of the frame, because the totals at their edges are rounded, not the seconds.
         """
         now = self._now()
         edges = [self._at(now.time - age, now) for age in range(FRAME, 0, -1)] + [now]
@@ -87,9 +87,9 @@ class TimeTable:
         )
 
     def restore(self, requests: Sequence[int], responses: Sequence[int], age: float) -> None:
-        """Take `seconds` of an earlier process back in, `age` seconds after they were saved.
+        """Restore the `seconds` of an earlier process, `age` seconds after they were saved.
 
-        The counters must have been restored before.  Seconds that lie outside the frame by now fall out of themselves.
+        Restore the counters first.  Seconds that are outside the frame by now are dropped.
         """
         now = self._now()
         saved_at = now.time - age
@@ -104,7 +104,7 @@ class TimeTable:
     def _append(self, sample: Sample) -> None:
         samples = self._samples
         samples.append(sample)
-        # One sample beyond the frame stays: the frame's edge lies between it and the next.
+        # Keep one sample beyond the frame: the edge of the frame lies between it and the next.
         while len(samples) > 1 and samples[1].time <= sample.time - FRAME:
             samples.popleft()
 
@@ -112,7 +112,7 @@ class TimeTable:
         return Sample(self._clock(), *self._read())
 
     def _at(self, time: float, now: Sample) -> Sample:
-        """Give the counters at `time`, evenly between the samples around it; before the first, as in the first."""
+        """Return the counters at `time`, interpolated between samples; before the first sample, those of the first."""
         later = now
         for sample in reversed(self._samples):
             if sample.time <= time:

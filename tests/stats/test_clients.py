@@ -1,4 +1,4 @@
-"""Clients are summed by address, the largest exactly, in bounded memory."""
+"""Traffic is added up by client address, exactly for the largest clients, in bounded memory."""
 
 from __future__ import annotations
 

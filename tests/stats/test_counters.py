@@ -15,7 +15,7 @@ from fooproxy.stats.timetable import FRAME, INTERVAL, TimeTable
 
 
 class Traffic:
-    """Two counters and a clock, with the samples taken as the service takes them."""
+    """Two counters and a clock, sampled the way the service does it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -23,7 +23,7 @@ class Traffic:
         self.table = TimeTable(lambda: self.now, lambda: (self.requests, self.responses))
 
     def run(self, seconds: float, rate: float, sampled: bool = True) -> None:
-        """Let `rate` requests and half as many responses per second pass for `seconds`."""
+        """Advance by `seconds`, with `rate` requests and half as many responses per second."""
         steps = round(seconds / INTERVAL)
         before, half = self.requests, self.responses
         for step in range(1, steps + 1):
@@ -65,7 +65,7 @@ def test_rates_fall_to_exactly_zero_when_traffic_stops() -> None:
 def test_rates_stay_true_when_the_loop_was_blocked(blocked: float) -> None:
     traffic = Traffic()
     traffic.run(12, rate=1000)
-    # The loop wakes: timers run before what piled up is read, as in Twisted's reactors.
+    # The loop wakes up: as in Twisted's reactors, timers run before the backlog is read.
     traffic.now += blocked
     traffic.table.sample()
     traffic.requests += round(1000 * blocked)
@@ -121,7 +121,7 @@ def test_what_came_since_a_sample_that_was_late_is_not_taken_for_quiet() -> None
 def test_a_gap_is_not_taken_for_quiet_before_it_was_read() -> None:
     traffic = Traffic()
     traffic.run(3, rate=0)
-    # The process was stopped; what came meanwhile is read after the timers have run.
+    # The process was stopped; data that arrived meanwhile is read after the timers have run.
     traffic.now += 3
     traffic.table.sample()
     assert not traffic.table.is_quiet

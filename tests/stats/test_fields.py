@@ -1,4 +1,4 @@
-"""A statistic is declared once: the report, the exposition and the recovery file have whatever is declared."""
+"""A statistic is declared once, and then appears in the report, the exposition and the recovery file."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ SHOWN_OTHERWISE = {
     "latency_seconds_10s": "rate(request_duration_seconds_bucket)",
     "uptime_seconds": "process_start_time_seconds",
 }
-"""What the exposition has no series for, and what an operator of Prometheus takes instead."""
+"""Fields without a series in the exposition, and the expression that Prometheus users need instead."""
 
 BEGINS_AT_ZERO = {"asked", "given_up"}
-"""What is not saved, since no request outlives the process."""
+"""Cells that are not saved, because no request outlives the process."""
 
 
 def name(cell: tuple[Field, int]) -> str:
@@ -77,7 +77,7 @@ def test_every_number_comes_back_after_a_crash(tmp_path: Path) -> None:
     latency.ask(9)
     latency.given_up = 2
     latency.unmatched = 7
-    # No session is unaccounted for, so that none has crashed.
+    # Every session is accounted for, so none counts as crashed.
     before.connections_total = sum(before.connections_closed.values())
     saver = Saver(tmp_path / "recovery.json")
     saver.write(Recovery(before, saver, lambda: 1e9, 10).state())
@@ -107,7 +107,7 @@ def test_every_statistic_says_what_it_is(field: Field) -> None:
 
 
 class Things(Declared):
-    """Statistics of a proxy that has other ones."""
+    """Statistics other than those of the proxy."""
 
     seen = Counter("things", "Things seen.")
     lost = Counters("things", "Things lost, by place.", "place", ("here", "there"), series="gone", saved="gone")

@@ -1,4 +1,4 @@
-"""The history tells what passed in each of the last seconds."""
+"""The history has a row for each of the last 900 seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class World:
         self.history.begin()
 
     def second(self, requests: int = 0, delay: float = 0.001, naks: int = 0) -> None:
-        """Let a second pass in which so many requests are answered after `delay`."""
+        """Advance by one second, in which `requests` requests are each answered after `delay` seconds."""
         if requests:
             self.session.client.feed(b"REQ 1\n" * requests, round(self.now * 1e6))
             self.session.upstream.feed(
@@ -52,7 +52,7 @@ def test_only_what_is_new_is_told_to_those_who_know_the_rest() -> None:
         world.second(number + 1)
     assert world.history.report(3, 0.0)["requests"] == [4, 5]
     assert world.history.report(5, 0.0)["requests"] == []
-    # Who knows more than there is knows another life of the proxy.
+    # A number beyond the newest second comes from an earlier run of the proxy.
     assert world.history.report(77, 0.0)["requests"] == [1, 2, 3, 4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Sampling rests while nothing passes, and misses nothing by that."""
+"""Sampling rests while there is no traffic, and misses nothing because of that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fooproxy.stats.session import SessionStats
 
 
 class Case:
-    """Statistics on a clock that the test turns, with their sampling."""
+    """Statistics and their sampling, on a clock that the test advances."""
 
     def __init__(self, may_rest: bool = True) -> None:
         self.clock = Clock()
@@ -30,7 +30,7 @@ class Case:
         self.stats.catch_up()
 
     def wakes_up(self) -> int:
-        """Count for how many calls the clock waits: one is the history's."""
+        """Return the number of pending timers; one of them is the history's."""
         return len(self.clock.getDelayedCalls())
 
 
