@@ -1,7 +1,7 @@
-"""Statistics that survive a crash: what is saved, the file it is saved in, and when.
+"""Recovery: statistics that survive a crash.
 
-It knows no HTTP and no sockets.
+This room does not know about HTTP or sockets.
 
-Start with `state` (what is saved, and what is checked before it comes back), then `saver` (a file that is replaced as
-a whole, and its lock) and `saving` (once a second, in a thread of its own).
+Start with `state` (what is saved, and what is checked before it is restored), then read `saver` (a file that is
+replaced atomically, and its lock) and `saving` (when it is saved: once a second, in a thread of its own).
 """

@@ -1,11 +1,13 @@
-"""The saver: one file of JSON that is replaced as a whole, and that one process has.
+"""The saver: a JSON file that is replaced atomically and belongs to one process at a time.
 
-At any instant, a loss of power included, the path holds either the last content or the one before, whole: what is new
-is written beside and forced to the disk, then takes the place of the old, and then the directory is forced to the disk.
-Since that makes it another file each time, what is locked is a file beside it, which stays.  The kernel gives the lock
-back when the process ends, however it ends, so what that file says is for people and for messages only.
+At any instant, even when the power fails, the path holds either the latest content or the previous one, complete.  To
+that end, new content is written to a temporary file beside it and synced to disk, then renamed over the old file, and
+then the directory is synced.  The rename makes it a different file each time, so the lock is on a separate file that
+stays.  The kernel releases the lock when the process ends, however it ends; the content of the lock file only serves
+people and error messages.
 
-It knows nothing of what it keeps, and reads no clock.
+This module does not know what it stores, and reads no clock.  `fooproxy.recovery.state` reads the file, and
+`fooproxy.recovery.saving` claims and writes it.
 """
 
 from __future__ import annotations
@@ -24,41 +26,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST = 1 << 20
-"""Bytes beyond which a file cannot be ours; a state is never a fifth of it."""
+"""Bytes; a larger file cannot be ours, since a state never reaches a fifth of this."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-"""What file systems answer that know no locks."""
+"""Errors from file systems that do not support locks."""
 
 
 class Unusable(Exception):
-    """The file is there, but holds no state; the message says what is wrong with it."""
+    """The file exists but does not contain a usable state; the message says what is wrong with it."""
 
 
 class InUse(Exception):
-    """Another process has the file; the message says which."""
+    """Another process uses the file; the message says which."""
 
 
 class Saver:
-    """The file at `path`, with those beside it whose names end in ``.new`` and ``.lock``.
+    """The file at `path`, with its companions whose names end in ``.new`` and ``.lock``.
 
-    `flock` is the kernel's.  Only one thread may be in here at a time.
+    `flock` is the system call, replaceable in tests.  Not thread-safe: only one thread at a time may call methods.
     """
 
     def __init__(self, path: Path, flock: Callable[[int, int], None] = fcntl.flock) -> None:
         self.path = path
         self.is_locked = False
-        """Whether no other process can have the file; `False` on file systems that know no locks."""
+        """Whether the file is locked against other processes; `False` on file systems without locks."""
         self._flock = flock
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Take the file for this process until it ends, and see whether it can be written; its content stays.
+        """Lock the file until this process ends, and check that it can be written; its content does not change.
 
-        A link is followed, now and not again, and what it leads to is replaced from then on.  Directories that are
-        missing are made.
+        A symbolic link is followed once, here; from then on its target is replaced.  Missing directories are created.
 
-        :raises InUse: another process has it.
-        :raises OSError: it could not be written, or is not a file.
+        :raises InUse: another process uses the file.
+        :raises OSError: the file cannot be written, or is not a regular file.
         """
         if self.path.is_symlink():
             self.path = Path(os.path.realpath(self.path))
@@ -68,20 +69,20 @@ class Saver:
         self._beside("new").unlink()
 
     def release(self) -> None:
-        """Let another process have the file; nothing is written any more."""
+        """Unlock the file for other processes; write nothing after this."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def read(self) -> object:
-        """Give what the file holds.
+        """Return the content of the file.
 
-        :raises FileNotFoundError: there is none.
-        :raises Unusable: it cannot be read, is too large, or is no JSON.
-        :raises OSError: what is there is not a file at all, and so is not ours to move.
+        :raises FileNotFoundError: the file does not exist.
+        :raises Unusable: the file cannot be read, is too large, or is not valid JSON.
+        :raises OSError: the path is not a regular file, so we must not move it.
         """
         if not self._exists():
-            raise FileNotFoundError(errno.ENOENT, "there is none")
+            raise FileNotFoundError(errno.ENOENT, "it does not exist")
         try:
             with self.path.open("rb") as file:
                 text = file.read(_LARGEST + 1)
@@ -92,14 +93,14 @@ class Saver:
         try:
             content: object = json.loads(text, parse_constant=_not_json)
         except (ValueError, RecursionError) as error:
-            raise Unusable(f"it is not JSON ({error})") from error
+            raise Unusable(f"it is not valid JSON ({error})") from error
         return content
 
     def write(self, content: object) -> None:
-        """Replace the file by `content`; when this returns, it is on the disk.
+        """Replace the content of the file with `content`, which is on disk when this returns.
 
-        :raises InUse: another process has it: somebody removed the lock, or there was no room to make one before.
-        :raises OSError: it could not be written; the old file is as it was.
+        :raises InUse: another process took the file after the lock file was removed, or before it could be created.
+        :raises OSError: `content` could not be written; the old file is unchanged.
         """
         text = json.dumps(content).encode()
         self._hold()
@@ -108,7 +109,7 @@ class Saver:
         _sync_directory(self.path.parent)
 
     def put_aside(self, suffix: str) -> Path:
-        """Move the file out of the way, over an earlier one that was, and give its new path."""
+        """Rename the file by adding `suffix`, replacing an earlier file of that name; return the new path."""
         return self.path.replace(self._beside(suffix))
 
     def _beside(self, suffix: str) -> Path:
@@ -117,12 +118,12 @@ class Saver:
     def _exists(self) -> bool:
         exists = self.path.exists()
         if exists and not self.path.is_file():
-            raise OSError(errno.EINVAL, "it is there, but is not a file")
+            raise OSError(errno.EINVAL, "it exists, but is not a regular file")
         return exists
 
     def _write_new(self, text: bytes) -> None:
         new = self._beside("new")
-        # Whatever stands there is left over, or a trap: a link, or a pipe that nobody reads.
+        # Anything already there is a leftover or a trap: a link, or a pipe that nobody reads.
         new.unlink(missing_ok=True)
         try:
             with new.open("xb") as file:
@@ -130,13 +131,13 @@ class Saver:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            # A part of it must not take the last room of a full disk.
+            # A partial file must not use up the last space of a full disk.
             with suppress(OSError):
                 new.unlink(missing_ok=True)
             raise
 
     def _hold(self) -> None:
-        """Take the lock, unless it is held already and nobody has removed its file since."""
+        """Take the lock, unless we hold it and its file has not been removed since."""
         path = self._beside("lock")
         if self._lock is not None:
             with suppress(FileNotFoundError):
@@ -144,8 +145,8 @@ class Saver:
                     return
             self.release()
         _make_directory(path.parent)
-        # NFS gives its locks to those only who may write; elsewhere a file that is open for writing would keep the
-        # disk from being made read-only.
+        # A file open for writing would prevent the disk from being remounted read-only, so try read-only access first;
+        # NFS grants exclusive locks only with write access.
         for access in (os.O_RDONLY, os.O_RDWR):
             self._lock = self._take(path, access)
             self.is_locked = self._lock is not None
@@ -154,15 +155,15 @@ class Saver:
                 return
 
     def _take(self, path: Path, access: int) -> int | None:
-        """Lock the file at `path`; gives what holds the lock, or `None` where there are no locks."""
-        # Whatever stands there must neither lead elsewhere nor block.
+        """Lock the file at `path`; return the descriptor that holds the lock, or `None` if locks are not supported."""
+        # Do not follow a link, and do not block on a pipe.
         lock = os.open(path, access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         try:
             self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = _holder(lock)
             os.close(lock)
-            raise InUse(f"{holder} has the recovery file {self.path}") from None
+            raise InUse(f"the recovery file {self.path} is in use by {holder}") from None
         except OSError as error:
             os.close(lock)
             if error.errno not in _NO_LOCKS:
@@ -172,21 +173,21 @@ class Saver:
 
 
 def _sign(path: Path) -> None:
-    """Say in the lock's file who has it; its time says since when."""
-    # A full disk must not cost the lock.
+    """Write our process ID and host name to the lock file; its modification time says since when we hold it."""
+    # The lock is valid even if a full disk prevents this.
     with suppress(OSError):
         path.write_text(f"{os.getpid()} on {os.uname().nodename}\n")
 
 
 def _holder(lock: int) -> str:
-    """Name the process that has the lock, as far as it has said."""
+    """Describe the process that holds the lock, as far as the lock file says."""
     said = re.fullmatch(r"(\d{1,10} on [\w.-]{1,64})\n", os.read(lock, 100).decode("ascii", "replace"), re.ASCII)
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(os.fstat(lock).st_mtime))
-    return f"process {said[1]}, since {since}," if said else "another process"
+    return f"process {said[1]} since {since}" if said else "another process"
 
 
 def _make_directory(directory: Path) -> None:
-    """Make the directory and those above it that are missing; they are on the disk afterwards."""
+    """Create the directory and its missing parents, and sync them to disk."""
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
@@ -198,7 +199,7 @@ def _sync_directory(directory: Path) -> None:
     try:
         os.fsync(opened)
     except OSError as error:
-        # Some file systems know no such thing.
+        # Some file systems cannot sync directories.
         if error.errno != errno.EINVAL:
             raise
     finally:
@@ -206,5 +207,5 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _not_json(name: str) -> NoReturn:
-    # Python writes and reads these; JSON has no such thing.
-    raise ValueError(f"{name} is no number")
+    # Python accepts NaN and the infinities, which JSON does not have.
+    raise ValueError(f"{name} is not a JSON number")

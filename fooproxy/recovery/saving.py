@@ -1,9 +1,9 @@
-"""Saving: when the statistics are restored and saved, and what is told when that fails.
+"""Saving: when the statistics are restored and saved, and what is reported when that fails.
 
-The disk may be full, read-only, slow or hung.  Saves are made in a thread of their own, one at a time and none waiting:
-what is slow costs the recovery alone, never the relay, and a stop waits for it a bounded time only.
+The disk may be full, read-only, slow or hung.  Saves run in a thread of their own, one at a time and without a queue:
+a slow disk delays only the recovery file, never the relay, and a stop waits for it only for a limited time.
 
-The service calls it.  It knows no signals and no sockets.
+The service calls this module, which does not know about signals or sockets.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
 SAVE_INTERVAL = 1.0
-"""Seconds between two saves of the statistics, and so what a crash may cost."""
+"""Seconds between two saves of the statistics, and therefore how much a crash can lose."""
 
 SLOW_SAVE = 3.0
-"""Seconds after which a save that has not returned is told as failing."""
+"""Seconds after which a save that has not finished is reported as failing."""
 
 LAST_SAVE_TIMEOUT = 5.0
-"""Seconds that a stop waits for the save that is under way, and again for the last one."""
+"""Seconds to wait when stopping, first for the save in progress and then again for the last one."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What comes and goes by itself: no reason not to start."""
+"""Errors of a full disk: they can go away by themselves, so they must not prevent the start."""
 
 
 class Saving:
-    """Has `recovery` restored once, and saved by `saver` every second; `stats` counts that."""
+    """Restores `recovery` once, and writes it with `saver` every second; counts the saves in `stats`."""
 
     log = Logger()
 
@@ -56,31 +56,33 @@ class Saving:
         self._stopped: Deferred[LoopingCall] = Deferred()
         self._saved_at: float | None = None
         self.failing = False
-        """Whether the statistics cannot be saved, so that a crash would lose them."""
-        # One of its own: the reactor's may be busy with look-ups of names for as long as those take.
+        """Whether the statistics cannot be saved at present, so that a crash would lose counts."""
+        # Not the reactor's thread pool: slow name lookups may keep that busy.
         self._thread = ThreadPool(0, 1, "saving")
-        # Nor must a disk that hangs keep the process from ending.
+        # A daemon thread, so that a hung disk does not keep the process from exiting.
         self._thread.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
 
     def claim(self) -> None:
-        """Take the file for this process, and see whether it can be written; its content stays as it is.
+        """Lock the file for this process, and check that it can be written; its content does not change.
 
-        :raises fooproxy.recovery.saver.InUse: another process has it.
-        :raises OSError: it cannot be had.
+        A full disk is only logged.
+
+        :raises fooproxy.recovery.saver.InUse: another process uses the file.
+        :raises OSError: the file cannot be locked or written.
         """
         with self._unless_full():
             self._saver.claim()
             if not self._saver.is_locked:
                 self.log.warn(
-                    "the file system of {path} knows no locks; make sure that no other proxy uses this file",
+                    "the file system of {path} does not support locks; make sure that no other proxy uses this file",
                     path=str(self._saver.path),
                 )
 
     def start(self) -> None:
-        """Restore what was saved, save for the first time, and go on with that every second.
+        """Restore the saved statistics, save for the first time, and then save every second.
 
-        :raises fooproxy.recovery.saver.InUse: another process has the file.
-        :raises OSError: it cannot be written.
+        :raises fooproxy.recovery.saver.InUse: another process uses the file.
+        :raises OSError: the file cannot be written, for another reason than a full disk.
         """
         self._recovery.load()
         with self._unless_full():
@@ -89,25 +91,28 @@ class Saving:
         self._stopped = self._loop.start(SAVE_INTERVAL, now=False)
 
     async def stop(self) -> None:
-        """Save once more after the save that is under way; a disk that hangs is not waited for."""
+        """Save once more after the save in progress; give up on each after `LAST_SAVE_TIMEOUT`."""
         self._loop.stop()
         try:
             await self._stopped.addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
             await self._save().addTimeout(LAST_SAVE_TIMEOUT, self._reactor)
         except TimeoutError:
-            self.log.error("the statistics could not be saved to {path} in time", path=str(self._saver.path))
+            self.log.error(
+                "could not save the statistics to {path} in time; counts since the last save may be lost",
+                path=str(self._saver.path),
+            )
         else:
             self._thread.stop()
             self._saver.release()
 
     def report(self) -> dict[str, Any]:
-        """Tell how it stands with the file."""
+        """Return the path of the file, whether saves fail, and the age of the last save in seconds."""
         age = None if self._saved_at is None else self._stats.clock() - self._saved_at
         return {"path": str(self._saver.path), "failing": self.failing, "saved_seconds_ago": age}
 
     @contextmanager
     def _unless_full(self) -> Iterator[None]:
-        """Let a full disk pass as a save that has failed: it must not keep the proxy from relaying."""
+        """Treat a full disk as a failed save: it must not keep the proxy from relaying."""
         try:
             yield
         except OSError as error:
@@ -116,9 +121,9 @@ class Saving:
             self._not_saved(Failure())
 
     def _save(self) -> Deferred[Any]:
-        # Whatever is wrong, the loop must go on.
+        # An exception here would stop the loop.
         saving = maybeDeferred(self._write)
-        slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"it has taken {SLOW_SAVE:g} s already")
+        slow = self._reactor.callLater(SLOW_SAVE, self._failing, f"the save has already taken {SLOW_SAVE:g} s")
 
         def returned(result: Any) -> Any:
             if slow.active():
@@ -128,10 +133,10 @@ class Saving:
         def saved(result: None) -> None:
             self._stats.recovery_saves["ok"] += 1
             self._saved_at = self._stats.clock()
-            # A disk that is slow each time is not well again each time.
+            # A slow save that succeeds in the end does not mean that the disk is well again.
             if self.failing and not slow.called:
                 self.failing = False
-                self.log.info("the statistics are saved again to {path}", path=str(self._saver.path))
+                self.log.info("saving statistics to {path} works again", path=str(self._saver.path))
 
         return saving.addBoth(returned).addCallbacks(saved, self._not_saved)
 
@@ -142,7 +147,7 @@ class Saving:
 
     def _not_saved(self, failure: Failure) -> Failure | None:
         if failure.check(CancelledError):
-            # Nobody waits for it any more.
+            # The stop has given up waiting for this save.
             return failure
         self._stats.recovery_saves["failed"] += 1
         self._failing(failure.getErrorMessage())
@@ -152,7 +157,7 @@ class Saving:
         if not self.failing:
             self.failing = True
             self.log.error(
-                "cannot save the statistics to {path}: {why}; a crash now loses what was counted since",
+                "cannot save the statistics to {path}: {why}; a crash would now lose the counts since the last save",
                 path=str(self._saver.path),
                 why=why,
             )

@@ -1,10 +1,10 @@
-"""Recovery: what of the statistics is saved, and how it comes back after a crash.
+"""The saved state: which statistics are saved, and how they are restored after a crash.
 
-What is saved has the keys that other Foo proxies write (``index``, ``time_stamp``, ``requests_10s``,
-``responses_10s``), so that their files are accepted too, and our own beside them.  Of what comes back everything is
-checked before anything is restored: it comes back as a whole or not at all.
+A state has the keys that other Foo proxies write (``index``, ``time_stamp``, ``requests_10s``, ``responses_10s``), so
+that their files are accepted too, and our own keys beside them.  Everything is checked before anything is restored: a
+state is restored completely or not at all.
 
-The file is the `saver`'s, and who saves when is `saving`'s business.
+`saver` handles the file, and `saving` decides when to restore and save; nothing here knows about either.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class Recovery:
-    """What of `stats` is saved, and how it is restored.
+    """Saves `stats` as a state, and restores them from one.
 
-    `clock` is the wall clock (seconds since 1970), since a saved state must outlive the machine's start; a state
-    older than `max_age` seconds is not restored.
+    `clock` is the wall clock (seconds since 1970), because a state must survive a reboot; a state older than `max_age`
+    seconds is not restored.
     """
 
     log = Logger()
@@ -41,7 +41,7 @@ class Recovery:
         self._max_age = max_age
 
     def state(self) -> dict[str, Any]:
-        """Give the state as it stands now, for `Saver.write`."""
+        """Return the current state, for `Saver.write`."""
         now = self._clock()
         requests, responses = self._stats.times.seconds()
         return {
@@ -56,9 +56,9 @@ class Recovery:
         }
 
     def load(self) -> None:
-        """Restore the saved state if there is one that is young enough; keep any other file aside.
+        """Restore the saved state if it is recent enough; rename a file that is too old or unusable.
 
-        :raises OSError: the file is there but cannot be read or moved.
+        :raises OSError: the path is not a regular file, or the file cannot be renamed.
         """
         try:
             state = SavedState(self._saver.read())
@@ -67,22 +67,25 @@ class Recovery:
         except Unusable as error:
             aside = self._saver.put_aside("unusable")
             self.log.warn(
-                "cannot use the recovery file {path}: {error}; it is kept as {aside}; all statistics start from zero",
+                "cannot use the recovery file {path}: {error}; "
+                "the file was moved to {aside}, and all statistics start from zero",
                 path=str(self._saver.path),
                 error=error,
                 aside=str(aside),
             )
             return
         age = self._clock() - state.saved_at
-        # A clock that was set back a little must not cost the statistics; by much, and nobody knows how old they are.
+        # If the clock was set back a little, restore all the same; if by a lot, the age of the file is unknown.
         if -self._max_age <= age <= self._max_age:
             self._restore(state, max(age, 0.0))
-            self.log.info("statistics of {when} restored from {path}", when=_when(age), path=str(self._saver.path))
+            self.log.info(
+                "restored the statistics from {path}, saved {when}", path=str(self._saver.path), when=_when(age)
+            )
         else:
             aside = self._saver.put_aside("old")
             self.log.warn(
-                "the recovery file {path} was saved {when}, and only {max_age:g} s are allowed; "
-                "it is kept as {aside}, and all statistics start from zero",
+                "the recovery file {path} was saved {when}, more than --recovery-max-age ({max_age:g} s) allows; "
+                "the file was moved to {aside}, and all statistics start from zero",
                 path=str(self._saver.path),
                 when=_when(age),
                 max_age=self._max_age,
@@ -102,22 +105,22 @@ def _when(age: float) -> str:
 
 
 class SavedState:
-    """A saved state, checked.
+    """A saved state whose values have all been checked.
 
-    :raises Unusable: `content` is no such state.
+    :raises Unusable: `content` is not a valid state; the message says why.
     """
 
     def __init__(self, content: object) -> None:
         if not isinstance(content, dict):
             raise Unusable("it is not a JSON object")
-        # The first is the second's whole seconds; whoever changes one of them alone means the file to be older.
+        # time_stamp is saved_at in whole seconds.  If they disagree, somebody edited one of them; the older one counts.
         self.saved_at = _time(content, "time_stamp")
         if "saved_at" in content:
             self.saved_at = min(_time(content, "saved_at"), self.saved_at + 1)
         index = _count(content, "index")
         if index >= FRAME:
-            raise Unusable(f"its index is {index}; there are {FRAME} seconds, counted from 0")
-        # The seconds stand in a ring; the one at index is the newest.
+            raise Unusable(f"its index is {index}, but must be less than {FRAME}")
+        # The seconds form a ring; the one at index is the newest.
         self.requests, self.responses = (
             seconds[index + 1 :] + seconds[: index + 1]
             for seconds in (_seconds(content, "requests_10s"), _seconds(content, "responses_10s"))
@@ -131,25 +134,25 @@ class SavedState:
 
 
 def _latencies(content: Any) -> Histogram:
-    """Return the histogram with this state, if it is one."""
+    """Return the histogram that was saved as `content`."""
     if not isinstance(content, dict) or not isinstance(content.get("buckets"), dict):
-        raise Unusable("its latency is not a histogram")
+        raise Unusable("its latency is not a JSON object with buckets")
     counts = content["buckets"]
     if not counts.keys() <= BUCKETS:
-        raise Unusable("its latency has buckets that there are not")
+        raise Unusable("its latency has unknown buckets")
     buckets = {int(name): _count(counts, name) for name in counts}
     total, longest = content.get("sum"), _count(content, "longest")
     if type(total) is not int or total > LARGEST or not _adds_up(buckets, total, longest):
-        raise Unusable("its latency does not add up")
+        raise Unusable("the sum or the maximum of its latency contradicts the buckets")
     return Histogram(buckets, total, longest)
 
 
 def _adds_up(buckets: Mapping[int, int], total: int, longest: int) -> bool:
-    """Say whether latencies that are so many in each bucket can have this sum and this longest one."""
+    """Return whether latencies with these counts by bucket can have this sum and this maximum."""
     if not buckets or 0 in buckets.values() or bucket(longest) != max(buckets):
         return not buckets and total == longest == 0
     ranges = [(count, *bounds(number)) for number, count in buckets.items()]
-    # One of them is the longest, and none of the others is longer.
+    # One latency is exactly the longest, and no other one exceeds it.
     least = sum(count * lower for count, lower, _ in ranges) + longest - bounds(max(buckets))[0]
     most = sum(count * min(upper - 1, longest) for count, _, upper in ranges)
     return least <= total <= most
@@ -157,26 +160,26 @@ def _adds_up(buckets: Mapping[int, int], total: int, longest: int) -> bool:
 
 def _history(content: Any) -> list[history.Second]:
     if not isinstance(content, str):
-        raise Unusable("its history is not a text")
+        raise Unusable("its history is not a string")
     try:
         return history.parse(content)
     except ValueError as error:
-        raise Unusable(f"its history is not one ({error})") from error
+        raise Unusable(f"its history is malformed ({error})") from error
 
 
 def _count(holder: Any, name: Any) -> int:
     value = holder.get(name)
-    # bool is an int to Python, and no count to us.
+    # In Python, bool is a subclass of int.
     if type(value) is not int or not 0 <= value <= LARGEST:
-        # Names may be as long as the file.
-        raise Unusable(f"its {name[:40]!r} is not a count")
+        # A name may be as long as the whole file.
+        raise Unusable(f"its {name[:40]!r} is not a count (an integer from 0 to 2^62-1)")
     return value
 
 
 def _time(holder: dict[str, Any], name: str) -> float:
     value = holder.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e11:
-        raise Unusable(f"its {name!r} is not a time in seconds")
+        raise Unusable(f"its {name!r} is not a time (seconds since 1970)")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""A recovery file is one process's: another is refused before it opens a port, and told by whom."""
+"""A recovery file belongs to one process: another one is refused before it opens a port, and the log says why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.test_signals import daemonized
 
 
 def refusal(folder: Path, proxy: Proxy, *twistd: str) -> str:
-    """Start another proxy on the same file and even the same port; give its one line."""
+    """Start another proxy on the same file and even the same port; return its only error line."""
     command = [*twistd, "--pidfile", "second.pid", "fooproxy"]
     end = run(folder, *command, *options(folder, None, "--listen", f"127.0.0.1:{proxy.port}"))
     assert end.returncode == 1
@@ -37,7 +37,8 @@ def refusal(folder: Path, proxy: Proxy, *twistd: str) -> str:
 def names(proxy: Proxy, line: str, folder: Path) -> bool:
     return bool(
         re.search(
-            rf"process {proxy.pid} on [\w.-]+, since [\d-]+ [\d:]+ UTC, has the recovery file {folder}/recovery\.json; "
+            rf"the recovery file {folder}/recovery\.json is in use by process {proxy.pid} on [\w.-]+ "
+            r"since [\d-]+ [\d:]+ UTC; "
             r"each proxy needs one of its own, see --recovery-path$",
             line,
         )
@@ -128,7 +129,7 @@ def nobody() -> pwd.struct_passwd:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that anybody can get to, which pytest's own are not."""
+    """A folder that every user can reach, unlike those of pytest."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -143,7 +144,7 @@ def test_the_files_belong_to_the_user_that_the_proxy_becomes(open_folder: Path, 
     arguments = options(open_folder, None, "--recovery-path", str(path))
     command = [*run_as(nobody), "-n", "--pidfile=", "fooproxy", *arguments]
     for starts in (1, 2):
-        # Not asked anything over HTTP: modules that would be loaded for that may be out of this user's reach.
+        # No HTTP requests here: they would load modules that this user may not be able to read.
         with (
             (open_folder / "log").open("wb") as log,
             subprocess.Popen(command, stdout=log, stderr=log, cwd=open_folder, env=ENVIRONMENT) as process,

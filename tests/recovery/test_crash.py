@@ -1,4 +1,4 @@
-"""The real process after a crash, with a bad file, and without its upstream: it goes on, or says why not."""
+"""The real process after a crash, with a bad file, and without its upstream: it carries on, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 SAVE = 1.0
-"""Seconds between two saves of the statistics: what a crash may cost."""
+"""Seconds between two saves of the statistics: how much a crash can lose."""
 
 STREAM = b"REQ 1 a\nREQ 2 b\nREQ 3 c d\nnonsense\n"
 COUNTS = {"msg_total": 7, "msg_req": 3, "msg_ack": 2, "msg_nak": 2, "msg_invalid": 1, "connections_total": 1}
@@ -27,7 +27,7 @@ COUNTS = {"msg_total": 7, "msg_req": 3, "msg_ack": 2, "msg_nak": 2, "msg_invalid
 
 @contextmanager
 def load(port: int) -> Iterator[None]:
-    """Keep the proxy busy, whatever becomes of it."""
+    """Keep the proxy busy, even while it dies."""
     client = connect(port)
     enough = threading.Event()
 
@@ -48,7 +48,7 @@ def load(port: int) -> Iterator[None]:
 
 
 class Sights:
-    """What /stats showed, and when."""
+    """The answers of /stats over time."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
@@ -56,13 +56,13 @@ class Sights:
         self._seen = [(self._began, {"msg_total": 0, "msg_req": 0})]
 
     def look_for(self, seconds: float) -> bool:
-        """Look once more; say whether it has been `seconds` since the beginning."""
+        """Ask /stats once more; return whether `seconds` have passed since the beginning."""
         counts = self._proxy.stats("msg_total", "msg_req")
         self._seen.append((time.monotonic(), counts))
         return self._seen[-1][0] - self._began > seconds
 
     def at(self, moment: float, name: str) -> int:
-        """Give the last count that was seen by `moment`."""
+        """Return the last count seen until `moment`."""
         return [0, *(counts[name] for seen_at, counts in self._seen if seen_at <= moment)][-1]
 
 
@@ -73,13 +73,13 @@ def test_after_kill_9_under_load_the_counters_go_on_from_at_most_a_second_before
         killed_at = time.monotonic()
         proxy.signal(signal.SIGKILL)
         proxy.wait()
-        # The client waits for its replies, so that no more than its last twenty requests can have missed the server.
+        # The client waits for its replies, so at most its last twenty requests did not reach the server.
         at_most = b"".join(server.received + server.sent).count(b"\n") + 20
-    # The age allowed is for slow machines alone.
+    # The larger maximum age is only for slow machines.
     with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
         restored = proxy.stats("msg_total", "msg_req", "request_rate_10s")
         fell_out = sights.at(time.monotonic() - 10, "msg_req")
-    # The half second is for the save itself, on a busy disk.
+    # Half a second is allowed for the save itself, on a busy disk.
     assert sights.at(killed_at - SAVE - 0.5, "msg_total") <= restored["msg_total"] <= at_most
     in_window = restored["msg_req"] - fell_out
     assert 10 * restored["request_rate_10s"] == pytest.approx(in_window, abs=restored["msg_req"] / 10)
@@ -146,7 +146,7 @@ def test_a_file_of_another_foo_proxy_is_accepted_and_its_windows_shifted(tmp_pat
     (tmp_path / "recovery.json").write_text(json.dumps(foreign))
 
     def remaining() -> float:
-        """What of the ten seconds is still in the window."""
+        """The part of the ten seconds that is still in the window."""
         return max(0.0, 10 - (time.time() - time_stamp))
 
     with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
@@ -193,7 +193,7 @@ def test_a_client_that_already_sends_is_closed_too_when_the_upstream_stays_down(
 
 @contextmanager
 def silent_port() -> Iterator[socket.socket]:
-    """Hold a port at which nobody listens yet."""
+    """Reserve a port on which nobody listens yet."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held

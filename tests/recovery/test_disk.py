@@ -1,4 +1,4 @@
-"""The real process on disks that are full, read-only or slow: traffic goes on, and recovery comes back by itself."""
+"""The real process on disks that are full, read-only or slow: traffic continues, and saves resume by themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAILING: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": ["re
 
 
 class Mount:
-    """A small disk of its own, which only one process and those that it starts can see."""
+    """A small separate disk, visible only to one process and its children."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "disk"
@@ -28,7 +28,7 @@ class Mount:
         self.more = ("--recovery-path", str(self.path / "recovery.json"))
 
     def command(self, first: str = "true") -> tuple[str, ...]:
-        """Give the start of a command that mounts it, then does `first` there, and runs the proxy."""
+        """Return the start of a command that mounts the disk, runs `first` there, and then runs the proxy."""
         script = f'mount -t tmpfs -o size=256k none "$0" && cd "$0" && {{ {first}; cd ..; }} && exec "$@"'
         return ("unshare", "-m", "sh", "-c", script, str(self.path), *TWISTD, "-n")
 
@@ -54,7 +54,7 @@ def mount(tmp_path: Path) -> Mount:
 
 
 def fill(folder: Path) -> None:
-    """Leave no room at all."""
+    """Fill the disk completely."""
     with (folder / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
         while True:
             filler.write(bytes(1024))
@@ -66,7 +66,7 @@ def saves(proxy: Proxy) -> tuple[int, int]:
 
 
 def fails_harmlessly(proxy: Proxy, folder: Path, why: str) -> None:
-    """See that saves fail and that nothing else does."""
+    """Check that saves fail and that nothing else does."""
     before = saves(proxy)[1]
     eventually(lambda: saves(proxy)[1] > before + 2)
     assert proxy.get("/ready") == FAILING
@@ -74,19 +74,19 @@ def fails_harmlessly(proxy: Proxy, folder: Path, why: str) -> None:
     assert live["recovery"]["failing"] and live["health"]["warnings"] == ["recovery_failing"]
     assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
     assert proxy.log.count("cannot save the statistics") == proxy.log.count(why) == 1
-    # The old state is whole, and nothing else is left there.
+    # The old state is intact, and no other files are left behind.
     assert json.loads((folder / "recovery.json").read_bytes())["counters"]["client_req"] == 1
     assert {file.name for file in folder.iterdir()} <= {"recovery.json", "recovery.json.lock", "filler"}
 
 
 def recovers(proxy: Proxy, folder: Path) -> None:
     settles(lambda: proxy.get("/ready"), FINE)
-    assert proxy.log.count("saved again") == 1
+    assert proxy.log.count("works again") == 1
     assert json.loads((folder / "recovery.json").read_bytes())["counters"]["client_req"] == 2
 
 
 def saved_one(proxy: Proxy, folder: Path) -> None:
-    """Have one request counted and saved."""
+    """Send one request, and wait until it has been saved."""
     assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
     eventually(lambda: json.loads((folder / "recovery.json").read_bytes())["counters"]["client_req"] == 1)
 
@@ -111,7 +111,7 @@ def test_a_disk_that_becomes_read_only_costs_the_saves_until_it_is_mended(tmp_pa
     ):
         folder = mount.seen_by(proxy)
         saved_one(proxy, folder)
-        # A save that is under way stands in its way for a moment.
+        # A save in progress prevents this for a moment.
         eventually(lambda: _succeeds(lambda: mount.remount(proxy, "ro")))
         fails_harmlessly(proxy, folder, "Read-only file system")
         mount.remount(proxy, "rw")
@@ -150,7 +150,7 @@ def test_a_disk_that_is_read_only_at_the_start_is_refused_with_one_line(tmp_path
 
 def test_a_disk_that_is_slow_does_not_hold_up_the_relay(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "go")
-    # The first save after the start lasts until somebody writes into the pipe.
+    # The first save after the start lasts until the test writes to the pipe.
     program = (
         "import os, threading; sync, waited = os.fsync, []\n"
         "def slow(fd):\n"
@@ -167,7 +167,7 @@ def test_a_disk_that_is_slow_does_not_hold_up_the_relay(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "recovery.json").read_text())["counters"]["client_req"] == 0
         (tmp_path / "go").write_text("on")
         settles(lambda: proxy.get("/ready"), FINE)
-        assert "it has taken 3 s already" in proxy.log
+        assert "the save has already taken 3 s" in proxy.log
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
     assert json.loads((tmp_path / "recovery.json").read_text())["counters"]["client_req"] == 1

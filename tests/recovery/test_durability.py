@@ -1,4 +1,4 @@
-"""A crash at any instant leaves the old state or the new, whole: of the process by kill -9, and of the power."""
+"""A crash at any instant, by kill -9 or by a power failure, leaves either the old state or the new one, complete."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ for line in sys.stdin:
     os.waitpid(child, 0)
     os.write(1, b"over\\n")
 """
-"""For each number it reads, have a child save numbers from there on, and say which are on the disk, until it dies."""
+"""For each number read, starts a child that saves increasing numbers and prints each saved one until it is killed."""
 
 
 def content(path: Path) -> int:
-    """Give the number that was saved, having seen that it is whole."""
+    """Return the saved number, after checking that the file is complete."""
     content: Any = Saver(path).read()
     number: int = content["number"]
     assert content == {"number": number, "filler": str(number) * (number % 7 * 3000)}
@@ -72,7 +72,7 @@ def test_kill_9_at_any_instant_of_a_save_leaves_the_last_state_or_the_next(tmp_p
         for _ in range(100):
             print(number, file=process.stdin, flush=True)
             child, said = map(int, process.stdout.readline().split())
-            # Any instant will do; nothing waits for this.
+            # Any instant will do; this is no synchronisation.
             time.sleep(chance.uniform(0, 0.01))
             os.kill(child, signal.SIGKILL)
             while (line := process.stdout.readline()) != "over\n":
@@ -80,7 +80,7 @@ def test_kill_9_at_any_instant_of_a_save_leaves_the_last_state_or_the_next(tmp_p
             number = content(path)
             assert number in (said, said + 1)
             between += path.with_name("recovery.json.new").exists()
-    # It was no luck: some were hit in the middle.
+    # Some kills did hit a save in the middle, so this was not just luck.
     assert between
 
 
@@ -93,7 +93,7 @@ def test_kill_9_of_a_proxy_that_is_saving_leaves_a_state_that_goes_on(tmp_path: 
             fooproxy(tmp_path, "--recovery-max-age", "60", upstream=server.port) as proxy,
             load(proxy.port),
         ):
-            # No pause: a save takes a few milliseconds only.
+            # No pause: a save takes only a few milliseconds.
             deadline = time.monotonic() + PATIENCE
             while not new.exists() or SavedState(Saver(path).read()).counters["client_req"] <= before:
                 assert time.monotonic() < deadline
@@ -106,9 +106,9 @@ def test_kill_9_of_a_proxy_that_is_saving_leaves_a_state_that_goes_on(tmp_path: 
 
 
 class Disk:
-    """What survives a loss of power: what was forced to the disk, and of the rest, anything.
+    """A model of what survives a power failure: everything synced, and any part of the rest.
 
-    Content that was not synced is torn; changes of names that were not synced may each have happened or not.
+    Unsynced content is torn; each unsynced change of a name may or may not have happened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -121,7 +121,7 @@ class Disk:
         self._synced: dict[int, bytes] = {}
 
     def make(self, path: str) -> None:
-        """Make a file or a directory."""
+        """Create a file or a directory."""
         self._nodes += 1
         self._written[self._nodes] = b""
         self._change({path: self._nodes})
@@ -143,7 +143,7 @@ class Disk:
         self._written[self._names[path]] += ast.literal_eval(f"b{data}")
 
     def sync(self, path: str) -> None:
-        """Force a file's content to the disk, or the changes of a directory's names."""
+        """Sync the content of a file, or the names in a directory, to disk."""
         node = self._names[path]
         self._synced[node] = self._written.get(node, b"")
         for change in self._pending.copy():
@@ -152,7 +152,7 @@ class Disk:
                 _apply(self._durable, change)
 
     def left(self, path: Path) -> set[bytes | None]:
-        """Give all that the file may hold when the power is lost now; `None` when it may be gone."""
+        """Return every content the file may have if power fails now; `None` stands for a missing file."""
         subsets = chain.from_iterable(combinations(self._pending, n) for n in range(len(self._pending) + 1))
         return {self._left(path, subset) for subset in subsets}
 
@@ -195,7 +195,7 @@ CALLS = "openat,write,fsync,rename,mkdir,unlink,pwrite64,fdatasync,ftruncate,lin
 
 @pytest.fixture
 def trace(tmp_path: Path) -> list[str]:
-    """The system calls of a process that saves thrice, the first time into a directory that it has to make."""
+    """The system calls of a process that saves three times, first into a directory that it must create."""
     if not shutil.which("strace"):
         pytest.skip("needs strace")
     program = [sys.executable, "-c", SAVE_THRICE, str(tmp_path / "new" / "data" / "state")]
@@ -209,7 +209,7 @@ def trace(tmp_path: Path) -> list[str]:
 
 
 def do(disk: Disk, call: str) -> None:
-    """Have the system call done by the model; whatever it is, it must be known there."""
+    """Apply a system call to the model; fail if the model does not support it."""
     name, arguments = re.fullmatch(r"(?:\d+ +)?(\w+)\((.*)\) += \d.*", call).groups()  # type: ignore[union-attr]
     quoted = re.findall(r'"((?:[^"\\]|\\.)*)"', arguments)
     opened = re.match(r"\d+<([^>]*)>", arguments)
@@ -235,7 +235,7 @@ def do(disk: Disk, call: str) -> None:
 
 
 def lost(folder: Path, trace: list[str]) -> str | None:
-    """Lose the power after each call; say after which the state may not be what it should, if any."""
+    """Let power fail after each call; return the first call after which the state may be wrong, if any."""
     disk, path = Disk(folder), folder / "new" / "data" / "state"
     saved: bytes | None = None
     for call in trace:

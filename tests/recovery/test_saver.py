@@ -1,4 +1,4 @@
-"""The file is whole at any instant, is one process's, and is where the operator wants it."""
+"""The file is complete at any instant, belongs to one process, and is where the operator wants it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Claim = Callable[..., Saver]
 
 @pytest.fixture
 def claim() -> Iterator[Claim]:
-    """Make savers that have claimed their files, until the test is over."""
+    """Returns savers that have claimed their files, and releases them after the test."""
     savers = []
 
     def claim(path: Path, *flock: Callable[[int, int], None]) -> Saver:
@@ -61,7 +61,7 @@ def test_where_there_is_no_file_none_is_read(path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_unusable() -> None:
-    # A regular file that even root cannot read from its beginning.
+    # A regular file whose beginning even root cannot read.
     with pytest.raises(Unusable, match="cannot be read"):
         Saver(Path("/proc/self/mem")).read()
 
@@ -69,13 +69,13 @@ def test_a_file_that_cannot_be_read_is_unusable() -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "not JSON"),
-        (b'{"a": 1', "not JSON"),
-        (bytes(range(256)), "not JSON"),
-        (b'{"a": NaN}', "NaN is no number"),
-        (b"[-Infinity]", "-Infinity is no number"),
-        (b"[" * 100_000, "not JSON"),
-        (b"9" * 100_000, "not JSON"),
+        (b"", "not valid JSON"),
+        (b'{"a": 1', "not valid JSON"),
+        (bytes(range(256)), "not valid JSON"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b"[-Infinity]", "-Infinity is not a JSON number"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"9" * 100_000, "not valid JSON"),
         (b" " * (1 << 20) + b"{}", "larger than"),
     ],
 )
@@ -94,7 +94,7 @@ def test_any_bytes_are_json_or_unusable(tmp_path_factory: pytest.TempPathFactory
     try:
         Saver(path).read()
     except Unusable as error:
-        # It becomes part of a log line.
+        # The message becomes part of a log line.
         str(error).encode()
 
 
@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_the_old_state_whole(path: Path, claim: Claim) -> 
 
 
 def failing_sync(code: int, files: Callable[[int], bool]) -> Callable[[int], None]:
-    """Make a sync that fails for files of some type."""
+    """Return an fsync that fails for the file types that `files` accepts."""
     sync = os.fsync
 
     def fail(descriptor: int) -> None:
@@ -175,7 +175,7 @@ def test_a_claim_changes_nothing_but_what_was_left_over(path: Path, claim: Claim
 
 def test_a_directory_in_its_place_is_refused_by_the_claim(path: Path, claim: Claim) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(OSError, match="not a file"):
+    with pytest.raises(OSError, match="not a regular file"):
         claim(path)
     assert path.is_dir()
 
@@ -184,7 +184,7 @@ def test_a_directory_in_its_place_is_refused_by_the_claim(path: Path, claim: Cla
 def test_a_link_is_followed_and_stays(tmp_path: Path, path: Path, there: bool, claim: Claim) -> None:
     path.parent.mkdir()
     real = tmp_path / "disk" / "state"
-    # Over another link, and relative.
+    # By way of another link, and relative.
     (tmp_path / "link").symlink_to(real)
     path.symlink_to("../link")
     if there:
@@ -216,7 +216,7 @@ def test_a_second_claim_is_refused_and_told_who_has_it(path: Path, claim: Claim)
     first = claim(path)
     first.write({"state": 1})
     with pytest.raises(
-        InUse, match=rf"^process {os.getpid()} on [\w.-]+, since \d+-\d\d-\d\d \d\d:\d\d:\d\d UTC, has .*{path}$"
+        InUse, match=rf"{path} is in use by process {os.getpid()} on [\w.-]+ since \d+-\d\d-\d\d \d\d:\d\d:\d\d UTC$"
     ):
         claim(path)
     first.write({"state": 2})
@@ -245,7 +245,7 @@ def test_what_an_earlier_process_left_in_the_lock_does_no_harm(path: Path, said:
 def test_a_holder_that_says_nothing_sensible_is_another_process(path: Path, said: str, claim: Claim) -> None:
     first = claim(path)
     beside(path, "lock").write_text(said)
-    with pytest.raises(InUse, match="another process has "):
+    with pytest.raises(InUse, match=r"in use by another process$"):
         claim(path)
     assert first.is_locked
 

@@ -1,4 +1,4 @@
-"""Saves are one at a time, fail without harm, and do not keep a stop from ending."""
+"""Saves run one at a time, fail without harm, and never block a stop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.bed import PATIENCE, publisher
 
 
 class Reactor(Clock):
-    """Time passes when a test says so, and what threads ask for is done when it waits for that."""
+    """A clock that the test advances; calls from threads run when the test waits for them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Reactor(Clock):
 
 
 class Disk:
-    """A saver whose writes wait until they are let go, and then do what they are told."""
+    """A saver whose writes block until the test lets them go on, and then succeed or fail as set."""
 
     path = Path("state")
 
@@ -71,12 +71,12 @@ class Disk:
 
 
 class Bench:
-    """A saving with all around it."""
+    """A `Saving` with everything it needs."""
 
     def __init__(self) -> None:
         self.reactor = Reactor()
         self.clock = 1e9
-        """What the wall clock showed at the start."""
+        """The wall clock at the start."""
         self.disk = Disk()
         self.stats = Stats(self.reactor.seconds)
         disk: Any = self.disk
@@ -92,7 +92,7 @@ class Bench:
         self.saving.start()
 
     def save(self) -> None:
-        """Let a second pass, and the save that is due return."""
+        """Advance by a second, and wait for the save that is due."""
         self.reactor.advance(SAVE_INTERVAL)
         self.reactor.hear_a_thread()
 
@@ -146,7 +146,7 @@ def test_a_save_that_fails_is_logged_once_counted_and_shown_until_one_succeeds(b
     assert bench.shown() == (False, 0)
     (failing, again) = bench.lines
     assert "cannot save the statistics to state: [Errno 28] No space left on device;" in failing
-    assert "saved again to state" in again
+    assert "saving statistics to state works again" in again
 
 
 def test_of_saves_on_a_slow_disk_one_is_under_way_and_none_waits(bench: Bench) -> None:
@@ -156,7 +156,7 @@ def test_of_saves_on_a_slow_disk_one_is_under_way_and_none_waits(bench: Bench) -
         bench.reactor.advance(SAVE_INTERVAL)
     bench.disk.going.set()
     bench.reactor.hear_a_thread()
-    # The one at the start, and the one that was slow.
+    # One save at the start, and the slow one.
     assert bench.disk.begun == len(bench.disk.written) == 2
     bench.save()
     assert bench.disk.begun == len(bench.disk.written) == 3
@@ -177,8 +177,8 @@ def test_a_disk_that_is_slow_each_time_is_told_once_and_until_it_is_quick(bench:
     assert bench.shown() == (False, 0)
     assert bench.stats.recovery_saves == {"ok": 4, "failed": 0}
     (failing, again) = bench.lines
-    assert "it has taken 3 s already" in failing
-    assert "saved again" in again
+    assert "the save has already taken 3 s" in failing
+    assert "works again" in again
 
 
 def test_a_state_that_cannot_be_told_is_a_save_that_fails(bench: Bench) -> None:
@@ -225,8 +225,8 @@ def test_a_stop_does_not_wait_long_for_a_save_that_hangs(bench: Bench, under_way
     stopped = bench.stop()
     bench.reactor.advance(LAST_SAVE_TIMEOUT)
     assert stopped.called
-    assert "could not be saved to state in time" in bench.lines[-1]
-    # What is still being written may not be another process's yet.
+    assert "could not save the statistics to state in time" in bench.lines[-1]
+    # Another process must not have the file while it is still being written.
     assert not bench.disk.is_released
 
 
@@ -264,4 +264,4 @@ def test_a_file_system_without_locks_is_warned_of(bench: Bench) -> None:
     bench.disk.is_locked = False
     bench.start()
     (line,) = bench.lines
-    assert "knows no locks" in line and "no other proxy" in line
+    assert "does not support locks" in line and "no other proxy" in line
