@@ -1,7 +1,7 @@
 """The exposition: the statistics in the text formats that Prometheus scrapes.
 
-`prometheus_client` writes the formats; which families there are follows from the declarations of `Stats`.
-It knows no HTTP but the ``Accept`` header.
+`prometheus_client` writes the formats, and the declarations in `Stats` determine the metric families.  Of HTTP, this
+module knows only the ``Accept`` header; `fooproxy.web.resource` calls it for each scrape.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
 _BOUNDS = [2**power / 1e6 for power in range(6, 27)]
-"""Seconds: from 64 microseconds to 67 seconds."""
+"""Upper bounds of the histogram's buckets, from 64 microseconds to 67 seconds, in seconds."""
 
 
 def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | None:
-    """Render `stats`, and whether the proxy is `ready`, as ``Accept: <accept>`` asks for: content type and body.
+    """Return the content type and the body of the exposition, in the format that ``Accept: <accept>`` prefers.
 
-    `None` when it asks for something else, or names JSON before a text type.
+    `ready` is exposed along with `stats`.  `None` unless the header ranks a text type above JSON.
     """
     if not _asks_for_text(accept):
         return None
@@ -47,13 +47,13 @@ def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | No
     try:
         encoder, content_type = choose_encoder(accept)
     except (TypeError, ValueError):
-        # It asks for a version that is no number.
+        # The header asks for a format version that is not a number.
         encoder, content_type = choose_encoder("text/plain")
     return content_type, encoder(registry)
 
 
 def _asks_for_text(accept: str) -> bool:
-    """Tell whether a text type is named (a wildcard names nothing) and liked at least as well as JSON."""
+    """Return whether the header names a text type (a wildcard does not) and ranks it above JSON."""
     accepted = parse_accept_header(accept, MIMEAccept)
     named = {type_.partition(";")[0].strip().lower(): quality for type_, quality in reversed(list(accepted))}
     text = max((named.get(type_, 0) for type_ in _TEXT_TYPES), default=0)
@@ -61,7 +61,7 @@ def _asks_for_text(accept: str) -> bool:
 
 
 class _Collector:
-    """Yields a family for each statistic of `stats` that is declared to have a series, as it stands at the scrape."""
+    """Yields a family with the current value of each statistic of `stats` that declares a series."""
 
     def __init__(self, stats: Stats, ready: bool) -> None:
         self._stats = stats
@@ -71,14 +71,13 @@ class _Collector:
         for field in Stats.fields:
             if field.series is not None:
                 yield _family(field, field.value(self._stats))
-        yield GaugeMetricFamily("fooproxy_ready", "1 when the proxy should get traffic, else 0.", value=self._ready)
+        yield GaugeMetricFamily("fooproxy_ready", "1 if the proxy should get traffic, else 0.", value=self._ready)
 
 
 class _Process:
-    """Gives the families that all processes have, under their usual names.
+    """Yields the standard ``process_*`` families.
 
-    `prometheus_client` has a collector of these, but it lists all open files to count them: 27 ms for 19,000, in which
-    nothing is relayed.
+    The collector in `prometheus_client` lists all open files to count them, which blocks the relay: 27 ms for 19,000.
     """
 
     def collect(self) -> Iterator[Metric]:
@@ -88,20 +87,20 @@ class _Process:
             page = os.sysconf("SC_PAGE_SIZE")
             yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", value=virtual * page)
             yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", value=resident * page)
-            # The 22nd field, in ticks since the machine's start; the second may hold spaces, but ends the parentheses.
+            # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
             ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
             booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
             started = round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
             yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=started)
-            # Linux tells the number of open files as the directory's size from 6.2 on.
+            # Since Linux 6.2, the size of this directory is the number of open files.
             files = Path("/proc/self/fd").stat().st_size or len([*Path("/proc/self/fd").iterdir()])
             yield GaugeMetricFamily("process_open_fds", "Open file descriptors.", value=files)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        yield GaugeMetricFamily("process_max_fds", "Most file descriptors that may be open.", value=limit)
+        yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.", value=limit)
 
 
 def _family(field: Field, value: Any) -> Metric:
-    """Make the family of the statistic `field`: one value, or one for each value of its label."""
+    """Return the metric family of the statistic `field`: one sample, or one for each value of its label."""
     name = f"fooproxy_{field.series}"
     if field.kind == "histogram":
         return _durations(name, field.meaning, value)
@@ -117,7 +116,7 @@ def _family(field: Field, value: Any) -> Metric:
 
 
 def _durations(name: str, meaning: str, latencies: Histogram) -> Metric:
-    """Make the histogram: its bounds are powers of two of microseconds, at which our own buckets have bounds too."""
+    """Return the histogram family; its bounds are powers of two of microseconds, which our own buckets share."""
     bounds, passed = dict.fromkeys(_BOUNDS, 0), 0
     found = latencies.upper_bounds()
     upper, count = next(found, (float("inf"), 0))

@@ -1,7 +1,7 @@
-"""The overview: what operators see of sessions, clients and the whole proxy at one instant, as JSON can hold it.
+"""The overview: lists of sessions and clients at one instant, in a form that JSON can represent.
 
-It reads the bridge's sessions and the statistics, changes neither, and never does for all sessions what is only needed
-for those that are shown.  The web side serves it.
+This module reads the bridge's sessions and the statistics, and changes neither.  There may be thousands of sessions, so
+it computes full rows only for those that are shown.  `fooproxy.web.resource` calls it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fooproxy.stats.session import SessionStats
 
 MOST = 500
-"""Sessions or clients that are shown at once at most."""
+"""The maximum number of sessions or clients in one answer."""
 
 
 def _upstream_peer(session: Session, stats: SessionStats) -> str | None:
@@ -44,16 +44,16 @@ COLUMNS: dict[str, Callable[[Session, SessionStats], Any]] = {
     "latency_p50_seconds": lambda session, stats: stats.exchange.quantile(0.5),
     "latency_p99_seconds": lambda session, stats: stats.exchange.quantile(0.99),
 }
-"""What is told of a session, by name."""
+"""The fields of a session in the answer, by name."""
 
 SORTABLE = [name for name in COLUMNS if name != "paused"]
 
 
 def connections(stats: Stats, sessions: Collection[Session], sort: str, descending: bool, limit: int) -> dict[str, Any]:
-    """List the first `limit` of `sessions` when they are sorted by the column `sort`; what has no value comes last."""
+    """Return the first `limit` of `sessions`, sorted by the column `sort`; sessions without a value come last."""
     stats.catch_up()
     value = COLUMNS[sort]
-    # For all sessions, thousands perhaps: a step less here is milliseconds less.
+    # This runs for all sessions, perhaps thousands: each saved step saves milliseconds.
     valued = [(value(session, session.observer), session) for session in sessions]  # type: ignore[arg-type]
     others = [session for found, session in valued if found is None]
     if others:
@@ -69,11 +69,11 @@ def connections(stats: Stats, sessions: Collection[Session], sort: str, descendi
 
 
 def _counted(session: Session) -> SessionStats:
-    """Give the statistics of a session: the service made them its observer."""
+    """Return the statistics of a session: the service has made them its observer."""
     return cast("SessionStats", session.observer)
 
 
 def clients(stats: Stats, limit: int) -> dict[str, Any]:
-    """List the `limit` client addresses with the most messages, and the sum of all others."""
+    """Return the `limit` client addresses with the most messages, and the sum of all others."""
     stats.catch_up()
     return stats.clients.report(stats.sessions, limit)

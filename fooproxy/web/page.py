@@ -1,7 +1,8 @@
-"""The files of the page, as they are served.
+"""The files of the page, ready to be served.
 
-`index.html` has a list of the counters, which is made here from their declarations, so that a new counter is on the
-page as soon as it is declared.  Everything else about the page is in `static/`.
+The list of counters in `index.html` is generated here from their declarations, so that a new counter appears on the
+page as soon as it is declared.  Everything else about the page is in `static/`.  This module does not know about HTTP,
+except for content types; `fooproxy.web.resource` serves the files.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-"""The content types of the files, by suffix."""
+"""Content types by file suffix; other files are not served."""
 
 _PLACE = b"<!-- counters -->\n"
 
 _LISTED_ELSEWHERE = {"connections_closed"}
-"""Counters that the page shows in a list of their own."""
+"""Counters that have a list of their own on the page."""
 
 
 def files() -> dict[str, bytes]:
-    """Return the files of the page by their names."""
+    """Return the content of each file of the page, by file name."""
     static = (resources.files("fooproxy.web") / "static").iterdir()
     content = {file.name: file.read_bytes() for file in static if Path(file.name).suffix in TYPES}
     before, place, after = content["index.html"].partition(_PLACE)

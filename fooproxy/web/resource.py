@@ -1,11 +1,12 @@
-"""The web side: the report, the exposition, health checks and the page, as one Klein application.
+"""The web side: one Klein application with the report, the exposition, health checks and the page.
 
-It reads the statistics and never the relay's sockets.  Answers to errors are JSON and repeat nothing of the request.
+It reads the statistics, and never touches the relay's sockets.  Errors are answered in JSON, without repeating anything
+from the request.  The service creates it; `fooproxy.web.site` enforces the limits on HTTP clients.
 """
 
 from __future__ import annotations
 
-# Werkzeug has it loaded with the first request, when there may be no descriptor left, or no permission.
+# Werkzeug imports this on the first request, when file descriptors or permissions may be lacking.
 import encodings.idna  # noqa: F401
 import gzip
 import json
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.upstream import Upstream
 
 _COMPRESSED = 1000
-"""Bytes from which on an answer is compressed, for those who take that."""
+"""Bytes; an answer of at least this size is compressed if the client accepts gzip."""
 
 _SECURITY = {
     "Content-Security-Policy": (
@@ -51,37 +52,37 @@ _SECURITY = {
 
 
 class Health(Protocol):
-    """What is asked of the proxy's health."""
+    """The part of the proxy's health that is used here."""
 
     async def check(self) -> None:
-        """Find out whether the upstream can be connected, if that is not known."""
+        """Try to connect to the upstream if its state is unknown."""
 
     def reasons(self) -> list[str]:
-        """Say what makes the proxy unready."""
+        """Return the reasons why the proxy is not ready; empty if it is."""
 
     def report(self) -> dict[str, Any]:
-        """Give ``ready``, ``reasons`` and ``warnings``."""
+        """Return ``ready``, ``reasons`` and ``warnings``."""
 
 
 class BadQuery(Exception):
-    """A parameter of a request is wrong; the message says what would be right, and nothing of what was sent."""
+    """A parameter of a request is wrong; the message says what would be right, without repeating the input."""
 
 
 class Query:
-    """The parameters of a request."""
+    """The query parameters of a request."""
 
     def __init__(self, request: Any) -> None:
         self._arguments: dict[bytes, list[bytes]] = request.args or {}
 
     def number(self, name: str, default: int, most: int) -> int:
-        """Give a number from 0 to `most`."""
+        """Return the parameter `name`, an integer from 0 to `most`; raise `BadQuery` for anything else."""
         text = self._arguments.get(name.encode(), [b"%d" % default])[-1]
         if not text.isdigit() or len(text) > 15 or int(text) > most:
             raise BadQuery(f"{name} must be a number from 0 to {most}")
         return int(text)
 
     def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
-        """Give one of `choices`."""
+        """Return the parameter `name`, one of `choices`; raise `BadQuery` for anything else."""
         text = self._arguments.get(name.encode(), [default.encode()])[-1].decode("latin-1")
         if text not in choices:
             raise BadQuery(f"{name} must be one of {', '.join(choices)}")
@@ -89,11 +90,11 @@ class Query:
 
 
 class Web:
-    """The resource: routes over `stats`, `health`, the `upstream` and the `sessions` that are open.
+    """The routes; they show `stats`, `health`, the `upstream` and the open `sessions`.
 
-    `clock` is the wall clock, `recovery` tells about the file that the statistics are saved in.
+    `clock` returns the wall clock time, and `recovery` the state of the recovery file.
 
-    A route's docstring begins with what it answers: the tables of URLs in the documents show that line.
+    The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
 
     app = Klein()
@@ -117,7 +118,7 @@ class Web:
         self._static = page.files()
 
     def site(self, clock: IReactorTime) -> QuietSite:
-        """Give the factory that serves all this."""
+        """Return a server factory for the routes."""
         return QuietSite(self.app.resource(), clock)
 
     @app.route("/", methods=["GET"])
@@ -211,12 +212,12 @@ class Web:
 
     @app.handle_errors(BadQuery)
     def misasked(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer a wrong parameter."""
+        """Answer 400 for a wrong parameter, with what would be right."""
         return _json(request, 400, {"error": str(failure.value)})
 
     @app.handle_errors(HTTPException)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer what no route takes: 405 for a wrong method, else 404 (redirects to tidier paths among them)."""
+        """Answer 405 for a wrong method, and 404 for anything else without a route, such as an untidy path."""
         if isinstance(failure.value, MethodNotAllowed):
             request.setHeader("Allow", ", ".join(sorted(failure.value.valid_methods or ())))
             return _json(request, 405, {"error": "method not allowed"})
@@ -224,8 +225,8 @@ class Web:
 
     @app.handle_errors(Exception)
     def failed(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer a defect of ours: the log has it, the client need not."""
-        self.log.failure("a request could not be answered", failure)
+        """Answer 500 for a bug of ours; the details go to the log, not to the client."""
+        self.log.failure("could not answer an HTTP request; this is a bug in fooproxy", failure)
         return _json(request, 500, {"error": "internal server error"})
 
 

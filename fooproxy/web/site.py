@@ -1,11 +1,11 @@
-"""HTTP as such, for the web side: requests, connections, and the limits that keep both from harming the relay.
+"""The HTTP server of the web side: connections, requests, and limits that keep both from harming the relay.
 
-A connection carries one request, and requests are answered one in a turn of the event loop, so that the relay has its
-own turns between them.  A connection ends when its request has not arrived as a whole within `REQUEST_TIMEOUT`, or its
-answer has not been taken within `ANSWER_TIMEOUT`, however busy it keeps itself; and the oldest one ends when there are
-more than `MOST_CONNECTIONS`, so that those who dawdle cannot keep others out.
+Each connection carries one request, and each turn of the event loop answers one request, so that the relay gets its
+turns in between.  A connection is closed if its request has not arrived completely within `REQUEST_TIMEOUT`, or if the
+client has not read the answer within `ANSWER_TIMEOUT`, however active it is.  Above `MOST_CONNECTIONS`, the oldest
+connection is closed, so that slow clients cannot keep others out.
 
-It knows nothing of what is answered; `fooproxy.web.resource` does.
+This module does not know what the answers contain; `fooproxy.web.resource` does, and creates the site.
 """
 
 from __future__ import annotations
@@ -28,57 +28,57 @@ if TYPE_CHECKING:
     from twisted.web.resource import IResource
 
 MOST_CONNECTIONS = 100
-"""Connections that are open at one time; one more closes the one that has been open longest."""
+"""The maximum number of open connections; one more closes the oldest."""
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds in which a request has to arrive as a whole."""
+"""Seconds within which a request must arrive completely."""
 
 ANSWER_TIMEOUT = 30.0
-"""Seconds in which an answer has to be made and taken."""
+"""Seconds within which an answer must be produced and read by the client."""
 
 LARGEST_BODY = 1 << 20
-"""Bytes of a body that are read and dropped; with more, the request is refused."""
+"""Bytes; a request body up to this size is read and dropped, and a larger one is refused."""
 
 _TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n\r\n"
 
 
 class Channel(HTTPChannel):
-    """A connection; its heads may have 16 KiB, in no more lines than these."""
+    """A connection; request headers are limited to 16 KiB and `maxHeaders` lines."""
 
     maxHeaders = 100
     site: QuietSite
     transport: Any
 
     def connectionMade(self) -> None:
-        """Begin."""
+        """Register the connection."""
         super().connectionMade()
         self.site.opened(self)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End."""
+        """Unregister the connection."""
         self.site.closed(self)
         super().connectionLost(reason)
 
     def abort(self) -> None:
-        """Close at once, whatever is left to be sent."""
+        """Close at once, dropping unsent data."""
         self.transport.abortConnection()
 
 
 class PlainRequest(Request):
-    """A request of which only method, path and headers matter; what clients can do with the rest is undone."""
+    """A request of which only the method, the path, the query and the headers matter; the rest is neutralised."""
 
     channel: Any
     _body = 0
     _refused = False
 
     def gotLength(self, length: int | None) -> None:
-        """Make no room for a body, and refuse one that is announced to be too large."""
+        """Allocate no buffer for a body, and refuse one whose announced size is too large."""
         super().gotLength(0)
         if length is not None and length > LARGEST_BODY:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
-        """Drop the body: nothing here takes one, and spooling it could fill the disk."""
+        """Drop the body: no route uses one, and spooling it could fill the disk."""
         self._body += len(data)
         if self._body > LARGEST_BODY:
             self._refuse()
@@ -90,13 +90,13 @@ class PlainRequest(Request):
             self.channel.loseConnection()
 
     def process(self) -> None:
-        """Serve the request, the only one of its connection: who sends many at once must not hold up the relay."""
+        """Queue the request, the only one of its connection, so that pipelined requests cannot stall the relay."""
         self.channel.persistent = False
         self.setHeader("Connection", "close")
-        # Nothing here depends on the host, and odd ones make the routing fail.
+        # No route depends on the host, and malformed ones make the routing fail.
         self.requestHeaders.setRawHeaders(b"host", [b"fooproxy"])
         if b"://" in self.path:
-            # The absolute form, which a server has to take too.
+            # The absolute form of the target, which every server must accept.
             self.path = b"/" + self.path.split(b"://", 1)[1].partition(b"/")[2]
         try:
             unquote_to_bytes(self.path).decode()
@@ -113,14 +113,14 @@ class PlainRequest(Request):
 
 
 class QuietSite(Site):
-    """Serves `resource` within the limits, and keeps no access log: health checks would fill it."""
+    """Serves `resource` within the limits; no access log, because health checks would fill it."""
 
     noisy = False
     protocol = Channel  # type: ignore[assignment]
     requestFactory = PlainRequest
 
     def __init__(self, resource: IResource, clock: IReactorTime) -> None:
-        # The deadlines stand in for Twisted's timeout, which starts anew with each byte.
+        # Deadlines replace Twisted's timeout, which restarts with each byte.
         super().__init__(resource, timeout=None, reactor=clock)
         self._clock = clock
         self._deadlines: Deadlines[Channel] = Deadlines(clock)
@@ -128,7 +128,7 @@ class QuietSite(Site):
         self._waiting: deque[Callable[[], None]] = deque()
 
     def opened(self, channel: Channel) -> None:
-        """Take a connection."""
+        """Register a new connection; close the oldest one if there are too many."""
         self._open[channel] = None
         self._deadlines.set(channel, REQUEST_TIMEOUT, channel.abort)
         if len(self._open) > MOST_CONNECTIONS:
@@ -137,7 +137,7 @@ class QuietSite(Site):
             oldest.abort()
 
     def arrived(self, channel: Channel, answer: Callable[[], None]) -> None:
-        """Take the request of a connection, to call `answer` when it is its turn."""
+        """Queue the request of a connection; `answer` is called when its turn comes."""
         self._deadlines.set(channel, ANSWER_TIMEOUT, channel.abort)
         self._waiting.append(answer)
         if len(self._waiting) == 1:
@@ -150,9 +150,9 @@ class QuietSite(Site):
         answer()
 
     def closed(self, channel: Channel) -> None:
-        """Take the end of a connection."""
+        """Forget a closed connection."""
         self._open.pop(channel, None)
         self._deadlines.clear(channel)
 
     def log(self, request: object) -> None:
-        """Write nothing."""
+        """Write no access log."""
