@@ -1,6 +1,6 @@
 """The page in a real browser, on a real proxy with real traffic.
 
-What an operator sees has to be true, and nothing that a client sends may do anything to the page.
+The page must show the truth, and nothing that a client sends may affect it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Page:
         return self.browser.execute_script(script, *arguments)
 
     def text(self, selector: str) -> str:
-        """Give the text of an element as it is seen, with plain spaces."""
+        """Return the visible text of an element, with plain spaces."""
         found = self.run("return document.querySelector(arguments[0]).innerText", selector)
         return str(found).replace("\u00a0", " ").strip()
 
     def figure(self, path: str) -> str:
-        """Give the text that stands for a value of the proxy's answer."""
+        """Return the text shown for a value of the proxy's answer."""
         return self.text(f'[data-show="{path}"]')
 
     @property
@@ -66,7 +66,7 @@ class Page:
         return int(path.count(","))
 
     def column(self, name: str) -> list[str]:
-        """Give a column of the table of sessions."""
+        """Return a column of the table of sessions."""
         script = """
             const heads = [...document.querySelectorAll("#heads th")];
             const index = heads.findIndex((th) => th.dataset.column === arguments[0]);
@@ -75,7 +75,7 @@ class Page:
         return [str(text) for text in self.run(script, name)]
 
     def sorted_by(self) -> dict[str, str]:
-        """Give the columns that are said to be sorted, and how."""
+        """Return the columns that are marked as sorted, and their order."""
         script = """
             const heads = document.querySelectorAll("#heads th[aria-sort]");
             return Object.fromEntries([...heads].map((th) => [th.dataset.column, th.getAttribute("aria-sort")]));
@@ -87,14 +87,14 @@ class Page:
         self.run("document.querySelector(arguments[0]).click()", selector)
 
     def requests(self) -> int:
-        """Count the requests for figures so far."""
+        """Return the number of requests for figures so far."""
         script = (
             "return performance.getEntriesByType('resource').filter((entry) => entry.name.includes('/live')).length"
         )
         return int(self.run(script))
 
     def fits(self, width: int) -> bool:
-        """Tell whether nothing sticks out at the side of a window that is so wide."""
+        """Return whether the page fits into a window of this width without scrolling sideways."""
         metrics = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         try:
@@ -104,7 +104,7 @@ class Page:
             self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     def complaints(self) -> list[str]:
-        """Give what the browser's console says: errors, and violations of the content security policy."""
+        """Return the messages in the browser's console: errors, and violations of the content security policy."""
         return [str(entry["message"]) for entry in self.browser.get_log("browser")]
 
 
@@ -123,14 +123,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy that many tests use, one after the other."""
+    """A proxy that many tests share, one after the other."""
     with FooServer() as server, fooproxy(tmp_path_factory.mktemp("steady"), upstream=server.port) as proxy:
         yield proxy
 
 
 @contextlib.contextmanager
 def opened(browser: Any, proxy: Proxy, *, may_go: bool = False) -> Iterator[Page]:
-    """Open the page; the console has to stay empty but for what it says of a proxy that `may_go`."""
+    """Open the page; the console must stay empty, except for failed requests if the proxy `may_go` away."""
     page = Page(browser, proxy)
     settles(lambda: page.word, "OK")
     yield page
@@ -141,7 +141,7 @@ def opened(browser: Any, proxy: Proxy, *, may_go: bool = False) -> Iterator[Page
 
 @pytest.fixture
 def page(browser: Any, steady: Proxy) -> Iterator[Page]:
-    """The page of a proxy that may have counted already, and has no sessions."""
+    """The page of a proxy without sessions, whose counters may not be 0."""
     settles(lambda: steady.stats("connections_active"), {"connections_active": 0})
     with opened(browser, steady) as page:
         yield page
@@ -155,7 +155,7 @@ def server() -> Iterator[FooServer]:
 
 @pytest.fixture
 def fresh_page(browser: Any, server: FooServer, tmp_path: Path) -> Iterator[Page]:
-    """The page of a proxy that has counted nothing, which the test may end."""
+    """The page of a new proxy, which the test may end."""
     with (
         fooproxy(tmp_path, "--http", f"127.0.0.1:{free_port()}", upstream=server.port) as proxy,
         opened(browser, proxy, may_go=True) as page,
@@ -171,7 +171,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def clients(proxy: Proxy, *messages: int) -> Iterator[list[socket.socket]]:
-    """Open a session for each number, and send so many requests on it; every second reply is a NAK."""
+    """Open a session for each number, and send that many requests on it; every second reply is a NAK."""
     with contextlib.ExitStack() as stack:
         peers = [stack.enter_context(connect(proxy.port)) for _ in messages]
         for peer, count in zip(peers, messages, strict=True):
@@ -369,7 +369,7 @@ def test_an_upstream_that_is_down_is_announced(browser: Any, tmp_path: Path) -> 
         with connect(proxy.port) as peer:
             assert peer.recv(1) == b""
         settles(lambda: page.word, "Not ready")
-        assert f"{tmp_path}/nobody cannot be reached" in page.text("#why")
+        assert f"{tmp_path}/nobody: " in page.text("#why")
 
 
 def test_one_request_is_under_way_at_most(page: Page) -> None:
@@ -394,7 +394,7 @@ def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page
     """
     eventually(lambda: page.points("requests-chart") >= 2)
     page.run(hide, True)
-    # What was under way is still shown.
+    # An answer that was pending is still shown.
     eventually(
         lambda: page.run("return performance.now() - performance.getEntriesByType('resource').at(-1).startTime > 900")
     )

@@ -1,11 +1,12 @@
-// Draws the charts as SVG: lines over the last 15 minutes, and a histogram.  Each has axes with labels, an aria-label
-// that tells the numbers, and a caption that becomes a readout under the pointer.  Colours and dashes are page.css's.
+// Draws the charts as SVG: lines over the last 15 minutes, and a histogram.  Each chart has labelled axes, an
+// aria-label with the main values, and a caption that shows the values under the pointer.  page.css sets colours and
+// dashes.
 
 import { latency, share } from "./format.js";
 
 export const SECONDS = 900;
 const TIMES = [[0, "15 min ago"], [1 / 3, "10"], [2 / 3, "5"], [1, "now"]];
-const BARS = 10; // for each power of ten of the histogram
+const BARS = 10; // bars of the histogram per power of ten
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 6, 8, 22]; // margins around the axes, in px
 
 function add(parent, name, kind) {
@@ -19,7 +20,7 @@ function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
 }
 
-// A scale for [part of an axis, label] from zero, in steps that people count in.
+// A linear scale from zero with round steps; its ticks are [part of the axis, label].
 function even(highest, format) {
   const rough = Math.max(highest, 1) / 3;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -29,7 +30,7 @@ function even(highest, format) {
   return { ticks, part: (value) => value / (steps * step) };
 }
 
-// The same with a tick for each power of ten that the values span.
+// A logarithmic scale with a tick for each power of ten that the values span.
 function logarithmic(lowest, highest, format) {
   const low = Math.floor(Math.log10(lowest) + 1e-9);
   const high = Math.max(low + 1, Math.ceil(Math.log10(highest) - 1e-9));
@@ -41,7 +42,7 @@ function logarithmic(lowest, highest, format) {
   return { ticks, part, low, high };
 }
 
-// What both kinds share: size, grid with labels, caption, pointer.  Places are parts of the width, from 0 to 1.
+// The common part of both charts: size, labelled grid, caption, pointer.  Positions are parts of the width, 0 to 1.
 class Plot {
   pointed = null;
   onpoint = (place) => this.point(place);
@@ -76,7 +77,7 @@ class Plot {
     return (this.bottom - part * (this.bottom - TOP)).toFixed(1);
   }
 
-  // Nothing is done when all is as it was.
+  // Redraws the axes only if something has changed.
   axes(across, up) {
     const drawn = JSON.stringify([this.right, this.bottom, across, up]);
     if (drawn === this.drawn) return;
@@ -100,7 +101,7 @@ class Plot {
     label.textContent = text;
   }
 
-  // What is told to those who do not see the chart, and what is under it while nothing is pointed at.
+  // Sets the label for screen readers, and the caption that is shown while nothing is pointed at.
   tell(label, caption) {
     this.svg.setAttribute("aria-label", `${this.name}: ${label}`);
     this.resting = caption;
@@ -115,7 +116,7 @@ class Plot {
   }
 }
 
-// Lines of one value a second, null where there is none; the newest is at the right edge.
+// Lines with one value per second, null for none; the newest value is at the right edge.
 export class TimeChart extends Plot {
   constructor(id, name, lines, format, ticks = null) {
     super(id, name);
@@ -129,7 +130,7 @@ export class TimeChart extends Plot {
     this.draw();
   }
 
-  // The scale is logarithmic when there is no way to label even ticks.
+  // The scale is linear if there is a format for its ticks, and logarithmic otherwise.
   draw() {
     if (!this.right) return;
     const ranges = this.series.map((values) => {
@@ -153,7 +154,7 @@ export class TimeChart extends Plot {
     this.tell(`${labels.join("; ")}; in the last 15 minutes.`, captions.join(" · "));
   }
 
-  // The path of a line, or of the area under it.  A value between two gaps becomes a dot.
+  // Returns the path of a line, or of the area below it.  A single value between two gaps becomes a dot.
   trace(values, part, area = false) {
     let path = "";
     let begun = false;
@@ -176,7 +177,7 @@ export class TimeChart extends Plot {
   }
 }
 
-// What share of the replies took how long.
+// The share of replies by latency.
 export class Histogram extends Plot {
   buckets = [];
   quantiles = {};
@@ -188,7 +189,7 @@ export class Histogram extends Plot {
     this.marks = ["one", "two"].map(mark);
   }
 
-  // Buckets are [upper bound in seconds, count]; quantiles are those of the report.
+  // Buckets are [upper bound in seconds, count]; the quantiles come from the report.
   show(buckets, quantiles) {
     Object.assign(this, { buckets, quantiles });
     this.draw();
@@ -218,13 +219,13 @@ export class Histogram extends Plot {
       text.textContent = count ? ["p50", "p99"][index] : "";
     });
     const [half, most, all] = [p50, p99, max].map(latency);
-    const label = `half of the replies within ${half}, 99 of 100 within ${most}, the slowest ${all}.`;
-    if (count) this.tell(label, "Share of the replies by how long they took");
+    const label = `half of the replies took at most ${half}, 99 % at most ${most}, and the slowest took ${all}.`;
+    if (count) this.tell(label, "Share of replies by latency");
     else this.tell("no replies.", "No replies in the last 10 s");
   }
 
-  // The share of each bar.  There are 16 buckets between two powers of two of microseconds; one that lies under two
-  // bars is divided between them.
+  // Returns the share of each bar.  The proxy has 16 buckets per power of two of microseconds; a bucket that lies under
+  // two bars is divided between them.
   spread(number) {
     const counts = new Array(number).fill(0);
     for (const [bound, count] of this.buckets) {

@@ -1,11 +1,11 @@
-// Turns what the proxy sends into text for people: thousands separators, three digits that count, units.  A no-break
-// space stands before a unit.  What is null or no number becomes a dash.
+// Formats values from the proxy for people: thousands separators, three significant digits, and units after a no-break
+// space.  Null, and anything else that is not a number, becomes a dash.
 
 const SPACE = "\u00a0";
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
 
-// Zeros at the end stay, so that figures keep their width.
+// Trailing zeros are kept, so that figures do not change their width.
 const digits = (value) => (value >= 99.95 || value === 0 ? WHOLE.format(value) : value.toPrecision(3));
 const known = (format) => (value) => (Number.isFinite(value) ? format(value) : "–");
 
@@ -23,14 +23,14 @@ export const size = known((bytes) => {
   return `${digits(bytes / 1024 ** power)}${SPACE}${"KMGTP"[power - 1]}iB`;
 });
 
-// Seconds that something took, down to microseconds.
+// A short duration in seconds, with a precision down to microseconds.
 export const latency = known((seconds) => {
   if (seconds < 0.0009995) return `${digits(seconds * 1e6)}${SPACE}µs`;
   if (seconds < 0.9995) return `${digits(seconds * 1e3)}${SPACE}ms`;
   return seconds < 60 ? `${digits(seconds)}${SPACE}s` : age(seconds);
 });
 
-// Seconds that something lasts, in its two largest units.
+// A long duration in seconds, in its two largest units.
 export const age = known((seconds) => {
   if (seconds < 9.95) return `${seconds.toFixed(1)}${SPACE}s`;
   const whole = Math.round(seconds);
@@ -42,6 +42,6 @@ export const age = known((seconds) => {
 
 export const ago = known((seconds) => `${age(seconds)} ago`);
 
-// Texts as they are, and names that stand in the JSON with underscores.
+// Plain text; and names from the JSON, with spaces instead of underscores.
 export const text = (value) => String(value ?? "–");
 export const words = (value) => text(value).replaceAll("_", " ");

@@ -1,5 +1,6 @@
-// Follows the proxy: one small request a second, none while the tab is hidden, never two at once.  What comes is
-// untrusted text.  When no answer comes, the page says so and marks its figures as old.
+// Keeps the page up to date: one small request per second, none while the tab is hidden, and never two at once.  Text
+// in answers is untrusted and never becomes markup.  If the proxy does not answer, the page says so and marks its
+// figures as old.
 
 import { Histogram, SECONDS, TimeChart } from "./chart.js";
 import * as format from "./format.js";
@@ -10,7 +11,7 @@ const { age, count, latency, rate, short, text, words } = format;
 const root = document.documentElement;
 const at = (id) => document.getElementById(id);
 
-// The word for each state, and the shape that goes with it.
+// The word and the icon of each state.
 const STATES = {
   ok: ["OK", "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22zM5.6 12.6l1.8-1.8 3 3 6.2-6.2 1.8 1.8-8 8z"],
   degraded: ["Degraded", "M12 1.5 23.5 22H.5zM10.8 8.5h2.4v7h-2.4zM10.8 17h2.4v2.4h-2.4z"],
@@ -20,12 +21,12 @@ const STATES = {
   paused: ["Paused", "M5 3h5v18H5zM14 3h5v18h-5z"],
 };
 
-// The last 15 minutes, a value for each second; null for seconds of which nothing is known.
+// The last 15 minutes, one value per second; null for unknown seconds.
 class History {
   series = { requests: [], responses: [], naks: [], p50: [], p99: [], sessions: [] };
   last = null;
 
-  // A restarted proxy numbers its seconds anew, and may send again what is known: the clock tells how many passed.
+  // A restarted proxy renumbers its seconds, and may resend known ones, so the clock tells how many have passed.
   add(entries, restarted) {
     const fresh = entries.requests.length;
     const numbered = entries.last - (this.last ?? entries.last - fresh);
@@ -53,12 +54,12 @@ const charts = {
   latency: new TimeChart("latency-chart", "Latency", ["p50", "p99"], latency),
 };
 const spread = new Histogram("spread-chart", "Latency of the last 10 seconds");
-// A pointer on one shows the same second on all.
+// Pointing at one chart shows the same second on all charts.
 const pointAll = (place) => Object.values(charts).forEach((chart) => chart.point(place));
 for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 
 const figures = document.querySelectorAll("[data-show]");
-let answered = null; // When the last answer came, and for how long the proxy was up then.
+let answered = null; // When the last answer arrived, and the uptime of the proxy at that time.
 let uptime = 0;
 let busy = false;
 let again = false;
@@ -67,7 +68,7 @@ let timer;
 
 const clock = () => new Date(answered).toLocaleTimeString("en-GB");
 
-// Writes a text if it changed; a large one has its unit, what follows the no-break space, in an element of its own.
+// Writes a text if it has changed.  In large figures, the unit (after the no-break space) gets its own small element.
 function write(element, shown) {
   if (element.shown === shown) return;
   element.shown = shown;
@@ -93,26 +94,26 @@ function say(state, why) {
   at("icon").href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
 }
 
-// Whether all is well, and why.
+// Returns the state of the proxy and an explanation.
 function judge({ health: { ready, reasons, warnings }, upstream, recovery, report: { connections_active: open } }) {
   const peer = `the upstream ${text(upstream.address)}`;
-  const error = text(upstream.error ?? "no reason is known");
+  const error = text(upstream.error ?? "reason unknown");
   if (reasons.includes("draining")) {
     const sessions = open === 1 ? "one session is" : `${count(open)} sessions are`;
-    return ["draining", `The proxy is stopping. It takes no new clients; ${sessions} still open.`];
+    return ["draining", `The proxy is stopping and accepts no new clients; ${sessions} still open.`];
   }
   if (reasons.includes("upstream_unreachable")) {
-    return ["not-ready", `No client can be served, for ${peer} cannot be reached: ${error}`];
+    return ["not-ready", `Clients cannot be served: the proxy cannot connect to ${peer}: ${error}`];
   }
-  if (!ready) return ["not-ready", `The proxy wants no clients now: ${reasons.map(words).join(", ")}.`];
+  if (!ready) return ["not-ready", `The proxy is not ready for clients: ${reasons.map(words).join(", ")}.`];
   if (recovery.failing || warnings.includes("recovery_failing")) {
-    const path = text(recovery.path);
-    return ["degraded", `Traffic passes, but the counters cannot be saved in ${path}: a restart would lose them.`];
+    const lost = "a restart would lose the counts since the last save";
+    return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];
   }
-  if (warnings.length) return ["degraded", `Traffic passes, with a warning: ${warnings.map(words).join(", ")}.`];
-  if (upstream.state === "unreachable") return ["degraded", `At the last try, ${peer} could not be reached: ${error}`];
-  const reached = upstream.state === "reachable" ? "is reachable" : "was not needed yet";
-  return ["ok", `Clients are served, ${peer} ${reached}, and the counters are being saved.`];
+  if (warnings.length) return ["degraded", `Traffic passes, but there are warnings: ${warnings.map(words).join(", ")}.`];
+  if (upstream.state === "unreachable") return ["degraded", `The last attempt to connect to ${peer} failed: ${error}`];
+  const reached = upstream.state === "reachable" ? "is reachable" : "has not been needed yet";
+  return ["ok", `Clients are being served, ${peer} ${reached}, and the statistics are being saved.`];
 }
 
 function showClosed(reasons) {
@@ -162,7 +163,7 @@ async function ask(query) {
     const late = error.name === "TimeoutError";
     throw new Error(late ? "The proxy has not answered for 5 seconds" : "The proxy does not answer");
   }
-  throw new Error(`The proxy answers with an error, status ${answer.status}`);
+  throw new Error(`The proxy answered with HTTP status ${answer.status}`);
 }
 
 async function update() {
@@ -171,7 +172,7 @@ async function update() {
     show(await ask(past.last === null ? asked : { ...asked, since: past.last }), asked);
     root.classList.remove("old");
   } catch (error) {
-    const seen = answered ? ` The figures are those of ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";
+    const seen = answered ? ` The figures shown are from ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";
     say("lost", `${error.message}.${seen}`);
     root.classList.add("old");
   }
@@ -180,10 +181,11 @@ async function update() {
 
 function sayPaused() {
   root.classList.add("old");
-  say("paused", `The figures ${answered ? `are those of ${clock()}` : "have not come yet"}. Resume to see newer ones.`);
+  const shown = answered ? `The figures shown are from ${clock()}.` : "No figures have arrived yet.";
+  say("paused", `${shown} Click Resume for current ones.`);
 }
 
-// Asks now, and then each second; what changes while an answer is awaited is asked for as soon as that is there.
+// Asks now and then every second.  A change made while an answer is pending is requested right after that answer.
 async function follow(changed = false) {
   clearTimeout(timer);
   again ||= changed && busy;

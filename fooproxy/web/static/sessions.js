@@ -1,10 +1,11 @@
-// The table of sessions.  The proxy sorts and limits; here rows are only filled, and used again each second.
+// The table of sessions.  The proxy sorts the rows and limits their number; this file fills them, and
+// reuses them each second.
 
 import { age, count, latency, size, text, words } from "./format.js";
 
 const state = ({ state, paused }) => words(state) + (paused.length ? `, ${paused.join(" and ")} not read` : "");
 
-// Column in the JSON, heading, text of a row; words are sorted from A at the first click, numbers from the largest.
+// JSON key, heading, cell text, kind.  The first click sorts words from A to Z, and numbers from the largest.
 const COLUMNS = [
   ["id", "No.", (row) => count(row.id)],
   ["client", "Client", (row) => text(row.client), "words"],
@@ -24,7 +25,7 @@ const COLUMNS = [
 ];
 
 export class Sessions {
-  // `changed` is called when another order or number of rows is wanted.
+  // `changed` is called when the user chooses another order or number of rows.
   constructor(changed) {
     this.sort = "age_seconds";
     this.order = "desc";
@@ -57,7 +58,7 @@ export class Sessions {
     return { sort: this.sort, order: this.order, limit: this.choice.value };
   }
 
-  // `asked` is the query that this is the answer to.
+  // `asked` is the query that this answer belongs to.
   show({ total, connections }, asked) {
     for (const head of this.heads) {
       const sorted = head.dataset.column === asked.sort;
@@ -87,7 +88,7 @@ export class Sessions {
       if (texts[index] === now) return;
       texts[index] = now;
       row.cells[index].textContent = now;
-      // Narrow columns cut long words off.
+      // Narrow columns truncate long words.
       if (kind) row.cells[index].title = now;
     });
   }
