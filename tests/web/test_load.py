@@ -1,4 +1,4 @@
-"""The real process and HTTP clients that mean no good, while Foo clients are served; and HTTP on a unix socket."""
+"""The real process under hostile HTTP clients while it serves Foo clients; and HTTP on a unix socket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, f
 
 CROWD = 500
 LITTLE = 30
-"""MB that the crowd may cost."""
+"""Megabytes of memory that the crowd may cost."""
 
 
 def sockets(proxy: Proxy) -> int:
@@ -30,7 +30,7 @@ def sockets(proxy: Proxy) -> int:
 
 def dribble(clients: list[socket.socket], byte: bytes) -> None:
     for client in clients:
-        # Most have been closed by then.
+        # By then, the proxy has closed most of them.
         with suppress(ConnectionResetError, BrokenPipeError):
             client.sendall(byte)
 
@@ -47,7 +47,7 @@ def test_five_hundred_slow_http_clients_neither_hold_up_foo_clients_nor_pile_up(
             dribble(slow, b"y") if seq % 50 == 0 else None
             foo.sendall(b"REQ %d data\n" % seq)
             assert read_lines(foo, 1) == b"ACK %d data\n" % seq
-        # Who asks properly gets an answer all the same.
+        # A well-behaved client still gets an answer.
         assert proxy.get("/stats")[1]["msg_ack"] == 200
         eventually(lambda: sockets(proxy) <= idle + MOST_CONNECTIONS)
         assert proxy.memory("VmHWM") - before < LITTLE
@@ -151,7 +151,7 @@ def test_a_unix_socket_that_another_proxy_serves_is_left_to_it(tmp_path: Path) -
 def test_who_has_no_permission_is_refused_by_the_file(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become somebody else")
-    # Opened before, since the way there may be closed to others as well.
+    # Opened in advance, because the other user may have no access to the directory.
     asking = (
         "import os, socket, sys; folder = os.open(sys.argv[1], os.O_RDONLY); os.fchdir(folder)\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534); os.stat('http.sock')\n"

@@ -1,4 +1,4 @@
-"""The page's files: what is declared is on the page."""
+"""The files of the page: every declared counter is on the page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The exposition, the rules and the dashboard against real Prometheus: promtool's checks, scrapes, queries.
+"""The exposition, the rules and the dashboard with a real Prometheus: promtool's checks, scrapes, queries.
 
-One Prometheus watches, by the configuration that we ship, one proxy through which a known traffic has passed; most
-tests ask it about that.  What Debian's package ``prometheus`` brings is needed; without it the tests are skipped.
+One Prometheus, with the configuration that we ship, watches one proxy that has relayed known traffic; most tests query
+it.  The tests need Debian's package ``prometheus``, and are skipped without it.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ CONFIGURATION, RULES, RULES_TEST = (
 DASHBOARD: dict[str, Any] = json.loads((FOLDER / "grafana-dashboard.json").read_text())
 
 SELECTORS = re.compile(r"(?:\b\w+:)?\b(?:fooproxy|process)_[\w:]+(?:\{[^}]*\})?")
-"""In an expression: what is exposed or recorded, and by which labels it is chosen."""
+"""Finds the selectors in an expression: series that are exposed or recorded, with their labels."""
 
 SCRAPE_INTERVAL = "250ms"
 BATCH, BATCHES = 20, 60
-"""How many requests are sent at once, and how many times."""
+"""Requests per batch, and the number of batches."""
 PACE = 0.1
-"""Seconds from one batch to the next, which makes 200 requests/s."""
+"""Seconds from one batch to the next: 200 requests/s."""
 DELAY = 0.04
-"""Seconds that the server keeps replies back."""
+"""Seconds by which the server delays its replies."""
 WINDOW = 4
-"""Seconds of steady traffic that queries look at."""
+"""Seconds of steady traffic that queries cover."""
 
 
 def program(name: str) -> str:
@@ -57,7 +57,7 @@ def program(name: str) -> str:
 
 
 def promtool(*arguments: str | Path, given: str | None = None) -> tuple[int, str, str]:
-    """Give the exit status, standard output and standard error."""
+    """Run promtool; return its exit status, standard output and standard error."""
     done = subprocess.run(
         [program("promtool"), *arguments],
         input=given,
@@ -70,7 +70,7 @@ def promtool(*arguments: str | Path, given: str | None = None) -> tuple[int, str
 
 
 def get(port: int, path: str, accept: str = "*/*") -> tuple[int, str, str]:
-    """Give the status, the content type and the body."""
+    """Return the status, the content type and the body."""
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
         connection.request("GET", path, headers={"Accept": accept})
         answer = connection.getresponse()
@@ -78,7 +78,7 @@ def get(port: int, path: str, accept: str = "*/*") -> tuple[int, str, str]:
 
 
 class Prometheus:
-    """A running Prometheus, asked over its HTTP API."""
+    """A running Prometheus, queried through its HTTP API."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -94,12 +94,12 @@ class Prometheus:
         return answer["data"]
 
     def query(self, expression: str, at: float | None = None) -> list[float]:
-        """Give the values of an instant query, now or at a time since 1970."""
+        """Return the values of an instant query, for now or for a time in seconds since 1970."""
         when: dict[str, str | float] = {} if at is None else {"time": at}
         return [float(sample["value"][1]) for sample in self.ask("query", query=expression, **when)["result"]]
 
     def target(self) -> dict[str, Any]:
-        """Give the only target, once it was scraped."""
+        """Return the only target, after it has been scraped."""
 
         def scraped() -> dict[str, Any] | None:
             targets: list[dict[str, Any]] = self.ask("targets")["activeTargets"]
@@ -110,7 +110,7 @@ class Prometheus:
         return target
 
     def rules(self, kind: str) -> list[dict[str, Any]]:
-        """Give the rules of a kind (alerting or recording), once each was evaluated."""
+        """Return the rules of a kind (alerting or recording), after each has been evaluated."""
 
         def evaluated() -> list[dict[str, Any]] | None:
             rules = [rule for group in self.ask("rules")["groups"] for rule in group["rules"]]
@@ -123,7 +123,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
-    """Run a Prometheus that keeps all it has in `folder`."""
+    """Run a Prometheus that keeps all its data in `folder`."""
     (folder / "prometheus.yml").write_text(configuration)
     log = folder / "prometheus.log"
     command = [
@@ -151,7 +151,7 @@ def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
 
 
 def shipped_configuration(folder: Path, port: int) -> str:
-    """Put our rules into `folder`, and give our configuration for a proxy on `port`, quicker than it is."""
+    """Copy our rules to `folder`; return our configuration for a proxy on `port`, with shorter intervals."""
     shutil.copy(RULES, folder)
     text = CONFIGURATION.read_text()
     for ours, theirs in (("127.0.0.1:8088", f"127.0.0.1:{port}"), ("_interval: 15s", f"_interval: {SCRAPE_INTERVAL}")):
@@ -161,14 +161,14 @@ def shipped_configuration(folder: Path, port: int) -> str:
 
 
 class Batch(NamedTuple):
-    """When a batch was sent, in seconds since 1970, and how many until its last reply had come."""
+    """The time when a batch was sent (seconds since 1970), and the seconds until its last reply arrived."""
 
     sent_at: float
     latency: float
 
 
 class Traffic:
-    """What was sent, and what was answered."""
+    """The batches that were sent, and the counts of requests and replies."""
 
     def __init__(self, batches: list[Batch], counts: dict[str, int]) -> None:
         self.batches = batches
@@ -184,13 +184,13 @@ class Traffic:
 
 
 def requests(number: int) -> bytes:
-    """Give a batch of requests; a tenth of them has data that the server refuses."""
+    """Return a batch of requests; the server rejects the data of a tenth of them."""
     first = number * BATCH + 1
     return b"".join(b"REQ %d %s\n" % (seq, b"a b" if seq % 10 == 0 else b"ab") for seq in range(first, first + BATCH))
 
 
 def send(client: socket.socket, session: FooSession, number: int) -> Batch:
-    """Send a batch, keep its replies back, and read them."""
+    """Send a batch, delay its replies, and read them."""
     expected = len(session.received) + len(requests(number))
     sent_at, begin = time.time(), time.monotonic()
     client.sendall(requests(number))
@@ -202,7 +202,7 @@ def send(client: socket.socket, session: FooSession, number: int) -> Batch:
 
 
 def send_steadily(port: int, server: FooServer) -> Traffic:
-    """Send all batches, each in its time; one that comes late does not put off the others."""
+    """Send all batches on schedule; a late batch does not delay the others."""
     with connect(port) as client:
         eventually(lambda: server.sessions)
         begin = time.monotonic()
@@ -214,7 +214,7 @@ def send_steadily(port: int, server: FooServer) -> Traffic:
 
 
 class Watched(NamedTuple):
-    """A proxy, the traffic that has passed through it, and the Prometheus that saw it pass."""
+    """A proxy, the traffic that it has relayed, and the Prometheus that watched it."""
 
     proxy: Proxy
     prometheus: Prometheus
@@ -230,7 +230,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         fooproxy(folder, upstream=server.port) as proxy,
         prometheus(folder, shipped_configuration(folder, proxy.http_port)) as watcher,
     ):
-        # A rate is right from the first request on only when a scrape has seen none.
+        # Rates include the first request only if a scrape has seen the counter at 0.
         settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [0.0])
         traffic = send_steadily(proxy.port, server)
         settles(lambda: watcher.query('fooproxy_connections_closed_total{reason="client_closed"}'), [1.0])
@@ -311,7 +311,7 @@ def test_counters_are_exactly_what_was_sent_and_answered(watched: Watched) -> No
 
 @pytest.mark.parametrize("quantile", [0.5, 0.99])
 def test_a_quantile_is_the_servers_delay_to_a_bucket(watched: Watched, quantile: float) -> None:
-    # The proxy sees more than the delay, and less than the client.
+    # The latency that the proxy measures lies between the delay and what the client measures.
     least, most = DELAY, max(batch.latency for batch in watched.traffic.batches)
     (found,) = watched.prometheus.query(
         f"histogram_quantile({quantile}, rate(fooproxy_request_duration_seconds_bucket[{WINDOW}s]))",
@@ -328,7 +328,7 @@ def test_the_sum_of_durations_is_between_the_servers_delay_and_what_the_client_w
 
 
 class Through:
-    """Hands a Prometheus's scrapes on to a proxy, as they are or with another ``Accept``; notes the content types."""
+    """Forwards scrapes to a proxy, unchanged or with another ``Accept``; records the content types."""
 
     def __init__(self, port: int, accept: str | None) -> None:
         self.content_types: set[str] = set()
@@ -413,12 +413,12 @@ def test_every_selector_in_the_rules_selects_something(watched: Watched) -> None
     rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
     selectors = {selector for rule in rules for selector in SELECTORS.findall(rule["query"])}
     assert selectors
-    # What is recorded comes with the second look at the traffic.
+    # Recorded series appear only after a second scrape of the traffic.
     settles(lambda: {selector for selector in selectors if not watched.prometheus.query(selector)}, set())
 
 
 def exposed(watched: Watched) -> set[str]:
-    """Name all series that the proxy exposes."""
+    """Return the names of all series that the proxy exposes."""
     _, _, text = get(watched.proxy.http_port, "/metrics", accept="text/plain")
     return set(re.findall(r"^\w+", text, re.MULTILINE))
 
@@ -443,7 +443,7 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
     named = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
     known = exposed(watched)
     assert named - known == set()
-    # The version is what the list of instances comes from; a quantile needs no sum and no count.
+    # The list of instances comes from the version; a quantile needs neither sum nor count.
     unseen = {name for name in known - named if name.startswith("fooproxy_")}
     assert unseen == {
         "fooproxy_build_info",

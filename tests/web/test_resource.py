@@ -21,7 +21,7 @@ from fooproxy.web.resource import Web
 
 
 class Reachability:
-    """Stands in for the upstream."""
+    """A fake upstream."""
 
     name = "127.0.0.1:8001"
     error: str | None = None
@@ -67,7 +67,7 @@ class Site:
         self._treq: Any = StubTreq(self._web.app.resource())
 
     def say(self, head: bytes) -> bytes:
-        """Send raw bytes to the real site, and give its raw answer."""
+        """Send raw bytes to the real site, and return its raw answer."""
         clock = Clock()
         channel: Any = self._web.site(clock).buildProtocol(None)
         transport = StringTransport()
@@ -225,7 +225,7 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     site.now = 1.0
     site.stats.history.record()
     answer = site.ask("/live").json
-    # What depends on the instant aside, it is what the other resources say.
+    # Apart from values that depend on the instant, it equals the answers of the other resources.
     assert answer["report"] == site.ask("/stats").json
     assert answer["history"] == site.ask("/history").json
     assert answer["connections"] == site.ask("/connections").json == {"total": 0, "connections": []}

@@ -1,4 +1,4 @@
-"""HTTP within its limits, in memory: what is too slow, too large or too much."""
+"""The limits of the HTTP server, in memory: clients that are too slow, too large or too many."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Greeting(Resource):
 
 
 class Client:
-    """A connection to the site, from its client's side."""
+    """A connection to the site, seen from the client."""
 
     def __init__(self, site: QuietSite) -> None:
         self.transport = StringTransport()
@@ -47,7 +47,7 @@ class Client:
 
 
 class Turns(Clock):
-    """A clock that can do what is due in one turn, and leave what that makes due to the next, as reactors do."""
+    """A clock that can run single turns like a reactor: calls scheduled during a turn wait for the next one."""
 
     def turn(self) -> None:
         for call in [call for call in self.calls if call.getTime() <= self.seconds()]:
