@@ -13,22 +13,27 @@ from __future__ import annotations
 import socket
 from functools import partial
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from twisted.internet._resolver import GAIResolver
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.error import ConnectingCancelledError, DNSLookupError
-from twisted.internet.interfaces import IReactorPluggableNameResolver, IResolutionReceiver, IStreamClientEndpoint
-from twisted.python.failure import Failure
+from twisted.internet.interfaces import (
+    IHostnameResolver,
+    IHostResolution,
+    IReactorPluggableNameResolver,
+    IResolutionReceiver,
+    IStreamClientEndpoint,
+)
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from twisted.internet.interfaces import IAddress, IHostResolution, IProtocol, IProtocolFactory
+    from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+    from twisted.python.failure import Failure
 
 FRESH = 30.0
 """Seconds after which a name is looked up again in the background."""
@@ -40,40 +45,83 @@ against it."""
 _LOOK_UPS = 10
 """Names that are looked up at one time; the others wait."""
 
+_KINDS: dict[int, type[IPv4Address | IPv6Address]] = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}
+
 
 def look_up_apart(reactor: Any) -> None:
-    """Have `reactor` look names up in threads of their own, which nobody waits for.
+    """Make `reactor` look names up in daemon threads.
 
-    Its own threads are waited for at the end, and a name service that hangs would keep the process from ending.
+    A stop waits for the reactor's own threads, so a name service that hangs would keep the process from ending.
     """
-    takes_one = IReactorPluggableNameResolver.providedBy(reactor)
-    if takes_one:
-        threads = _Threads(0, _LOOK_UPS, "names")
+    if IReactorPluggableNameResolver.providedBy(reactor):
+        threads = ThreadPool(0, _LOOK_UPS, "names")
         threads.threadFactory = partial(Thread, daemon=True)  # type: ignore[assignment]
         threads.start()
-        reactor.installNameResolver(GAIResolver(reactor, lambda: threads, _getaddrinfo))
+        reactor.installNameResolver(Resolver(reactor, threads))
 
 
-class _Threads(ThreadPool):
-    """Threads for look-ups: one that cannot be started is a look-up that fails, and not one without an answer."""
+@implementer(IHostnameResolver)
+class Resolver:
+    """Looks names up with `socket.getaddrinfo` in `threads`; a look-up that fails for any reason finds no address.
 
-    def callInThreadWithCallback(self, onResult: Any, func: Any, *arguments: Any, **options: Any) -> None:
-        """Call `func` in a thread, and `onResult` with what comes of it."""
-        try:
-            super().callInThreadWithCallback(onResult, func, *arguments, **options)
-        except RuntimeError as error:
-            onResult(False, Failure(socket.gaierror(socket.EAI_AGAIN, str(error))))
-
-
-def _getaddrinfo(*arguments: Any, **options: Any) -> Any:
-    """Look up, and fail in the one way that Twisted knows; after any other, nobody would ever be answered.
-
-    Without descriptors it is a plain `OSError`, and a `UnicodeError` for a label that is empty or too long.
+    Twisted has one too, in a private module; after any error but `gaierror` it never answers.  Without descriptors
+    `getaddrinfo` raises a plain `OSError`, for an empty or too long label a `UnicodeError`.
     """
-    try:
-        return socket.getaddrinfo(*arguments, **options)
-    except Exception as error:
-        raise socket.gaierror(socket.EAI_FAIL, str(error)) from error
+
+    def __init__(self, reactor: Any, threads: ThreadPool) -> None:
+        self._reactor = reactor
+        self._threads = threads
+
+    def resolveHostName(
+        self,
+        resolutionReceiver: IResolutionReceiver,
+        hostName: str,
+        portNumber: int = 0,
+        addressTypes: Sequence[type[IAddress]] | None = None,
+        transportSemantics: str = "TCP",
+    ) -> IHostResolution:
+        """Look `hostName` up; see `IHostnameResolver`."""
+        resolution = _Resolution(hostName)
+        resolutionReceiver.resolutionBegan(resolution)
+        wanted = [family for family, kind in _KINDS.items() if addressTypes is None or kind in addressTypes]
+        family = wanted[0] if len(wanted) == 1 else socket.AF_UNSPEC
+        over: Literal["TCP", "UDP"] = "UDP" if transportSemantics == "UDP" else "TCP"
+        socket_type = socket.SOCK_DGRAM if over == "UDP" else socket.SOCK_STREAM
+
+        def answer(succeeded: bool, found: Any) -> None:
+            addresses = [
+                _KINDS[family](over, *address)
+                for family, _, _, _, address in (found if succeeded else ())
+                if family in _KINDS
+            ]
+            self._reactor.callFromThread(_deliver, resolutionReceiver, addresses)
+
+        try:
+            self._threads.callInThreadWithCallback(
+                answer, socket.getaddrinfo, hostName, portNumber, family, socket_type
+            )
+        except RuntimeError:
+            # No thread can be started.
+            answer(False, None)
+        return resolution
+
+
+@implementer(IHostResolution)
+class _Resolution:
+    """A look-up in progress."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def cancel(self) -> None:
+        """Refuse: a thread in `getaddrinfo` cannot be stopped."""
+        raise NotImplementedError
+
+
+def _deliver(receiver: IResolutionReceiver, addresses: list[IPv4Address | IPv6Address]) -> None:
+    for address in addresses:
+        receiver.addressResolved(address)
+    receiver.resolutionComplete()
 
 
 @implementer(IStreamClientEndpoint)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
 
-from fooproxy.net.resolver import FRESH, NamedEndpoint
+from fooproxy.net.resolver import FRESH, NamedEndpoint, Resolver
 
 
 class Names(Clock):
@@ -155,3 +158,84 @@ def test_who_gives_up_during_a_look_up_is_not_remembered() -> None:
         connecting.addErrback(lambda _: None)
         connecting.cancel()
     assert not world.endpoint._waiting
+
+
+class Threads:
+    """Stands for the reactor and for its threads: `found` is the result of every look-up, or what it raises."""
+
+    def __init__(self, found: Any = ()) -> None:
+        self.found = found
+        self.questions: list[tuple[Any, ...]] = []
+
+    def callInThreadWithCallback(self, onResult: Any, look_up: Any, *question: Any) -> None:
+        assert look_up is socket.getaddrinfo
+        self.questions.append(question)
+        failed = isinstance(self.found, Exception)
+        onResult(not failed, self.found)
+
+    def callFromThread(self, do: Any, *arguments: Any) -> None:
+        do(*arguments)
+
+
+class Exhausted(Threads):
+    def callInThreadWithCallback(self, onResult: Any, look_up: Any, *question: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+class Receiver:
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def resolutionBegan(self, resolution: Any) -> None:
+        assert verifyObject(IHostResolution, resolution)
+        self.heard.append(resolution.name)
+
+    def addressResolved(self, address: Any) -> None:
+        self.heard.append(address)
+
+    def resolutionComplete(self) -> None:
+        self.heard.append("complete")
+
+
+def resolved(threads: Threads, *wanted: Any) -> list[Any]:
+    receiver: Any = Receiver()
+    resolver = Resolver(threads, threads)  # type: ignore[arg-type]
+    assert verifyObject(IHostnameResolver, resolver)
+    resolver.resolveHostName(receiver, "foo.example", 8001, *wanted)
+    return receiver.heard  # type: ignore[no-any-return]
+
+
+FOUND = [
+    (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::7", 8001, 0, 0)),
+    (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", "/run/foo.sock"),
+    (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 8001)),
+]
+
+
+def test_the_addresses_of_a_name_come_in_the_order_of_the_name_service() -> None:
+    expected = [IPv6Address("TCP", "2001:db8::7", 8001), IPv4Address("TCP", "192.0.2.7", 8001)]
+    assert resolved(Threads(FOUND)) == ["foo.example", *expected, "complete"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "question"),
+    [
+        ((), (socket.AF_UNSPEC, socket.SOCK_STREAM)),
+        (([IPv4Address, IPv6Address],), (socket.AF_UNSPEC, socket.SOCK_STREAM)),
+        (([IPv4Address],), (socket.AF_INET, socket.SOCK_STREAM)),
+        (([IPv6Address], "UDP"), (socket.AF_INET6, socket.SOCK_DGRAM)),
+    ],
+)
+def test_a_look_up_asks_for_the_kinds_of_address_that_are_wanted(wanted: Any, question: Any) -> None:
+    threads = Threads()
+    resolved(threads, *wanted)
+    assert threads.questions == [("foo.example", 8001, *question)]
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "no such name"), OSError(24, "EMFILE"), UnicodeError("label")])
+def test_a_look_up_that_fails_in_any_way_is_answered_without_addresses(error: Exception) -> None:
+    assert resolved(Threads(error)) == ["foo.example", "complete"]
+
+
+def test_a_look_up_for_which_no_thread_can_start_is_answered_without_addresses() -> None:
+    assert resolved(Exhausted()) == ["foo.example", "complete"]
