@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python import usage
 
 from fooproxy import __version__, values
-from fooproxy.net.addresses import host_port, is_introduced
+from fooproxy.net.addresses import expects_proxy_header, host_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -227,7 +227,7 @@ An option not given on the command line is read from the environment: FOOPROXY_C
                 f"{self._source('forward')}: {self['forward']!r} is where the proxy itself listens; "
                 "expected the Foo server's address"
             )
-        if self["allow"] and is_introduced(self["listen"]):
+        if self["allow"] and expects_proxy_header(self["listen"]):
             raise usage.UsageError(
                 f"{self._source('allow')}: cannot be combined with {self._source('listen')} {self['listen']}, where "
                 "the client's address arrives too late to refuse it; expected an address without haproxy:, or a rule "

@@ -16,7 +16,7 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from fooproxy.net.endpoints import ClientEndpoint, Port, ServerEndpoint
-from fooproxy.net.proxy_header import IntroducedEndpoint
+from fooproxy.net.proxy_header import ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def server_endpoint(
     """
     short = host_port(text)
     if short is None:
-        if is_introduced(text):
-            return IntroducedEndpoint(_introducers(reactor, text))
+        if expects_proxy_header(text):
+            return ProxyHeaderEndpoint(_balancers(reactor, text))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):
             described.reactor = _Adopting(poller)
@@ -134,10 +134,10 @@ def is_polled(text: str) -> bool:
     return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
 
 
-def is_introduced(text: str) -> bool:
-    """Whether the clients of an address are introduced by a PROXY header."""
-    word, _, introducer = text.partition(":")
-    return word.lower() == "haproxy" and introducer != ""
+def expects_proxy_header(text: str) -> bool:
+    """Whether connections to an address start with a PROXY header."""
+    word, _, listener = text.partition(":")
+    return word.lower() == "haproxy" and listener != ""
 
 
 class _Adopting:
@@ -158,10 +158,10 @@ def shown(address: Any) -> str:
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
 
 
-def _introducers(reactor: Any, text: str) -> Any:
-    """Make the endpoint that those connect to who introduce clients."""
+def _balancers(reactor: Any, text: str) -> Any:
+    """Make the endpoint that load balancers connect to."""
     description = text.partition(":")[2]
-    if ":" not in description or _short(description) or is_introduced(description):
+    if ":" not in description or _short(description) or expects_proxy_header(description):
         raise ValueError(
             f"{text!r} is not an address; expected a Twisted endpoint description after haproxy:, "
             "such as haproxy:tcp:8002"

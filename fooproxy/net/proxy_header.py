@@ -1,106 +1,178 @@
-"""Connections that a load balancer introduces by a PROXY header, taken with care: anybody may write such a header.
+"""PROXY headers: a load balancer sends one at the start of each connection, to say which client it stands for.
 
-Twisted's parser raises, with what it was sent in the traceback, where a number or a text is none, and takes any text
-for an address.  Here a header that cannot be read ends the connection without a word, and an address that is none is
-not believed.
+Anybody who can connect can write such a header, so it is parsed strictly: a header that does not match the
+specification closes the connection, without a log line that would repeat what was sent, and a client address that is
+not an IP address is ignored: the peer is then the load balancer.
 
-`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in it.
+Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises, with the header in the traceback,
+where a port or an address is not a number or text, takes any text for an address, and does not pass a FIN on.
+
+`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`.
+The specification: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 """
 
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any
+import re
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
-from twisted.protocols.haproxy._v2parser import V2Parser
-from twisted.protocols.haproxy._wrapper import HAProxyProtocolWrapper, HAProxyWrappingFactory
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
 
+_START_V1 = b"PROXY "
+_LONGEST_V1 = 107
+"""Bytes of a version 1 header with its line end, at most."""
+_LINE_V1 = re.compile(
+    rb"PROXY (?:UNKNOWN(?: .*)?|TCP[46] (?P<address>[!-~]+) [!-~]+ (?P<port>[0-9]{1,5}) [0-9]{1,5})", re.DOTALL
+)
 
-_UNKNOWN = b"PROXY UNKNOWN"
+_START_V2 = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED_V2 = struct.Struct("!12sBBH")
+"""The start, version and command, family and protocol, and how many bytes follow."""
+_LOCAL, _PROXY = 0x20, 0x21
+_ADDRESSES_V2 = {0x10: struct.Struct("!4s4sHH"), 0x20: struct.Struct("!16s16sHH")}
+"""Source and destination, addresses and ports, by family."""
+_LAST_FAMILY, _LAST_PROTOCOL = 0x30, 0x02
 
-_LONGEST_V1, _SHORTEST_V2 = 107, 16
-"""Bytes of a header: of the first version, whole, and of the second, of its fixed part."""
+
+class Header(NamedTuple):
+    """A complete header."""
+
+    size: int
+    """Its length in bytes; what follows belongs to the client."""
+    source: IPv4Address | IPv6Address | None
+    """The client's address, or `None` if the header names none that is an IP address."""
+
+
+def read_header(begun: bytes) -> Header | None:
+    """Parse the header at the start of a stream; `None` means that it is not complete.
+
+    :raises ValueError: whatever follows, this is not the start of a header.
+    """
+    if _START_V1.startswith(begun[: len(_START_V1)]):
+        return _read_v1(begun)
+    if _START_V2.startswith(begun[: len(_START_V2)]):
+        return _read_v2(begun)
+    raise ValueError("not a PROXY header")
+
+
+def _read_v1(begun: bytes) -> Header | None:
+    line, end, _ = begun[:_LONGEST_V1].partition(b"\r\n")
+    if not end:
+        if len(begun) >= _LONGEST_V1:
+            raise ValueError("a version 1 header without an end")
+        return None
+    match = _LINE_V1.fullmatch(line)
+    if match is None or int(match["port"] or 0) > 65535:
+        raise ValueError("a malformed version 1 header")
+    source = _source(match["address"].decode(), int(match["port"])) if match["address"] else None
+    return Header(len(line) + len(end), source)
+
+
+def _read_v2(begun: bytes) -> Header | None:
+    if len(begun) < _FIXED_V2.size:
+        return None
+    _, command, kind, length = _FIXED_V2.unpack_from(begun)
+    family, protocol = kind & 0xF0, kind & 0x0F
+    if command not in (_LOCAL, _PROXY):
+        raise ValueError("a version 2 header with an unknown version or command")
+    layout = None
+    if command == _PROXY:
+        if family > _LAST_FAMILY or protocol > _LAST_PROTOCOL:
+            raise ValueError("a version 2 header with an unknown address family or protocol")
+        if protocol:
+            layout = _ADDRESSES_V2.get(family)
+    if layout is not None and length < layout.size:
+        raise ValueError("a version 2 header without room for its addresses")
+    size = _FIXED_V2.size + length
+    if len(begun) < size:
+        return None
+    if layout is None:
+        return Header(size, None)
+    address, _, port, _ = layout.unpack_from(begun, _FIXED_V2.size)
+    return Header(size, _source(address, port))
+
+
+def _source(address: str | bytes, port: int) -> IPv4Address | IPv6Address | None:
+    try:
+        host = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    if "%" in str(host):
+        # A percent sign starts a zone, which may be any text.
+        return None
+    return (IPv4Address if host.version == 4 else IPv6Address)("TCP", str(host), port)
 
 
 @implementer(IHalfCloseableProtocol)
-class Introduced(HAProxyProtocolWrapper):
-    """Takes the header, and lets the protocol have what follows."""
+class ProxyHeaderProtocol(ProtocolWrapper):
+    """Reads the header, then passes the rest of the stream to the wrapped protocol, as its transport.
+
+    Until the header has been read, the peer is the load balancer.
+    """
 
     transport: Any
-    _begun = b""
+    _header: Header | None = None
+
+    def __init__(self, factory: Any, wrappedProtocol: Any) -> None:
+        super().__init__(factory, wrappedProtocol)
+        self._begun = b""
 
     def dataReceived(self, data: bytes) -> None:
-        """Take a piece of the header, or what comes after it."""
-        if self._proxyInfo is not None:
+        """Read the header, or pass on what follows it."""
+        if self._header is not None:
             self.wrappedProtocol.dataReceived(data)
             return
-        if self._parser is None:
-            self._begun += data
-            if _may_become_a_header(self._begun):
-                return
-            data, self._begun = self._begun, b""
-            if data.startswith(_UNKNOWN + b"\r\n"):
-                # Twisted takes it with something after it only.
-                data = data.replace(_UNKNOWN, _UNKNOWN + b" ", 1)
+        if self.disconnecting:
+            return
+        self._begun += data
         try:
-            super().dataReceived(data)
+            self._header = read_header(self._begun)
         except ValueError:
+            self._begun = b""
             self.loseConnection()
+            return
+        if self._header is not None:
+            rest, self._begun = self._begun[self._header.size :], b""
+            if rest:
+                self.wrappedProtocol.dataReceived(rest)
 
     def readConnectionLost(self) -> None:
-        """Let the FIN through."""
+        """Pass the FIN on."""
         self.wrappedProtocol.readConnectionLost()  # type: ignore[attr-defined]
 
     def writeConnectionLost(self) -> None:
-        """Let it through."""
+        """Pass on that our own FIN is out."""
         self.wrappedProtocol.writeConnectionLost()  # type: ignore[attr-defined]
 
     def getPeer(self) -> IAddress:
-        """Give the address of who was introduced; if that is none, of who did it."""
-        peer = super().getPeer()
-        if isinstance(peer, (IPv4Address, IPv6Address)) and _is_address(peer.host):
-            return peer
-        introducer: IAddress = self.transport.getPeer()
-        return introducer
+        """Return the address of the client that the header names, or else the load balancer's."""
+        peer: IAddress | None = self._header and self._header.source
+        return peer or self.transport.getPeer()
 
 
-class IntroducedFactory(HAProxyWrappingFactory):
-    """Makes them."""
+class ProxyHeaderFactory(WrappingFactory):
+    """Builds protocols that read a header first."""
 
     noisy = False
-    protocol = Introduced  # type: ignore[assignment]
+    protocol = ProxyHeaderProtocol
 
 
 @implementer(IStreamServerEndpoint)
-class IntroducedEndpoint:
-    """Listens at `endpoint` for those who introduce others."""
+class ProxyHeaderEndpoint:
+    """Listens at `endpoint` for load balancers that send a header."""
 
     def __init__(self, endpoint: IStreamServerEndpoint) -> None:
         self._endpoint = endpoint
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Listen."""
-        return self._endpoint.listen(IntroducedFactory(factory))
-
-
-def _may_become_a_header(begun: bytes) -> bool:
-    """Tell whether it is too short yet for Twisted's parsers, which want to see as much at once."""
-    if b"PROXY ".startswith(begun[:6]):
-        return b"\r\n" not in begun and len(begun) < _LONGEST_V1
-    return V2Parser.PREFIX.startswith(begun[: len(V2Parser.PREFIX)]) and len(begun) < _SHORTEST_V2
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    # What follows a percent sign is a zone, and any text.
-    return "%" not in text
+        """Listen; see `IStreamServerEndpoint`."""
+        return self._endpoint.listen(ProxyHeaderFactory(factory))

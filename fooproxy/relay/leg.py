@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.net.addresses import shown
+from fooproxy.net.proxy_header import ProxyHeaderProtocol
 from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.net.transport import Transport
 
@@ -160,7 +161,7 @@ class Leg(Protocol):
         One that has sent something may wait for the replies, whether or not a FIN came after it.
         """
         if not isinstance(self.transport, tcp.Connection):
-            # What TLS and PROXY have received cannot be told without reading it.
+            # TLS and the PROXY protocol do not show what they have received until it is read.
             return None
         try:
             head = self.transport.getHandle().recv(1, socket.MSG_PEEK)
@@ -171,9 +172,9 @@ class Leg(Protocol):
         return None if head else "closed"
 
     @property
-    def is_introduced(self) -> bool:
-        """Whether the peer's address was known from the start; PROXY's header tells it with the first bytes."""
-        return isinstance(self.transport, Transport)
+    def has_proxy_header(self) -> bool:
+        """Whether a PROXY header names the peer, so that `peer` is right only once that has been read."""
+        return isinstance(self.transport, ProxyHeaderProtocol)
 
     @property
     def is_gone(self) -> bool:

@@ -323,7 +323,7 @@ class Session:
             return
         self._host.deadlines.clear(self)
         self._host.sessions.discard(self)
-        if not self.client.is_introduced:
+        if self.client.has_proxy_header:
             self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
         self._host.session_ended()
