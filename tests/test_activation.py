@@ -25,7 +25,7 @@ import pytest
 import pytest_twisted
 
 from fooproxy.net.addresses import is_polled
-from fooproxy.net.endpoints import Port
+from fooproxy.net.endpoints import adopt
 from fooproxy.net.poller import Poller
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import Peers, reactor, until
@@ -149,7 +149,7 @@ async def test_an_inherited_socket_has_our_transports_and_outlasts_the_port() ->
     with socket.create_server(("127.0.0.1", 0)) as holder, holder.dup() as inherited:
         inherited.setblocking(False)
         peers = Peers()
-        port: Any = Port.adopt(inherited.fileno(), peers, Poller(reactor))
+        port: Any = adopt(reactor, inherited.fileno(), peers, Poller(reactor))
         with connect(holder.getsockname()[1]):
             await until(lambda: peers.built and peers.built[0].connected_)
             assert isinstance(peers.built[0].transport, Transport)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
-from fooproxy.net.endpoints import ClientEndpoint, Port, ServerEndpoint
+from fooproxy.net.endpoints import ClientEndpoint, ServerEndpoint, adopt
 from fooproxy.net.proxy_header import ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
 
@@ -93,7 +93,7 @@ def server_endpoint(
             return ProxyHeaderEndpoint(_balancers(reactor, text))
         described = _described(endpoints.serverFromString, reactor, text)
         if poller is not None and is_polled(text):
-            described.reactor = _Adopting(poller)
+            described.reactor = _Adopting(reactor, poller)
         endpoint: IStreamServerEndpoint = described
         return endpoint
     host = short.host or interface
@@ -141,14 +141,15 @@ def expects_proxy_header(text: str) -> bool:
 
 
 class _Adopting:
-    """Stands for the reactor where Twisted has it adopt a socket that was inherited."""
+    """Stands for `reactor` where Twisted's ``systemd:`` endpoint makes it adopt an inherited socket."""
 
-    def __init__(self, poller: Poller) -> None:
+    def __init__(self, reactor: Any, poller: Poller) -> None:
+        self._reactor = reactor
         self._poller = poller
 
     def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
-        """Listen on `fd`, which its owner keeps open when this port is closed."""
-        return Port.adopt(fd, factory, self._poller)
+        """Accept from `fd` with our transports; its real family counts, whatever the description says."""
+        return adopt(self._reactor, fd, factory, self._poller)
 
 
 def shown(address: Any) -> str:

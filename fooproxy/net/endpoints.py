@@ -30,20 +30,28 @@ if TYPE_CHECKING:
 class Port(tcp.Port):
     """A listening socket whose connections have our transports."""
 
-    @classmethod
-    def adopt(cls, fd: int, factory: IProtocolFactory, poller: Poller) -> Port:
-        """Listen on a socket that listens already, by a descriptor of its own: closing this one leaves the other be."""
-        with socket.socket(fileno=os.dup(fd)) as inherited:
-            port: Port = cls._fromListeningDescriptor(poller, fd, inherited.family, factory)
-        port.startListening()
-        return port
-
     @staticmethod
     def transport(  # type: ignore[override]
         skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller
     ) -> Transport:
         """Make the transport of a connection that was accepted from `peer`."""
         return Transport(skt, protocol, peer, poller)
+
+
+def adopt(reactor: Any, fd: int, factory: IProtocolFactory, poller: Poller) -> IListeningPort:
+    """Accept from `fd`, an inherited socket that already listens; closing the port leaves `fd` open.
+
+    The port is made by `reactor`, the public way to adopt a socket, and then moved to `poller` before it accepts.
+    """
+    with socket.socket(fileno=os.dup(fd)) as inherited:
+        family = inherited.family
+    port: Any = reactor.adoptStreamPort(fd, family, factory)
+    port.stopReading()
+    port.reactor = poller
+    port.transport = Port.transport
+    port.startReading()
+    adopted: IListeningPort = port
+    return adopted
 
 
 @implementer(IStreamServerEndpoint)
