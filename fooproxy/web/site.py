@@ -108,7 +108,8 @@ class PlainRequest(Request):
         self.channel.site.arrived(self.channel, self._answer)
 
     def _answer(self) -> None:
-        if not (self._disconnected or self._refused):
+        # Twisted takes the channel from a request whose connection is lost.
+        if self.channel is not None and not self._refused:
             super().process()
 
 
