@@ -14,6 +14,8 @@ from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
 
+from fooproxy.net.private import unsent, unsent_cleartext
+
 _BYTES_ACKED = struct.Struct("=120xQ")
 """Where ``tcpi_bytes_acked`` is in Linux's ``struct tcp_info``."""
 
@@ -21,12 +23,11 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 def is_writing(transport: Any) -> bool:
     """Tell whether bytes wait at `transport` to be sent, or whether it is to close and waits for the peer to let it."""
     if isinstance(transport, FileDescriptor):
-        return bool(transport.dataBuffer or transport._tempDataBuffer or transport.disconnecting)
+        return bool(unsent(transport) or transport.disconnecting)
     if transport is None:
         return False
     # TLS has bytes of its own as long as its handshake has not been done.
-    waits = transport.disconnecting or getattr(transport, "_appSendBuffer", None)
-    return bool(waits) or is_writing(_inner(transport))
+    return bool(transport.disconnecting or unsent_cleartext(transport)) or is_writing(_inner(transport))
 
 
 def unacknowledged(transport: Any) -> int:
@@ -54,7 +55,7 @@ def acknowledged(transport: Any) -> int:
     try:
         (count,) = _BYTES_ACKED.unpack(bottom.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.size))
     except (OSError, struct.error):
-        return bottom.offset - len(bottom.dataBuffer) - bottom._tempDataLen - unacknowledged(bottom)  # type: ignore[no-any-return]
+        return -unsent(bottom) - unacknowledged(bottom)
     return int(count)
 
 

@@ -22,6 +22,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
+from fooproxy.net.private import ClosesWithoutShutdown, drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
 
 if TYPE_CHECKING:
@@ -36,15 +37,12 @@ _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
-class Transport(tcp.Connection):
+class Transport(ClosesWithoutShutdown, tcp.Connection):
     """A connected TCP socket; `peer` is the address of its other end.
 
     Those that were accepted and those that were connected have one class on purpose: CPython's inline caches remember
     one class a place.
     """
-
-    # Closing is enough: nobody else has the socket.
-    _shouldShutdown = False
 
     def __init__(self, skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], poller: Poller) -> None:
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
@@ -54,6 +52,10 @@ class Transport(tcp.Connection):
         self._pumping = False
         self._inflow: Tap | None = None
         self.clear = True
+        self._waits = False
+        """Whether `doWrite` is due: for unsent data, or to close or send a FIN."""
+        self._fin_is_due = False
+        """Whether a FIN was asked for, be it sent or not."""
         self._broken = False
         """Whether a write has failed, so that there is only reading left."""
         self._read_all = False
@@ -97,7 +99,8 @@ class Transport(tcp.Connection):
                 return
             self.clear = False
             data = bytes(data[sent:])
-        super().write(data)
+        if not self._broken:
+            super().write(data)
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """Send all of `iovec`, at once if possible."""
@@ -107,6 +110,16 @@ class Transport(tcp.Connection):
         """Take `producer`; one that is pulled is asked for more only when a write had to wait."""
         self.clear = self.clear and streaming
         super().registerProducer(producer, streaming)
+
+    def startWriting(self) -> None:
+        """Have `doWrite` called."""
+        self._waits = True
+        self._poller.addWriter(self)
+
+    def stopWriting(self) -> None:
+        """Have `doWrite` called no more."""
+        self._waits = False
+        self._poller.removeWriter(self)
 
     def pump(self, sink: Transport) -> None:
         """Write all that is read to `sink` from now on, and show it to the `tap` of the protocol, which gets nothing.
@@ -143,8 +156,8 @@ class Transport(tcp.Connection):
         if why is main.CONNECTION_LOST:
             self._break()
             return None
-        if not (self.dataBuffer or self._tempDataBuffer):
-            ending = self.disconnecting or self._writeDisconnecting or self._broken
+        if not self._waits:
+            ending = self.disconnecting or self._fin_is_due or self._broken
             pulling = self.producer is not None and not self.streamingProducer
             self.clear = bool(self.connected) and not ending and not pulling
         return why
@@ -152,8 +165,8 @@ class Transport(tcp.Connection):
     def _break(self) -> None:
         """Give up writing, but read what the peer sent before it closed; then the connection is lost."""
         self.clear = False
-        self._broken = self._writeDisconnected = True
-        self.dataBuffer, self.offset, self._tempDataBuffer, self._tempDataLen = b"", 0, [], 0
+        self._broken = True
+        drop_unsent(self)
         self.stopWriting()
         producer, self.producer = self.producer, None
         if producer is not None:
@@ -177,7 +190,8 @@ class Transport(tcp.Connection):
     def loseWriteConnection(self) -> None:
         """Send a FIN when all is written."""
         self.clear = False
-        if not self._writeDisconnected:
+        if not (self._fin_is_due or self._broken):
+            self._fin_is_due = True
             super().loseWriteConnection()
 
     def loseConnection(self) -> None:
@@ -187,6 +201,9 @@ class Transport(tcp.Connection):
             self.stop_pumping()
             self._poller.forget(self)
             self._poller.soon(self._closed)
+        elif self._broken:
+            if self.connected and not self.disconnecting:
+                self.connectionLost(_DONE)
         else:
             super().loseConnection()
         self.clear = False

@@ -21,6 +21,7 @@ from twisted.protocols.basic import FileSender
 
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.net.poller import Poller
+from fooproxy.net.private import unsent
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import PATIENCE, Peer, Peers, reactor, until
 
@@ -341,6 +342,33 @@ async def test_what_the_peer_sent_before_a_failed_write_is_still_read(our_wire: 
     await until(lambda: end.lost)
     assert end.received == b"last words"
     assert end.reason.check(error.ConnectionLost)
+
+
+@ensure
+async def test_a_failed_write_leaves_nothing_unsent_and_a_close_that_closes_at_once(our_wire: Wire) -> None:
+    end, skt = await our_wire.connect()
+    end.transport.pauseProducing()
+    end.transport.write(BIG)
+    assert unsent(end.transport)
+    skt.close()
+    await until(lambda: not unsent(end.transport))
+    end.transport.write(b"into the void")
+    assert not unsent(end.transport)
+    assert not end.lost
+    end.transport.loseConnection()
+    assert end.lost
+
+
+@ensure
+async def test_a_second_fin_is_not_taken_for_a_failed_write(our_wire: Wire) -> None:
+    end, skt = await our_wire.connect()
+    end.transport.loseWriteConnection()
+    assert await read_all(skt) == b""
+    end.transport.loseWriteConnection()
+    skt.sendall(b"still read")
+    skt.shutdown(socket.SHUT_WR)
+    await until(lambda: end.fin or end.lost)
+    assert (bytes(end.received), end.lost) == (b"still read", False)
 
 
 @ensure

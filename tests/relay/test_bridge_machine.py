@@ -17,6 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import ClientFactory
 
+from fooproxy.net.private import unsent
 from fooproxy.relay.bridge import BridgeFactory
 from tests.helpers.wires import BUFFER, Reactor, Wire
 
@@ -398,9 +399,7 @@ class Bridge(RuleBasedStateMachine):
         return [(session.client, session.upstream), (session.upstream, session.client)]
 
     def _held(self, leg: Any) -> int:
-        transport = leg.transport
-        held: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
-        return held
+        return unsent(leg.transport)
 
 
 TestBridge = Bridge.TestCase

@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 
+from fooproxy.net.private import unsent
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
@@ -333,7 +334,7 @@ async def flood(sender: Peer, paused: Leg, size: int = 65536) -> bytes:
     while not paused.paused:
         sender.transport.write(block)
         sent += block
-        await until(lambda: paused.paused or not (sender.transport.dataBuffer or sender.transport._tempDataLen))
+        await until(lambda: paused.paused or not unsent(sender.transport))
     return bytes(sent)
 
 
@@ -353,8 +354,7 @@ async def test_a_peer_that_does_not_read_stops_the_reading_of_the_other(bed: Bed
     reader.shrink_buffers()
     reader.transport.pauseProducing()
     sent = bulk + await flood(writer, source, 1 << 20)
-    held = len(sink.transport.dataBuffer) - sink.transport.offset + sink.transport._tempDataLen
-    assert held <= LARGEST_READ + sink.transport.bufferSize
+    assert unsent(sink.transport) <= LARGEST_READ + sink.transport.bufferSize
     reader.transport.resumeProducing()
     await until(lambda: len(reader.received) >= len(sent))
     assert reader.received == sent

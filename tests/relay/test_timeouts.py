@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock, deferLater
 
+from fooproxy.net.private import unsent, unsent_cleartext
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
 from fooproxy.relay.leg import Leg
@@ -247,8 +248,8 @@ async def test_what_is_held_for_a_peer_that_does_not_read_is_bounded(bed: AnyBed
 def held(transport: Any) -> int:
     """Count the bytes that wait at a transport, with what the layers above the socket keep."""
     if hasattr(transport, "dataBuffer") and "transport" not in vars(transport):
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen  # type: ignore[no-any-return]
-    return sum(map(len, getattr(transport, "_appSendBuffer", ()))) + held(transport.transport)
+        return unsent(transport)
+    return unsent_cleartext(transport) + held(transport.transport)
 
 
 @ensure

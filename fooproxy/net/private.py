@@ -1,0 +1,84 @@
+"""The private names of Twisted that this project uses; no other module of it uses a private name of any library.
+
+Each entry of `USED` says what a name is for, and which public way was tried and why it does not do.  A test fails with
+those words when a release of Twisted no longer has the name, and another one when a private name is used elsewhere.
+
+Nothing here is called per chunk or per write.  The functions run when a session ends or is swept, and the class
+attribute is set by a mix-in, which costs nothing at run time.  What the hot path has to know (whether anything is
+unsent, whether a FIN is due) `fooproxy.net.transport` keeps track of itself, by overriding public methods.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from twisted.internet.abstract import FileDescriptor
+
+
+class Use(NamedTuple):
+    """A private name that is used here."""
+
+    owner: str
+    """The class that has it, in full."""
+    name: str
+    purpose: str
+    """What it is used for; completes "uses for …"."""
+    why: str
+    """Why no public name does."""
+
+
+_NO_PUBLIC_COUNT = (
+    "dataBuffer and offset are public, but a write goes to a second buffer first, which has only private names; "
+    "producerPaused tells of more than bufferSize bytes only, and a reactor's getWriters() builds a list of everything "
+    "that writes at each call"
+)
+
+USED = (
+    Use(
+        "twisted.internet.abstract.FileDescriptor",
+        "_tempDataLen",
+        "unsent() and drop_unsent(): the bytes that wait to be sent",
+        _NO_PUBLIC_COUNT,
+    ),
+    Use(
+        "twisted.internet.abstract.FileDescriptor",
+        "_tempDataBuffer",
+        "drop_unsent(): what waits when the peer is gone, while we still read what it sent",
+        "closing the connection drops the buffers, but also what the peer sent and we have not read",
+    ),
+    Use(
+        "twisted.internet.tcp.Connection",
+        "_shouldShutdown",
+        "ClosesWithoutShutdown: one system call fewer for each connection that closes",
+        "connectionLost() closes the socket itself; leaving the name alone works and costs about a microsecond",
+    ),
+    Use(
+        "twisted.protocols.tls.TLSMemoryBIOProtocol",
+        "_appSendBuffer",
+        "unsent_cleartext(): the bytes that wait for a TLS handshake",
+        "IHandshakeListener tells the end of a handshake, but neither it nor getHandle() whether anything waits for it",
+    ),
+)
+
+
+def unsent(transport: FileDescriptor) -> int:
+    """Return how many bytes wait in `transport` to be sent."""
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def drop_unsent(transport: FileDescriptor) -> None:
+    """Drop all bytes that wait in `transport` to be sent."""
+    transport.dataBuffer, transport.offset = b"", 0
+    transport._tempDataBuffer, transport._tempDataLen = [], 0
+
+
+def unsent_cleartext(transport: Any) -> int:
+    """Return how many bytes wait in the TLS layer of `transport`; 0 if it has none."""
+    return sum(map(len, getattr(transport, "_appSendBuffer", ())))
+
+
+class ClosesWithoutShutdown:
+    """Mixed into a `tcp.Connection` before it, for sockets that no other process holds: closing one is enough."""
+
+    _shouldShutdown = False
