@@ -1,6 +1,6 @@
-"""Turns what an operator writes for an address into a Twisted endpoint.
+"""Turns an address as operators write it into a Twisted endpoint.
 
-Short forms name TCP: ``8001``, ``:8001``, ``host:8001``, ``[::1]:8001``.  Everything else is taken for one of
+Short forms name TCP: ``8001``, ``:8001``, ``host:8001``, ``[::1]:8001``.  Everything else is parsed as one of
 Twisted's endpoint descriptions (``unix:/run/foo.sock``, ``tls:foo.example:8001``, ``haproxy:tcp:8002``).
 The proxy's options and the test driver's commands share this one grammar.
 """
@@ -39,7 +39,7 @@ _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(
 
 _INHERITED = re.compile(r"systemd:(.*:)?domain=INET6?(:.*)?")
 
-# Twisted's own 50 overflows when many clients come at once, and each client that is dropped waits a second.
+# Twisted's default of 50 overflows when many clients connect at once, and each dropped client waits a second.
 _BACKLOG = 4096
 
 _LONGEST_PATH = 107
@@ -50,16 +50,16 @@ _DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd
 
 
 class HostPort(NamedTuple):
-    """A TCP address; `host` is a name, an address without brackets, or ``""`` when none was given."""
+    """A TCP address; `host` is a name, an IP address without brackets, or ``""`` if omitted."""
 
     host: str
     port: int
 
 
 def host_port(text: str) -> HostPort | None:
-    """Read a short form; `None` means that `text` is not one (an endpoint description, or wrong).
+    """Parse a short form; `None` means that `text` is not one (it is an endpoint description, or invalid).
 
-    :raises ValueError: a short form that names an impossible port or address.
+    :raises ValueError: `text` is a short form with an invalid port or IPv6 address.
     """
     match = _short(text)
     if match is None:
@@ -80,12 +80,12 @@ def _short(text: str) -> re.Match[str] | None:
 def server_endpoint(
     reactor: Any, text: str, interface: str = "", poller: Poller | None = None
 ) -> IStreamServerEndpoint:
-    """Make the endpoint that listens at `text`, on `interface` when `text` names none (``""``: all of IPv4).
+    """Make an endpoint that listens at `text`, on `interface` if `text` names no host (``""``: all of IPv4).
 
-    With a `poller`, connections of the short forms, and of TCP sockets that were inherited (``systemd:``), have our own
-    transports, polled by it, in place of Twisted's.
+    With a `poller`, connections of the short forms and of inherited TCP sockets (``systemd:``) have our own transports,
+    which it polls, instead of Twisted's.
 
-    :raises ValueError: `text` is no address; the message says what would be one.
+    :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
     if short is None:
@@ -105,11 +105,11 @@ def server_endpoint(
 
 
 def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IStreamClientEndpoint:
-    """Make the endpoint that connects to `text`, on this machine (127.0.0.1) when `text` names no host.
+    """Make an endpoint that connects to `text`, or to 127.0.0.1 if `text` names no host.
 
-    With a `poller`, as in `server_endpoint`.
+    `poller` does the same as in `server_endpoint`.
 
-    :raises ValueError: `text` is no address; the message says what would be one.
+    :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
     if short is None:
@@ -130,7 +130,7 @@ def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IS
 
 
 def is_polled(text: str) -> bool:
-    """Whether the connections of an address have our own transports, given a poller."""
+    """Whether connections of this address have our own transports if there is a poller."""
     return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
 
 
@@ -153,7 +153,7 @@ class _Adopting:
 
 
 def shown(address: Any) -> str:
-    """Write an `IAddress` as an operator would."""
+    """Format an `IAddress` as operators write it."""
     if not hasattr(address, "port"):
         return os.fsdecode(getattr(address, "name", None) or "unix")
     return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
@@ -171,9 +171,9 @@ def _balancers(reactor: Any, text: str) -> Any:
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
-    """Let Twisted parse a description; its many kinds of exceptions become one `ValueError`."""
+    """Let Twisted parse a description; turn its many kinds of exceptions into `ValueError`."""
     if ":" not in text:
-        # Twisted would take "foo" for "tcp:foo" and complain about int().
+        # Twisted would parse "foo" as "tcp:foo" and complain about int().
         raise ValueError(f"{text!r} is not an address; {_EXPECTED}")
     try:
         endpoint = from_string(reactor, text)

@@ -1,7 +1,7 @@
-"""Deadlines for many things with one timer: most are taken back long before they are due.
+"""Many timeouts with one timer, for timeouts of which most are cleared long before they expire.
 
-A timer of the reactor costs as much as relaying a message; here a deadline is an entry in a dictionary.
-The bridge and the upstream keep theirs so.
+A reactor timer costs as much as relaying a message; here a deadline is an entry in a dictionary.
+The bridge, the upstream and the web site use it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ else:
     Key = TypeVar("Key")
 
 GRAIN = 0.1
-"""Seconds between two sweeps at least, and so how late a deadline may be noticed."""
+"""Minimum seconds between two sweeps, and so how late a deadline may be noticed."""
 
 
 class Deadlines(Generic[Key]):
-    """What is to be done at what time on `clock`, one deadline a key."""
+    """Calls a function for each key when its deadline on `clock` has passed; each key has one deadline."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class Deadlines(Generic[Key]):
         return key in self._due
 
     def set(self, key: Key, seconds: float, do: Callable[[], object]) -> None:
-        """Do `do` in `seconds` from now, instead of what was due for `key` before."""
+        """Call `do` in `seconds`; this replaces the previous deadline of `key`."""
         due = self._clock.seconds() + seconds
         self._due[key] = (due, do)
         if self._timer is None:
@@ -42,14 +42,14 @@ class Deadlines(Generic[Key]):
             self._timer.reset(seconds)
 
     def clear(self, key: Key) -> None:
-        """Do nothing for `key` any more."""
+        """Clear the deadline of `key`, if it has one."""
         self._due.pop(key, None)
 
     def _sweep(self) -> None:
         self._timer = None
         now = self._clock.seconds()
         for key in [key for key, (due, _) in self._due.items() if due <= now]:
-            # What is done for one key may clear another.
+            # The call for one key may clear another.
             _, do = self._due.pop(key, (0.0, None))
             if do is not None:
                 do()

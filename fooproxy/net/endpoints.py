@@ -1,8 +1,8 @@
-"""Endpoints whose connections have our own transports: they listen and connect by TCP, polled by a `Poller`.
+"""TCP endpoints whose connections have our own transports, polled by a `Poller`.
 
-Accepting is `tcp.Port`'s; connecting takes no turn of the event loop where the kernel needs none, as on loopback.
+`tcp.Port` accepts; connecting takes no turn of the event loop if the kernel connects at once, as on loopback.
 
-`fooproxy.net.addresses` makes them, where there is epoll.
+`fooproxy.net.addresses` makes them on machines with epoll.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Port(tcp.Port):
     def transport(  # type: ignore[override]
         skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller
     ) -> Transport:
-        """Make the transport of a connection that was accepted from `peer`."""
+        """Make the transport of a connection accepted from `peer`."""
         return Transport(skt, protocol, peer, poller)
 
 
@@ -56,13 +56,13 @@ def adopt(reactor: Any, fd: int, factory: IProtocolFactory, poller: Poller) -> I
 
 @implementer(IStreamServerEndpoint)
 class ServerEndpoint:
-    """Listens on `port` of `interface` (an address; ``""``: all of IPv4)."""
+    """Listens on `port` of `interface`, an IP address (``""``: all of IPv4)."""
 
     def __init__(self, poller: Poller, port: int, backlog: int, interface: str) -> None:
         self._arguments = port, backlog, interface, poller
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Listen; fires at once, with the port or `CannotListenError`."""
+        """Listen; fires at once with the port or `CannotListenError`."""
         return execute(self._listen, factory)
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
@@ -82,13 +82,13 @@ class ClientEndpoint:
         self._address: tuple[Any, ...] = (host, port) if self._family == socket.AF_INET else (host, port, 0, 0)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; fires at once where the kernel can, as on loopback."""
+        """Connect; fires at once if the kernel connects at once, as on loopback."""
         try:
             skt = socket.socket(self._family, socket.SOCK_STREAM)
         except OSError as error:
             return fail(error)
         skt.setblocking(False)
-        # The second call tells what became of the first: on loopback it is decided by then.
+        # The second call returns the result of the first, which on loopback is known by then.
         problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
             return _Attempt(self._poller, skt, self._address, factory).result
@@ -99,7 +99,7 @@ class ClientEndpoint:
 
 
 class _Attempt:
-    """Waits for a connection to be made."""
+    """A connection attempt in progress."""
 
     disconnecting = False
 
@@ -113,7 +113,7 @@ class _Attempt:
         poller.addWriter(self)
 
     def doWrite(self) -> None:
-        """Take what has become of it."""
+        """Finish: the attempt has succeeded or failed."""
         skt = self._forget()
         problem = skt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if problem:
@@ -123,7 +123,7 @@ class _Attempt:
             self.result.callback(_connected(self._poller, skt, self._address, self._factory))
 
     def connectionLost(self, reason: Failure) -> None:
-        """Give up: the reactor stops."""
+        """Give up, since the reactor stops."""
         self._forget().close()
         self.result.errback(reason)
 

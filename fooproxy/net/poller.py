@@ -1,7 +1,7 @@
-"""Polls TCP transports together: an epoll of their own that is one reader of whatever reactor runs.
+"""Polls TCP transports together, with an epoll of their own that is a single reader of whatever reactor runs.
 
-Twisted's reactors call each event within a log context, and do much besides in each turn.  A `Poller` takes both once
-for a whole batch of events, or for several.  To transports it stands for the reactor.
+Twisted's reactors handle each event in a log context of its own and do more work in each turn.  A `Poller` pays for
+both once per batch of events, or for several batches.  Transports use it as their reactor.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _OUT = 4
-"""EPOLLOUT, by number so that this module loads where there is no epoll."""
+"""EPOLLOUT, as a number so that this module can be imported on machines without epoll."""
 
 _BATCH = 64
-"""Events taken from the kernel at once."""
+"""Maximum events per call of epoll."""
 
 _ROUNDS = 8
 _BUDGET = 10_000
-"""Batches served, and microseconds taken, before the reactor gets its turn: for timers, signals and the web side."""
+"""Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
 def is_available() -> bool:
-    """Tell whether this machine has what it takes."""
+    """Return whether this machine has epoll."""
     return hasattr(select, "epoll")
 
 
 def microseconds() -> int:
-    """Give the time by which latencies are measured, on the monotonic clock."""
+    """Return the time on the monotonic clock in microseconds; latencies are measured by it."""
     return monotonic_ns() // 1000
 
 
 @implementer(IReadDescriptor)
 class Poller:
-    """Polls transports with one epoll, which `reactor` polls; to the transports it is their reactor.
+    """Polls transports with one epoll, which `reactor` polls in turn; the transports use it as their reactor.
 
-    With `patience`, in seconds, it waits so long for the next events itself before it goes back to `reactor`: good
-    where it has all the traffic, since a turn of the reactor costs more than a message, and bad where it has a part.
-    `clock` gives the microseconds that stand for each batch.
+    `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
+    traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
+    `clock` returns microseconds; one reading is the time of a whole batch.
     """
 
     log = Logger()
@@ -62,42 +62,42 @@ class Poller:
         self.patience = patience
         self._reactor = reactor
         self.pump = Pump(self._do_afterwards, clock)
-        """What relays between transports, without anybody in between."""
+        """Relays between transports without calling their protocols."""
         self.afterwards: list[Callable[[], None]] = []
-        """What to call after each batch of events, when all is written."""
+        """Functions to call after each batch of events, when everything has been written."""
         self._soon: list[Callable[[], None]] = []
         self._epoll: Any = None
         self._polled: dict[int, Any] = {}
         self._events: dict[int, int] = {}
 
     def addReader(self, reader: Any) -> None:
-        """Have `reader.doRead` called when it can read."""
+        """Call `reader.doRead` whenever it can read."""
         self._change(reader, IN, 0)
 
     def removeReader(self, reader: Any) -> None:
-        """Call `reader.doRead` no more."""
+        """Stop calling `reader.doRead`."""
         self._change(reader, 0, IN)
 
     def addWriter(self, writer: Any) -> None:
-        """Have `writer.doWrite` called when it can write."""
+        """Call `writer.doWrite` whenever it can write."""
         self._change(writer, _OUT, 0)
 
     def removeWriter(self, writer: Any) -> None:
-        """Call `writer.doWrite` no more."""
+        """Stop calling `writer.doWrite`."""
         self._change(writer, 0, _OUT)
 
     def getWriters(self) -> list[Any]:
-        """Give those whose `doWrite` is to be called."""
+        """List those that wait to write."""
         return [self._polled[fd] for fd, events in self._events.items() if events & _OUT]
 
     def forget(self, selectable: Any) -> None:
-        """Call `selectable` no more: it is about to close, which takes it from the epoll too."""
+        """Stop calling `selectable`, which is about to close; closing also removes it from the epoll."""
         fd = selectable.fileno()
         if self._events.pop(fd, 0):
             del self._polled[fd]
 
     def soon(self, do: Callable[[], None]) -> None:
-        """Call `do` when all that is going on has returned."""
+        """Call `do` once everything that is running now has returned."""
         if not self._soon:
             self.callLater(0, self._do_now)
         self._soon.append(do)
@@ -108,7 +108,7 @@ class Poller:
             try:
                 do()
             except Exception:
-                self.log.failure("a protocol failed as it was told of the end of its connection")
+                self.log.failure("a protocol failed in connectionLost")
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
@@ -118,7 +118,7 @@ class Poller:
             return
         if not before:
             if self._epoll is None:
-                # Not before it is needed: twistd may fork between makeService and the start.
+                # Opened late, since twistd may fork between makeService and the start.
                 self._epoll = select.epoll()
                 self._reactor.addReader(self)
             self._epoll.register(fd, after)
@@ -126,19 +126,19 @@ class Poller:
         elif after:
             self._epoll.modify(fd, after)
         else:
-            # Not even errors are wanted now, as with Twisted's reactors.
+            # As with Twisted's reactors, not even errors are reported now.
             self._epoll.unregister(fd)
             del self._polled[fd], self._events[fd]
             return
         self._events[fd] = after
 
     def fileno(self) -> int:
-        """Give the epoll's own file descriptor."""
+        """Return the file descriptor of the epoll."""
         fileno: int = self._epoll.fileno()
         return fileno
 
     def doRead(self) -> None:
-        """Serve what is ready, and what gets ready meanwhile, but not for ever."""
+        """Handle the events that are ready, and those that follow within the limits of `_ROUNDS` and `_BUDGET`."""
         poll, relay = self._epoll.poll, self.pump.relay
         patience, end = 0.0, 0
         for _ in range(_ROUNDS):
@@ -147,7 +147,7 @@ class Poller:
                 return
             now = self._clock()
             others, stuck = relay(events, now)
-            # All that was read is written before anything else happens to any transport.
+            # Everything that was read is written before anything else happens to any transport.
             for sink, data in stuck:
                 try:
                     sink.write(data)
@@ -166,13 +166,13 @@ class Poller:
             try:
                 do()
             except Exception:
-                self.log.failure("what follows a batch of events failed; the traffic goes on")
+                self.log.failure("a function called after a batch of events failed; traffic continues")
 
     def _serve(self, fd: int, event: int, why: Any) -> None:
-        """Serve an event that is not the pump's, or for which that has found out `why` the connection ends."""
-        # An event earlier in the batch may have closed this one.  If its number is in use again already, the newcomer
-        # finds nothing to read, which is no harm: no event is believed before a call confirms it, and the ends that the
-        # pump has found come before anybody new.
+        """Handle an event that is not the pump's, or the end of a connection for which the pump has found out `why`."""
+        # An event earlier in the batch may have closed this one.  If its file descriptor is in use again, the new
+        # connection finds nothing to read, which does no harm: a system call confirms each event, and the ends that the
+        # pump has found are handled before any new connection.
         selectable = self._polled.get(fd)
         if selectable is None:
             return
@@ -185,7 +185,7 @@ class Poller:
             self._failed(selectable)
 
     def _confirm(self, selectable: Any, fd: int, event: int) -> Any:
-        """Read and write as `event` says; errors and hang-ups are told by the calls that meet them."""
+        """Read and write as `event` says; the system calls report errors and hang-ups."""
         events = self._events[fd]
         why = selectable.doRead() if events & IN and event & ~_OUT else None
         still_there = self._polled.get(fd) is selectable
@@ -194,12 +194,12 @@ class Poller:
         return why
 
     def _failed(self, selectable: Any) -> None:
-        """Close a connection whose protocol raised; nothing that one does may hurt the others."""
+        """Close a connection whose protocol raised, so that the others are not affected."""
         self.log.failure("closing a connection whose protocol failed")
         try:
             selectable.connectionLost(Failure())
         except Exception:
-            self.log.failure("its protocol failed once more as it was told of the end")
+            self.log.failure("its protocol failed again in connectionLost")
 
     def _disconnect(self, selectable: Any, why: Exception) -> None:
         if isinstance(why, ConnectionDone) and not selectable.disconnecting:
@@ -209,10 +209,10 @@ class Poller:
             selectable.connectionLost(_DONE if isinstance(why, ConnectionDone) else _LOST)
 
     def logPrefix(self) -> str:
-        """Name the poller in log lines that come from under it."""
+        """Return the prefix of log lines that are written while the poller runs."""
         return "fooproxy"
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close everything: the reactor stops."""
+        """Close everything, since the reactor stops."""
         for selectable in list(self._polled.values()):
             selectable.connectionLost(reason)

@@ -30,7 +30,7 @@ class Use(NamedTuple):
 
 _NO_PUBLIC_COUNT = (
     "dataBuffer and offset are public, but a write goes to a second buffer first, which has only private names; "
-    "producerPaused tells of more than bufferSize bytes only, and a reactor's getWriters() builds a list of everything "
+    "producerPaused is only set above bufferSize bytes, and a reactor's getWriters() builds a list of everything "
     "that writes at each call"
 )
 
@@ -51,13 +51,14 @@ USED = (
         "twisted.internet.tcp.Connection",
         "_shouldShutdown",
         "ClosesWithoutShutdown: one system call fewer for each connection that closes",
-        "connectionLost() closes the socket itself; leaving the name alone works and costs about a microsecond",
+        "connectionLost() shuts the socket down first, which costs a microsecond and would also end the connection for "
+        "another process that holds the socket",
     ),
     Use(
         "twisted.protocols.tls.TLSMemoryBIOProtocol",
         "_appSendBuffer",
         "unsent_cleartext(): the bytes that wait for a TLS handshake",
-        "IHandshakeListener tells the end of a handshake, but neither it nor getHandle() whether anything waits for it",
+        "IHandshakeListener and getHandle() say whether the handshake is done, but not whether anything waits for it",
     ),
 )
 
@@ -79,6 +80,6 @@ def unsent_cleartext(transport: Any) -> int:
 
 
 class ClosesWithoutShutdown:
-    """Mixed into a `tcp.Connection` before it, for sockets that no other process holds: closing one is enough."""
+    """Mix-in for a `tcp.Connection`, named before it: closes the socket without shutting it down first."""
 
     _shouldShutdown = False

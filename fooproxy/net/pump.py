@@ -1,12 +1,12 @@
-"""The innermost loop: relays what a batch of events brought, in phases: read all, write all, have all looked at.
+"""The innermost loop.  It relays the chunks of a batch of events in three phases: read all, write all, analyze all.
 
-After a system call nothing of Python's is in the processor's caches, and each bytecode costs several times what it
-costs in a loop; so between two of them there is only what cannot be done later, for many chunks at once.  That is also
-why no function is called here for a chunk but the kernel's, and why one time stands for all that is read before any of
-it is written.
+A system call evicts Python's code and data from the processor's caches, and each bytecode after it costs several times
+what it costs in a tight loop.  So between two system calls the loop does only what cannot be done later for many chunks
+at once.  For the same reason it calls no function per chunk but the kernel's, and all chunks that are read before any
+is written share one time.
 
-It knows file descriptors and taps, and calls nothing of a transport or a protocol: what it cannot do itself it gives
-back to the poller, which owns it.  A faster one, in a compiled language, would have to do just what `relay` does.
+It knows file descriptors and taps, and calls no method of a transport or protocol: what it cannot do itself it returns
+to the poller, which owns it.  A faster implementation in a compiled language would replace exactly `relay`.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     Event = tuple[int, int, Any]
-    """A file descriptor, its events, and what a read of it said: `None`, `CONNECTION_DONE` or `CONNECTION_LOST`."""
+    """A file descriptor, its events, and the result of a read: `None`, `CONNECTION_DONE` or `CONNECTION_LOST`."""
 
 IN = 1
-"""EPOLLIN, by number so that this module loads where there is no epoll."""
+"""EPOLLIN, as a number so that this module can be imported on machines without epoll."""
 
 CLOSED = -1
-"""An `outlet` that takes nothing: the chunk goes to the transport's own `write`, which knows why."""
+"""An `outlet` that accepts nothing: the chunk then goes to the transport's own `write`, which handles the cause."""
 
 SMALLEST_READ, LARGEST_READ = 1 << 12, 1 << 18
-"""Bytes that are asked for at once: at first and for small messages, and in a bulk transfer that has few beside it."""
+"""Bytes per read: initially and for small messages; and in bulk transfers while few other connections are active."""
 
 _FAIR_READ = 1 << 16
-"""Bytes that are asked for in bulk transfers when there are many of them."""
+"""Bytes per read in bulk transfers while many connections are active."""
 
 _BATCH_BYTES = 1 << 20
-"""Bytes that a batch may bring, or more if each reads a fair share: the others wait for so long."""
+"""Bytes that one batch may read, which bounds how long the others wait; more only if every read is `_FAIR_READ`."""
 
 _GROWTH = 8
-"""How many times as much is asked for after a read that was filled."""
+"""The read size grows by this factor after a read that was filled."""
 
 _SHRINKAGE = 6
-"""By 1 in so many powers of 2 less is asked for after a read that brought little: among the pieces of long messages are
-short ones, which should not have the long ones cut."""
+"""The read size shrinks by one part in 2 to this power after a read that returned little: slowly, since long messages
+also arrive in some short pieces, after which the long ones should not be cut."""
 
 _LARGE = 4096
-"""Bytes of a chunk from which on it is written and looked at before the next is read: it would leave the caches."""
+"""A chunk of more bytes than this is written and analyzed before the next read, while it is still in the caches."""
 
 
 class Tap(Protocol):
-    """What is shown the chunks of one leg.
+    """Receives the chunks of one leg for analysis.
 
-    A pump does what `feed` does in a shorter way: it appends the tap, the chunk and the time to `waiting`, and has all
-    taps look at what waits for them after each batch of events.  `outlet` and `room` are the pump's: the file
-    descriptor that the chunks are written to, and how many bytes to ask for.
+    A pump takes a shorter way than `feed`: it appends the tap, the chunk and the time to `waiting`, and makes all taps
+    analyze what waits for them after each batch of events.  `outlet` and `room` belong to the pump: the file descriptor
+    that the chunks are written to, and the bytes per read.
     """
 
     waiting: list[Any]
@@ -62,22 +62,22 @@ class Tap(Protocol):
     room: int
 
     def feed(self, chunk: bytes, time: int) -> None:
-        """Take the next chunk, and the time it came, in microseconds."""
+        """Receive the next chunk and the time it was read, in microseconds."""
 
 
 class Sink(Protocol):
-    """Where the pump writes to; it keeps the `outlet` of its `inflow` up to date."""
+    """The destination of a pump; it keeps the `outlet` of its `inflow` up to date."""
 
     inflow: Tap | None
 
     def write(self, data: bytes) -> None:
-        """Take what the pump could not write."""
+        """Send what the pump could not write."""
 
 
 class Pump:
-    """Relays from each source to its sink, and shows what it relays to the source's tap.
+    """Relays from each source to its sink, and passes each chunk to the source's tap.
 
-    `look` is called to have the taps look at what they were shown.  `clock` gives the time, in microseconds.
+    `look` makes the taps analyze what waits for them.  `clock` returns the time in microseconds.
     """
 
     def __init__(self, look: Callable[[], None], clock: Callable[[], int]) -> None:
@@ -98,16 +98,16 @@ class Pump:
             self._boxes.append(tap.waiting)
 
     def stop(self, source: int) -> None:
-        """Relay from `source` no more, if it was."""
+        """Stop relaying from `source`, if it was."""
         tap = self._taps.pop(source, None)
         if tap is not None:
             self._sinks.pop(tap).inflow = None
 
     def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Sink, bytes]]]:
-        """Relay what `events`, a file descriptor and its events each, bring at the time `now`.
+        """Relay the chunks of a batch of `events`, pairs of a file descriptor and its events, read at the time `now`.
 
-        Gives the events that are somebody else's to serve, ends first, and the chunks that could not be written at
-        once, each with the sink whose `write` is to have it.
+        Returns the events that the caller has to handle, ends of connections first, and the chunks that could not be
+        written at once, each with the sink whose `write` must send it.
         """
         taps, read = self._taps, os.read
         ends: list[Event] = []
@@ -145,14 +145,14 @@ class Pump:
                 self._write(starts)
                 self._look()
                 starts = [len(box) for box in self._boxes]
-                # What is read from here on may be the reply to what was just written.
+                # A later read may return the reply to what was just written.
                 now = max(self._clock(), now + 1)
         self._write(starts)
         stuck, self._stuck = self._stuck, []
         return ends + others, stuck
 
     def _write(self, starts: list[int]) -> None:
-        """Write what was put into each box since it was as long as `starts` says."""
+        """Write what was added to each box since it had the length in `starts`."""
         write = os.write
         for box, start in zip(self._boxes, starts, strict=True):
             for tap, chunk, _ in islice(box, start, None):

@@ -1,11 +1,10 @@
-"""A client endpoint for a host name that is not looked up for every connection.
+"""A client endpoint that does not look its host name up for every connection, and a resolver that delays no stop.
 
-The name is looked up for the first connection; the address that took it is used for the next ones too, without any
-detour.  It is given up when a connection fails or hangs, so that the next one looks the name up again, and when the
-name no longer has it, which is seen to in the background.
+The first connection looks the name up; the next ones go straight to the address that accepted it.  The address is
+dropped when a connection fails or hangs, so that the next connection looks the name up again, and when a check in the
+background finds that the name no longer has it.
 
-It uses the reactor's resolver, for which `look_up_apart` puts one that cannot hold up the end of the process, and knows
-nothing of what it connects.
+`NamedEndpoint` uses the reactor's resolver; the service calls `look_up_apart` to install ours.
 """
 
 from __future__ import annotations
@@ -36,14 +35,13 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
 FRESH = 30.0
-"""Seconds after which a name is looked up again in the background."""
+"""Seconds until a name is looked up again in the background."""
 
 _PATIENCE = 1.0
-"""Seconds that an address may take before the name's next one is tried, or before an attempt that is taken back is held
-against it."""
+"""Seconds until the name's next address is tried; an attempt cancelled after as long counts against its address."""
 
 _LOOK_UPS = 10
-"""Names that are looked up at one time; the others wait."""
+"""Maximum look-ups at one time; others are queued."""
 
 _KINDS: dict[int, type[IPv4Address | IPv6Address]] = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}
 
@@ -126,7 +124,7 @@ def _deliver(receiver: IResolutionReceiver, addresses: list[IPv4Address | IPv6Ad
 
 @implementer(IStreamClientEndpoint)
 class NamedEndpoint:
-    """Connects to `host`, a name, by the endpoint that `to_address` makes of an address (IPv4 or IPv6, as text)."""
+    """Connects to `host`, a name; `to_address` makes an endpoint from an IPv4 or IPv6 address as text."""
 
     def __init__(self, reactor: Any, host: str, to_address: Callable[[str], IStreamClientEndpoint]) -> None:
         self._reactor = reactor
@@ -139,18 +137,18 @@ class NamedEndpoint:
         self._waiting: dict[Deferred[list[str]], None] = {}
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; fails with `DNSLookupError`, or with what the name's last address said."""
+        """Connect; fails with `DNSLookupError`, or with the error of the name's last address."""
         endpoint = self._endpoint
         if endpoint is None:
             return Deferred.fromCoroutine(self._connect_anew(factory))
         if self._reactor.seconds() - self._asked_at > FRESH:
             self._asked_at = self._reactor.seconds()
-            # When the resolver is in trouble, the address that works is good enough.
+            # If the look-up fails, the address still works.
             Deferred.fromCoroutine(self._check()).addErrback(lambda _: None)
         return endpoint.connect(factory).addErrback(self._forget, self._reactor.seconds())
 
     def _forget(self, failure: Failure, began: float) -> Failure:
-        """Give the address up, unless it was only not waited for."""
+        """Drop the address, unless the caller cancelled the attempt early."""
         hung = self._reactor.seconds() - began >= _PATIENCE
         if hung or not failure.check(CancelledError, ConnectingCancelledError):
             self._endpoint = None
@@ -183,7 +181,7 @@ class NamedEndpoint:
             self._endpoint = None
 
     def _look_up(self) -> Deferred[list[str]]:
-        """Give the name's addresses; all who ask at one time wait for one answer."""
+        """Look the name up; callers that wait at the same time share one look-up."""
         waiting: Deferred[list[str]] = Deferred(lambda mine: self._waiting.pop(mine, None))
         self._waiting[waiting] = None
         if not self._asking:
@@ -196,27 +194,27 @@ class NamedEndpoint:
         self._asking = False
         waiting, self._waiting = self._waiting, {}
         for one in waiting:
-            # An earlier one may have had it cancelled.
+            # An earlier callback may have cancelled it.
             if not one.called:
                 one.callback(hosts)
 
 
 @implementer(IResolutionReceiver)
 class _Answer:
-    """Collects the addresses of a name, for `done`."""
+    """Collects the addresses of a name and calls `done` with them."""
 
     def __init__(self, done: Callable[[list[str]], None]) -> None:
         self._hosts: list[str] = []
         self._done = done
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """Take notice of nothing."""
+        """Do nothing; the interface requires it."""
 
     def addressResolved(self, address: IAddress) -> None:
-        """Take an address."""
+        """Collect an address."""
         if isinstance(address, (IPv4Address, IPv6Address)):
             self._hosts.append(address.host)
 
     def resolutionComplete(self) -> None:
-        """Take the end of the answer."""
+        """Call `done`."""
         self._done(self._hosts)

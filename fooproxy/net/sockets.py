@@ -1,6 +1,6 @@
-"""Asks a transport's socket what waits for its peer, and how far that has read, whatever layers are above it.
+"""How much a transport still has to send, and how much its peer has taken, whatever layers are above the socket.
 
-It changes nothing.  Legs, sessions and the sweep that looks for peers that do not read use it.
+It changes nothing.  Legs and sessions use it, and the sweep that finds peers that do not read.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from twisted.internet.abstract import FileDescriptor
 from fooproxy.net.private import unsent, unsent_cleartext
 
 _BYTES_ACKED = struct.Struct("=120xQ")
-"""Where ``tcpi_bytes_acked`` is in Linux's ``struct tcp_info``."""
+"""The position of ``tcpi_bytes_acked`` in Linux's ``struct tcp_info``."""
 
 
 def is_writing(transport: Any) -> bool:
-    """Tell whether bytes wait at `transport` to be sent, or whether it is to close and waits for the peer to let it."""
+    """Return whether bytes wait in `transport` to be sent, or it waits to close."""
     if isinstance(transport, FileDescriptor):
         return bool(unsent(transport) or transport.disconnecting)
     if transport is None:
         return False
-    # TLS has bytes of its own as long as its handshake has not been done.
+    # TLS keeps bytes of its own until its handshake is done.
     return bool(transport.disconnecting or unsent_cleartext(transport)) or is_writing(_inner(transport))
 
 
 def unacknowledged(transport: Any) -> int:
-    """Count the bytes that the kernel holds for the peer of `transport`; 0 when it cannot tell.
+    """Return how many bytes the kernel holds for the peer of `transport`; 0 if it cannot say.
 
-    A unix socket tells the memory of what its peer has not read.
+    For a unix socket it is the memory that unread data takes.
     """
     bottom = bottom_of(transport)
     try:
@@ -44,10 +44,10 @@ def unacknowledged(transport: Any) -> int:
 
 
 def acknowledged(transport: Any) -> int:
-    """Give a number that grows when the peer of `transport` takes something, and stays the same while it does not.
+    """Return a number that grows when the peer of `transport` takes data, and stays the same while it does not.
 
-    For TCP it is the bytes that the peer's kernel has acknowledged.  A unix socket can only tell what is left, which
-    says as much as long as nothing is added.
+    For TCP it is the bytes that the peer's kernel has acknowledged.  For a unix socket it is minus the bytes that are
+    left, which serves as long as nothing is added.
     """
     bottom = bottom_of(transport)
     if bottom is None:
@@ -60,12 +60,12 @@ def acknowledged(transport: Any) -> int:
 
 
 def bottom_of(transport: Any) -> Any:
-    """Give the transport that has the socket, below wrappers as TLS's is, or `None`."""
+    """Return the transport that has the socket, below wrappers such as TLS, or `None`."""
     while transport is not None and not isinstance(transport, FileDescriptor):
         transport = _inner(transport)
     return transport
 
 
 def _inner(transport: Any) -> Any:
-    """Give what a transport that is a wrapper stands on."""
+    """Return the transport below a wrapper, or `None`."""
     return getattr(transport, "transport", None)

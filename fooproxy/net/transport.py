@@ -1,12 +1,12 @@
-"""TCP transports that write at once and are polled together: drop-ins for Twisted's own, only faster.
+"""TCP transports that write at once and are polled together: faster drop-in replacements for Twisted's own.
 
-Twisted's transports buffer each write, ask the reactor to be told when the socket is writable, and send in the next
-turn: two system calls and a turn of the loop for bytes that the kernel would have taken at once.  `Transport.write`
-sends at once while nothing is waiting to be sent, and falls back to Twisted's buffering for what the kernel does not
-take.  A `fooproxy.net.poller.Poller` stands for the reactor.
+Twisted's transports buffer each write, wait until the socket is writable, and send in the next turn of the event loop:
+two more system calls and a turn for bytes that the kernel would have taken at once.  `Transport.write` sends at once
+while nothing is buffered, and leaves what the kernel does not take to Twisted's buffering.  A
+`fooproxy.net.poller.Poller` is its reactor.
 
-Everything else is Twisted's: the buffers, producers, half-close and closing of `tcp.Connection`.  One thing is better:
-when a write fails, what the peer had sent before is still read.
+Buffers, producers, half-close and closing are those of `tcp.Connection`, with one improvement: after a write has
+failed, what the peer sent before is still read.
 
 It knows nothing of the Foo protocol.  `fooproxy.net.endpoints` makes them.
 """
@@ -38,10 +38,9 @@ _LOST = Failure(ConnectionLost())
 
 
 class Transport(ClosesWithoutShutdown, tcp.Connection):
-    """A connected TCP socket; `peer` is the address of its other end.
+    """A connected TCP socket; `peer` is the address of the other end.
 
-    Those that were accepted and those that were connected have one class on purpose: CPython's inline caches remember
-    one class a place.
+    Accepted and outgoing connections share one class on purpose: CPython's inline caches remember one class per place.
     """
 
     def __init__(self, skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], poller: Poller) -> None:
@@ -53,18 +52,18 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         self._inflow: Tap | None = None
         self.clear = True
         self._waits = False
-        """Whether `doWrite` is due: for unsent data, or to close or send a FIN."""
+        """Whether `doWrite` is due, for unsent data, a FIN or a close."""
         self._fin_is_due = False
-        """Whether a FIN was asked for, be it sent or not."""
+        """Whether a FIN was requested; it may have been sent."""
         self._broken = False
-        """Whether a write has failed, so that there is only reading left."""
+        """Whether a write has failed, so that only reading is left."""
         self._read_all = False
         self.connected = 1
         self.startReading()
 
     @property
     def clear(self) -> bool:
-        """Whether `write` may send at once: nothing waits before it, and the socket takes data."""
+        """Whether `write` may send at once: nothing is buffered, and the socket accepts data."""
         return self._clear
 
     @clear.setter
@@ -75,7 +74,7 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
 
     @property
     def inflow(self) -> Tap | None:
-        """The tap of what the pump writes here; its `outlet` is this transport as long as that is clear."""
+        """The tap of what the pump writes here; its `outlet` is this socket while `clear` is true."""
         return self._inflow
 
     @inflow.setter
@@ -107,38 +106,38 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         self.write(b"".join(iovec))
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """Take `producer`; one that is pulled is asked for more only when a write had to wait."""
+        """Register `producer`; a pull producer is called only after a write had to wait."""
         self.clear = self.clear and streaming
         super().registerProducer(producer, streaming)
 
     def startWriting(self) -> None:
-        """Have `doWrite` called."""
+        """Call `doWrite` whenever the socket is writable."""
         self._waits = True
         self._poller.addWriter(self)
 
     def stopWriting(self) -> None:
-        """Have `doWrite` called no more."""
+        """Stop calling `doWrite`."""
         self._waits = False
         self._poller.removeWriter(self)
 
     def pump(self, sink: Transport) -> None:
-        """Write all that is read to `sink` from now on, and show it to the `tap` of the protocol, which gets nothing.
+        """From now on write everything that is read to `sink` and pass it to the protocol's `tap`, not to the protocol.
 
-        That is what an `Interceptor` around a leg that hands all on would do.
+        The result is the same as with an `Interceptor` around a leg that forwards everything.
         """
         protocol: Any = self.protocol
         self._pumping = True
         self._poller.pump.start(self._number, sink, protocol.tap)
 
     def stop_pumping(self) -> None:
-        """Let the protocol have what is read again."""
+        """Pass what is read to the protocol again."""
         if self._pumping:
-            # Only then the number is this transport's for sure.
+            # Otherwise the file descriptor may belong to another transport by now.
             self._pumping = False
             self._poller.pump.stop(self._number)
 
     def doRead(self) -> Any:
-        """Read once, and let the protocol have it."""
+        """Read once and pass the data to the protocol."""
         try:
             data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:
@@ -151,7 +150,7 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         return None
 
     def doWrite(self) -> Any:
-        """Send what is waiting."""
+        """Send what is buffered."""
         why: Any = super().doWrite()
         if why is main.CONNECTION_LOST:
             self._break()
@@ -163,7 +162,7 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         return why
 
     def _break(self) -> None:
-        """Give up writing, but read what the peer sent before it closed; then the connection is lost."""
+        """Stop writing, read what the peer sent before it closed, and then lose the connection."""
         self.clear = False
         self._broken = True
         drop_unsent(self)
@@ -175,7 +174,7 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             self._poller.callLater(0, self.connectionLost, _LOST)
 
     def readConnectionLost(self, reason: Failure) -> None:
-        """Take the peer's FIN."""
+        """Pass on the peer's FIN; after a failed write it ends the connection."""
         self._read_all = True
         if self._broken:
             self.connectionLost(_LOST)
@@ -183,19 +182,19 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             super().readConnectionLost(reason)
 
     def resumeProducing(self) -> None:
-        """Read on, if there is anything left to read."""
+        """Resume reading, unless the peer has sent its FIN."""
         if not self._read_all:
             super().resumeProducing()
 
     def loseWriteConnection(self) -> None:
-        """Send a FIN when all is written."""
+        """Send a FIN once everything has been written."""
         self.clear = False
         if not (self._fin_is_due or self._broken):
             self._fin_is_due = True
             super().loseWriteConnection()
 
     def loseConnection(self) -> None:
-        """Close when all is written; if it is, without waiting for the socket to say that it can be written to."""
+        """Close once everything has been written; if it has, do not wait for the socket to become writable."""
         if self.clear and self.producer is None and self.connected and not self.disconnecting:
             self.connected, self.disconnecting = 0, 1
             self.stop_pumping()
@@ -213,26 +212,26 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             self.connectionLost(_DONE)
 
     def abortConnection(self) -> None:
-        """Close at once, with a reset."""
+        """Close at once with a reset."""
         self.clear = False
         super().abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Clean up."""
+        """Clean up, and notify the protocol."""
         self.clear = False
         self.stop_pumping()
         super().connectionLost(reason)
 
     def startTLS(self, *arguments: Any, **keywords: Any) -> None:
-        """Refuse: bytes are sent past any layer above the socket."""
+        """Refuse, since writes go to the socket and would bypass TLS."""
         raise NotImplementedError("use one of Twisted's own endpoints for TLS")
 
     def getHost(self) -> IPv4Address | IPv6Address:
-        """Give our own address."""
+        """Return our own address."""
         return _address(self.socket.getsockname())
 
     def getPeer(self) -> IPv4Address | IPv6Address:
-        """Give the other end's address, also after it is gone."""
+        """Return the peer's address, even after the connection is lost."""
         return _address(self._peer)
 
 
