@@ -16,6 +16,7 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from fooproxy.net.endpoints import ClientEndpoint, ServerEndpoint, adopt
+from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
 
@@ -192,11 +193,8 @@ def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) 
 
 def _check_path(endpoint: Any, text: str) -> None:
     """Refuse a unix socket's path that no socket can have; Twisted would fail after it has left a lock there."""
-    if isinstance(endpoint, endpoints.UNIXServerEndpoint):
-        path = endpoint._address
-    elif isinstance(endpoint, endpoints.UNIXClientEndpoint):
-        path = endpoint._path
-    else:
+    path = unix_path(endpoint)
+    if path is None:
         return
     if not path:
         raise ValueError(

@@ -28,8 +28,8 @@ MODULES = {
 }
 OTHERS = [name for name in MODULES if name != PRIVATE]
 
-DOCUMENTED = frozenset({"_asdict", "_fields", "_make", "_replace"})
-"""Public names of named tuples, in spite of their underscore."""
+DOCUMENTED = frozenset({"_asdict", "_exit", "_fields", "_make", "_replace"})
+"""Public names of named tuples, and `os._exit`, in spite of their underscore."""
 
 
 def is_private(name: str) -> bool:
