@@ -1,6 +1,10 @@
-"""Who may come in, and when: the gate before the listening socket, and how many sessions there may be.
+"""Admission: which clients are accepted, and how many sessions may be open at once.
 
-It knows neither sessions nor the Foo protocol; the service puts the gate up, and tells it when a session has ended.
+A `Gate` takes the place of a listening socket.  It stops accepting at the session limit or when file descriptors run
+out, and rejects clients from networks that are not allowed.
+
+It knows nothing about the Foo protocol, and of sessions only how many there are.  The service installs the gate and
+calls it when a session ends; the command line uses `network` to parse ``--allow``.
 """
 
 from __future__ import annotations
@@ -21,19 +25,19 @@ if TYPE_CHECKING:
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 RESERVE = 164
-"""File descriptors kept for all but sessions: listeners, log, saves, look-ups of names, and the web side's clients."""
+"""File descriptors reserved for everything but sessions: listeners, log, saves, DNS lookups and HTTP clients."""
 
 RETRY = 1.0
-"""Seconds after which accepting is tried again when there were no file descriptors."""
+"""Seconds between attempts to accept again after file descriptors ran out."""
 
 CALM = 5.0
-"""Seconds without a pause after which it is told that clients are accepted again."""
+"""Seconds without a pause after which the log says that clients are accepted again."""
 
 TELL_INTERVAL = 60.0
-"""Seconds between two log lines on clients that are turned away."""
+"""Minimum seconds between two log lines about rejected clients."""
 
 _BATCH = 100
-"""Clients that are turned away at once, before others have their turn."""
+"""Most clients rejected in one reactor turn, so that a flood of them does not delay everything else."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -42,9 +46,9 @@ _log = Logger()
 
 
 def session_limit(asked: int | None) -> int:
-    """Have this process allowed as many file descriptors as it may allow itself; give how many sessions there may be.
+    """Raise the process's soft limit of file descriptors to its hard limit, and return the session limit.
 
-    That is what is `asked` for, or if that is `None` or more, what the descriptors are enough for: a session takes two.
+    That is `asked`, or as many sessions as the descriptors suffice for (two each) if `asked` is `None` or greater.
     """
     descriptors, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
@@ -53,8 +57,8 @@ def session_limit(asked: int | None) -> int:
     most = max((descriptors - RESERVE) // 2, 1)
     if descriptors < RESERVE + 2:
         _log.warn(
-            "only {descriptors} file descriptors are allowed, and {reserve} are wanted for all but sessions; "
-            "raise their hard limit (ulimit -Hn, or LimitNOFILE in the unit)",
+            "the limit of {descriptors} file descriptors is too low: {reserve} are reserved, and each session needs "
+            "2 more; raise the hard limit (ulimit -Hn, or LimitNOFILE in the systemd unit)",
             descriptors=descriptors,
             reserve=RESERVE,
         )
@@ -62,8 +66,8 @@ def session_limit(asked: int | None) -> int:
         return most
     if asked > most:
         _log.warn(
-            "--max-connections {asked} is lowered to {most}: it needs {needed} file descriptors, and {descriptors} "
-            "are allowed; raise their hard limit (ulimit -Hn, or LimitNOFILE in the unit)",
+            "--max-connections {asked} lowered to {most}: it needs {needed} file descriptors, but the limit is "
+            "{descriptors}; raise the hard limit (ulimit -Hn, or LimitNOFILE in the systemd unit)",
             asked=asked,
             most=most,
             needed=2 * asked + RESERVE,
@@ -73,13 +77,15 @@ def session_limit(asked: int | None) -> int:
 
 
 def network(text: str) -> Network:
-    """Read a network in CIDR notation, or an address alone.
+    """Parse a network in CIDR notation, or a single address.
 
-    :raises ValueError: it is neither; the message says what would be.
+    An IPv4-mapped IPv6 network is returned as the IPv4 network.
+
+    :raises ValueError: `text` is neither; the message says what would be valid.
     """
     try:
         if "%" in text:
-            raise ValueError("networks have no zones")
+            raise ValueError("a network has no zone")
         found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
@@ -93,14 +99,14 @@ def network(text: str) -> Network:
 
 
 class Gate:
-    """Stands in for the socket of `port`, one of Twisted's listening ports or ours, when it accepts.
+    """Replaces the socket of `port` (one of Twisted's listening ports or ours) and decides what it accepts.
 
-    While there are `limit` things in `sessions`, and while the kernel has no file descriptors, the port is not read:
-    clients wait in the kernel's backlog.  When a session has ended, `let_in` has to be called.
+    While `sessions` has `limit` entries, or file descriptors have run out, the port is paused and clients wait in the
+    kernel's backlog.  Call `let_in` whenever a session ends.
 
-    Of clients by TCP only those from the networks in `allowed` are let in, unless that is empty; others are closed at
-    once, and `turn_away` is called.  In `pauses` it counts how often it stopped the reading, by cause: ``limit`` or
-    ``descriptors``.  The log is told when it begins and when it is over, however many clients that concerned.
+    If `allowed` is not empty, TCP clients from other networks are closed as soon as they are accepted, and
+    `turn_away` is called for each.  `pauses` counts how often the port was paused, by cause: ``limit`` or
+    ``descriptors``.  The log has one line when pausing begins and one when it is over, however many clients waited.
     """
 
     log = Logger()
@@ -125,31 +131,31 @@ class Gate:
         self._turn_away = turn_away
         self._paused = False
         self._changed = 0.0
-        """When accepting was paused or resumed last."""
+        """When accepting was last paused or resumed."""
         self._told: set[str] = set()
-        """The causes that the log knows of."""
+        """The causes already logged since accepting last worked without pauses."""
         self._told_at = float("-inf")
         self._timer: IDelayedCall | None = None
         port.socket = self
 
     def __getattr__(self, name: str) -> Any:
-        """Be the socket in everything else."""
+        """Pass everything else on to the socket."""
         return getattr(self._socket, name)
 
     def accept(self) -> tuple[Any, Any]:
-        """Accept the next client that may come in.
+        """Accept the next client that is allowed.
 
-        :raises BlockingIOError: there is none now.
+        :raises BlockingIOError: there is none at the moment.
         """
         for _ in range(_BATCH):
             if len(self._sessions) >= self._limit:
-                self._pause("limit", "the limit of {limit} sessions is reached; new clients wait until others leave")
+                self._pause("limit", "session limit of {limit} reached; new clients wait until a session ends")
                 raise _nobody()
             try:
                 client, address = self._socket.accept()
             except OSError as error:
                 if error.errno in _EXHAUSTED:
-                    self._pause("descriptors", f"new clients wait, since none can be accepted: {error.strerror}")
+                    self._pause("descriptors", f"cannot accept clients: {error.strerror}; new clients wait")
                     raise _nobody() from None
                 raise
             if not self._allowed or self._allows(address):
@@ -160,37 +166,38 @@ class Gate:
         raise _nobody()
 
     def _tell_of(self, host: str) -> None:
-        """Name one of those who are turned away now and then, so that a wrong --allow is found out."""
+        """Log one rejected client now and then, so that a wrong ``--allow`` is noticed."""
         now = self._clock.seconds()
         if now - self._told_at >= TELL_INTERVAL:
             self._told_at = now
             self.log.info(
-                "no --allow names {host}, so that its clients are turned away; others may be too, see not_allowed",
+                "rejected a client from {host}, which no --allow covers (logged at most once every {seconds:g} s)",
                 host=host,
+                seconds=TELL_INTERVAL,
             )
 
     @property
     def is_open(self) -> bool:
-        """Whether clients are accepted as they come."""
+        """Whether new clients are accepted without waiting."""
         return not self._paused
 
     def let_in(self) -> None:
-        """Accept again, if there is room again."""
+        """Resume accepting if the number of sessions is below the limit."""
         if self._paused and len(self._sessions) < self._limit:
             self._paused = False
             self._changed = self._clock.seconds()
-            # Not when it is closed, or about to be.
+            # A port that is closed or closing ignores this.
             self._port.resumeProducing()
 
     def close(self) -> None:
-        """Close the socket, as the port does when it stops listening, and have nothing happen later any more."""
+        """Close the socket and cancel the timer; the port calls this when it stops listening."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._socket.close()
 
     def _allows(self, address: Any) -> bool:
-        """Tell whether a client from `address` may come in; one by a unix socket has none that could say no."""
+        """Return whether a client from `address` is allowed; one on a unix socket, without an IP address, always is."""
         if not isinstance(address, tuple):
             return True
         host = ipaddress.ip_address(address[0])
@@ -215,9 +222,9 @@ class Gate:
             self._timer = self._clock.callLater(RETRY, self._look_again)
         else:
             self._told.clear()
-            self.log.info("clients are accepted again as they come")
+            self.log.info("accepting clients again")
 
 
 def _nobody() -> OSError:
-    """Make what a socket raises that has no client now."""
-    return BlockingIOError(errno.EAGAIN, "no client may come in now")
+    """Return the error that a non-blocking socket raises when no client is waiting."""
+    return BlockingIOError(errno.EAGAIN, "no client to accept")

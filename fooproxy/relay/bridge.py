@@ -1,6 +1,7 @@
-"""The bridge's factories: a session for each client that connects, and the upstream leg that belongs to it.
+"""The bridge: the server factory that creates a session for each client and keeps track of the open ones.
 
-The service composes it.  What a session does is its own business; none of this knows of messages or counting.
+It also drains or aborts all of them when the proxy stops.  It knows nothing about messages, counting or how a session
+works inside.  The service creates it and passes in how to connect to the upstream and how to observe a session.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _DEFAULTS = Timeouts()
 
 
 class BridgeFactory(ServerFactory):
-    """Makes a session of each client that connects, and holds those that are open.
+    """Creates a session for each client that connects, and keeps the open sessions in `sessions`.
 
-    `connect` takes a `ClientFactory` and connects it to the upstream: its Deferred fails when that is given up, and
-    can be cancelled.  `observe` gives the `Observer` of a new session.
+    `connect` connects a `ClientFactory` to the upstream.  It returns a Deferred that fails when no connection could be
+    made, and that can be cancelled.  `observe` returns the `Observer` of a new session.
     """
 
     noisy = False
@@ -53,7 +54,7 @@ class BridgeFactory(ServerFactory):
         return Session(self, self.observe()).client
 
     def drain(self) -> Deferred[None]:
-        """Close each session as soon as it is settled; fires when none is left."""
+        """Close each session as soon as it is settled; the Deferred fires when no session is left."""
         done: Deferred[None] = Deferred()
         self._drained.append(done)
         for session in list(self.sessions):
@@ -62,12 +63,12 @@ class BridgeFactory(ServerFactory):
         return done
 
     def abort(self) -> None:
-        """End all sessions at once."""
+        """Abort all sessions immediately."""
         for session in list(self.sessions):
             session.abort()
 
     def session_ended(self) -> None:
-        """Tell those who wait for the last session, if that was it."""
+        """Fire what `drain` returned if no session is left; a session calls this after it ended."""
         if not self.sessions:
             waiting, self._drained = self._drained, []
             for done in waiting:

@@ -1,7 +1,8 @@
 """The interceptor: sits between a leg's transport and its protocol, and shows every chunk to an analyzer.
 
-It never alters, delays or fails a chunk, and it stays out of the way of what the protocol writes.  It knows neither
-what is done with the counts nor what the wrapped protocol does.  The service wraps the bridge's two factories in it.
+It never alters, delays or loses a chunk, even if the analyzer raises.  What the protocol writes goes straight to the
+transport.  It knows neither what the analyzer does with the chunks nor what the wrapped protocol is.  The service
+wraps the factories of both legs in it.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 
 @implementer(IHalfCloseableProtocol)
 class Interceptor(Protocol):
-    """Wraps `wrapped`, a half-closeable protocol, so that `tap` gets every chunk first, with the time on `clock`.
+    """Passes every chunk to `tap`, with the time it was received, and then to `wrapped`, a half-closeable protocol.
 
-    `clock` gives microseconds, as the pump does.
+    `clock` returns microseconds on a monotonic clock, the same one that the pump uses.
     """
 
     log = Logger()
@@ -37,32 +38,32 @@ class Interceptor(Protocol):
         self.clock = clock
 
     def makeConnection(self, transport: ITransport) -> None:
-        """Connect the wrapped protocol to the transport itself: writes need no interception."""
+        """Connect the wrapped protocol directly to the transport: writes need no interception."""
         self.wrapped.makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:
-        """Show the chunk, then let it through."""
+        """Show the chunk to the tap, then pass it on."""
         try:
             self.tap.feed(data, self.clock())
         except Exception:
-            self.log.failure("the analysis failed; the traffic goes on, but the counts may be wrong from here on")
+            self.log.failure("the analyzer failed; traffic continues, but its figures may be wrong from now on")
         self.wrapped.dataReceived(data)
 
     def readConnectionLost(self) -> None:
-        """Let the FIN through."""
+        """Pass on that the peer sent a FIN."""
         self.wrapped.readConnectionLost()
 
     def writeConnectionLost(self) -> None:
-        """Let it through."""
+        """Pass on that our FIN was sent."""
         self.wrapped.writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Let it through."""
+        """Pass on that the connection ended."""
         self.wrapped.connectionLost(reason)
 
 
 class InterceptorFactory(Factory):
-    """Wraps the factory `wrapped`: each protocol it builds is intercepted, with what `tap` gives for it."""
+    """Wraps the factory `wrapped` and intercepts each protocol that it builds; `tap` returns the tap of a protocol."""
 
     noisy = False
 
@@ -72,7 +73,7 @@ class InterceptorFactory(Factory):
         self._clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> Interceptor:
-        """Build the wrapped factory's protocol, intercepted."""
+        """Build a protocol with the wrapped factory, and intercept it."""
         protocol = self.wrapped.buildProtocol(addr)
         return Interceptor(protocol, self._tap(protocol), self._clock)
 

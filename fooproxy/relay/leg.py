@@ -1,7 +1,8 @@
-"""A leg: the protocol of one of a session's two connections.
+"""A leg: the Twisted protocol of one of a session's two connections.
 
-It hands each chunk on and tells the session of everything else; what is to become of the other leg is the session's
-business.  It knows nothing of messages.  The bridge makes two of them for each session.
+It forwards each chunk to the other leg and reports everything else (connection made, FIN, loss, pauses) to its
+session, which decides what this means for the other leg.  It knows nothing about messages.  `session` creates two legs
+for each session.
 """
 
 from __future__ import annotations
@@ -31,51 +32,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     class Owner(Interface):
-        """What a leg tells of itself: the session that it is a leg of."""
+        """What a leg needs from the session it belongs to."""
 
         ending: bool
-        """Whether each chunk may be the last, so that `proceed` is to be called after it."""
+        """Whether any chunk may be the last one; the leg must then call `proceed` after each."""
 
         def connected(self, leg: Leg) -> None:
-            """Take notice that the connection is made."""
+            """Continue, now that `leg` is connected."""
 
         def proceed(self, leg: Leg) -> None:
-            """See whether what `leg` just did ends the session."""
+            """Check whether what `leg` just did ends the session."""
 
         def finished(self, leg: Leg) -> None:
-            """Take the FIN of its peer."""
+            """Handle the FIN from the peer of `leg`."""
 
         def lost(self, leg: Leg, reason: Failure) -> None:
-            """Take the end of its connection."""
+            """Handle the end of the connection of `leg`."""
 
         def unheard(self, leg: Leg) -> None:
-            """Take notice that the other leg takes nothing more."""
+            """Handle the case that the other leg accepts no more of what `leg` receives."""
 
         def note_pause(self, leg: Leg) -> None:
-            """Take notice that it is not read for now."""
+            """Record that `leg` is not read for now, because the other leg cannot write."""
 
         def note_ignored(self, leg: Leg) -> None:
-            """Take notice that what it still receives is dropped."""
+            """Record that `leg` drops what it receives from now on."""
 
 
 def _drop(data: bytes) -> None:
-    """Stand in for the transport of a leg that is gone."""
+    """Discard `data`: the `forward` of a leg with no other leg to write to."""
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Leg(Protocol):
-    """One leg of a session: hands each chunk on and tells the session of everything else."""
+    """One leg of a session: forwards each chunk and reports everything else to the session."""
 
-    # A slot, since CPython finds what hides a method of the class only slowly.
+    # A slot, because CPython is slow to look up an instance attribute that hides a method of the class.
     __slots__ = ("dataReceived",)
 
     transport: Any
     dataReceived: Callable[[bytes], None]  # type: ignore[assignment]
-    """What takes a chunk: `forward` itself, or `_hand_on`."""
+    """Called with each chunk: `forward` itself, `_hand_on` or `_drop`."""
     forward: Callable[[bytes], None] = staticmethod(_drop)
     paused = False
     finished = False
-    """Whether the peer has sent its FIN, or is gone."""
+    """Whether the peer sent its FIN or the connection ended."""
     lost = False
     _half_closed = False
 
@@ -84,20 +85,20 @@ class Leg(Protocol):
         self.dataReceived = self._hand_on
 
     def connectionMade(self) -> None:
-        """Send small messages at once and notice peers that vanished."""
+        """Set TCP_NODELAY, to send small messages at once, and keepalive, to notice peers that vanished."""
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
         self.session.connected(self)
 
     def relay(self, other: Leg) -> None:
-        """Hand each chunk to `other`, which is all there is to do until `watch` is called."""
+        """Forward each chunk straight to `other`, without telling the session, until `watch` is called."""
         self.forward = self.dataReceived = other.transport.write
         if isinstance(self.transport, Transport) and isinstance(other.transport, Transport):
             self.transport.pump(other.transport)
 
     def watch(self) -> None:
-        """Tell the session of each chunk from now on, after it was handed on."""
+        """From now on, call the session after each chunk was forwarded."""
         self._receive(self._hand_on)
 
     def _receive(self, take: Callable[[bytes], None]) -> None:
@@ -106,39 +107,39 @@ class Leg(Protocol):
             self.transport.stop_pumping()
 
     def _hand_on(self, data: bytes) -> None:
-        """Hand a chunk on and tell the session."""
-        # Taken before, since the session may end in this very call.
+        """Forward a chunk and tell the session."""
+        # Kept in a variable: the attribute is deleted if the session ends during this call.
         session = self.session
         self.forward(data)
         if session.ending:
             session.proceed(self)
 
     def readConnectionLost(self) -> None:
-        """Take the peer's FIN."""
+        """Handle the peer's FIN."""
         self.finished = True
         self.session.finished(self)
 
     def writeConnectionLost(self) -> None:
-        """Take notice that our own FIN is out; there is nothing to do."""
+        """Do nothing when our own FIN was sent."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Take the end of the connection, whoever caused it."""
+        """Handle the end of the connection, whichever side caused it."""
         self.lost = self.finished = True
         self.ignore()
         self.session.lost(self, reason)
 
     def pauseProducing(self) -> None:
-        """Read no more: the other leg cannot write."""
+        """Stop reading because the other leg cannot write."""
         self.session.note_pause(self)
         self.pause()
 
     def pause(self) -> None:
-        """Read no more for now."""
+        """Stop reading for now."""
         self.paused = True
         self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self.paused = False
         session = self.session
         self.transport.resumeProducing()
@@ -146,7 +147,7 @@ class Leg(Protocol):
             session.proceed(self)
 
     def stopProducing(self) -> None:
-        """Take notice that the other leg takes nothing more."""
+        """Tell the session that the other leg accepts no more data."""
         self.session.unheard(self)
 
     @property
@@ -156,9 +157,9 @@ class Leg(Protocol):
 
     @property
     def departed(self) -> str | None:
-        """How the peer left while it was not read: ``closed``, without a word, or ``reset``; `None` if it is there.
+        """How the peer left while this leg was not reading: ``closed`` (a FIN and no data), ``reset``, or `None`.
 
-        One that has sent something may wait for the replies, whether or not a FIN came after it.
+        A peer that has sent data counts as present, because it may wait for replies even after its FIN.
         """
         if not isinstance(self.transport, tcp.Connection):
             # TLS and the PROXY protocol do not show what they have received until it is read.
@@ -178,44 +179,44 @@ class Leg(Protocol):
 
     @property
     def is_gone(self) -> bool:
-        """Whether the connection has ended; `connectionLost` may be about to come."""
+        """Whether the connection has ended, even if `connectionLost` has not been called yet."""
         bottom = bottom_of(self.transport)
         return bottom is not None and bool(bottom.disconnected)
 
     @property
     def can_half_close(self) -> bool:
-        """Whether the transport has a FIN of its own; TLS has not."""
+        """Whether the transport can close one direction only; TLS cannot."""
         return not ISSLTransport.providedBy(self.transport)
 
     @property
     def can_let_go(self) -> bool:
-        """Whether the kernel has all that was written, and needs nobody to go on delivering it."""
+        """Whether the kernel has everything that was written, and can deliver it without this process."""
         return not self.lost and isinstance(self.transport, tcp.Connection) and not is_writing(self.transport)
 
     def let_go(self) -> None:
-        """Close at once, and leave the rest to the kernel; waiting for the socket to be writable may take for ever."""
+        """Close now and let the kernel deliver the rest; waiting until the socket is writable might never end."""
         self.transport.connectionLost(Failure(ConnectionDone()))
 
     def half_close(self) -> None:
-        """Send a FIN after what is written so far, if possible."""
+        """Send a FIN after everything written so far, if the transport can."""
         self.transport.unregisterProducer()
-        # Twisted takes a second FIN for a failed write, and so the connection for lost.
+        # Twisted treats a second FIN as a failed write, and drops the connection.
         if self.can_half_close and not self._half_closed:
             self._half_closed = True
             self.transport.loseWriteConnection()
 
     def ignore(self) -> None:
-        """Drop what the peer sends from now on."""
+        """Drop whatever the peer sends from now on."""
         self.session.note_ignored(self)
         self.forward = _drop
         self._receive(_drop)
 
     def close(self) -> None:
-        """Close after what is written so far."""
+        """Close after everything written so far was sent."""
         self.ignore()
         if not self.can_half_close:
-            # TLS is over when the peer has said so too, which must be read.
+            # TLS closes after the peer's close_notify, which must be read.
             self.transport.resumeProducing()
-        # A paused producer that is still registered would keep Twisted from ever closing.
+        # With a paused producer still registered, Twisted would never close.
         self.transport.unregisterProducer()
         self.transport.loseConnection()

@@ -1,23 +1,26 @@
-"""A session: ties a client's connection (one leg) to one of our own to the upstream (the other), and sees to its end.
+"""A session: connects a client (one leg) to the upstream (the other leg), and decides when and how both end.
 
 The rules::
 
-    connecting   The client is not read until its upstream leg is connected, so nothing is held for it here.  Whether
-                 it is still there is looked up once in a while.
-    open         Each chunk is written to the other leg in the turn it was read in.  Each leg is the other's producer:
-                 one that cannot write pauses the reading of the other, so at most a buffer a direction is held.
-    half-closed  A FIN is passed on after what came before it.  After the client's, the session ends when its
-                 observer calls it settled (servers may keep their side open for ever), after the upstream's when the
-                 client closes too; in both cases at the latest when the upstream has been silent for too long.
-    closing      What was received is still delivered, as long as its peer takes it.
+    connecting   The client is not read until its upstream leg is connected, so the proxy buffers nothing for it.
+                 Every `LOOK_INTERVAL` the session checks whether the client is still there.
+    open         Each chunk is written to the other leg in the reactor turn in which it was read.  Each leg is the
+                 other's producer: when one cannot write, the other is not read.  At most one buffer per direction is
+                 held.
+    half-closed  A FIN is passed on after the data before it.  After the client's FIN, the session ends when its
+                 observer calls it settled (a server may keep its side open forever); after the upstream's FIN, when
+                 the client closes too.  In both cases it ends at the latest when the upstream has sent nothing for too
+                 long.
+    closing      Data already received is still delivered, as long as the peer reads it.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
 
-When the upstream is lost, or a drained client may have sent more than was read or has replies still to take, the client
-gets all there is for it and a FIN, and what it still sends is read and dropped until it closes, for a while: closing
-with data unread, or before data comes, would send a reset, which may overtake the replies.
+The client is not closed directly if the upstream connection is lost, or if a drained client may have sent more than
+was read or has not acknowledged all replies.  It then gets the remaining data and a FIN, and whatever it sends is read
+and dropped until it closes or a deadline passes.  Closing its socket while data is unread, or before more data arrives,
+would send a reset, which may overtake the replies.
 
-It knows nothing of messages, counting, HTTP or files.  The bridge makes it; an `Observer` answers for the traffic, and
-a `fooproxy.relay.sweep.Sweep` tells of sessions that are idle and of peers that do not read.
+A session knows nothing about messages, counting, HTTP or files.  The bridge creates it.  An `Observer` answers
+questions about the traffic, and `fooproxy.relay.sweep.Sweep` reports idle sessions and stalled peers.
 """
 
 from __future__ import annotations
@@ -42,49 +45,49 @@ if TYPE_CHECKING:
     from fooproxy.relay.timeouts import Timeouts
 
     class Host(typing.Protocol):
-        """What a session needs of the bridge that made it."""
+        """What a session needs from the bridge that created it."""
 
         timeouts: Timeouts
         deadlines: Deadlines[Session]
         sessions: set[Session]
-        """The sessions that are open."""
+        """The open sessions."""
 
         @property
         def connect(self) -> Callable[[ClientFactory], Deferred[Any]]:
-            """What connects a factory to the upstream."""
+            """The function that connects a factory to the upstream."""
 
         def session_ended(self) -> None:
-            """Tell that the session has left `sessions`."""
+            """Check whether that was the last one, after a session ended and left `sessions`."""
 
     class Observer(typing.Protocol):
-        """What a session asks and tells about its traffic, which it does not understand itself."""
+        """Understands the traffic, which the session does not: answers questions about it and records what happens."""
 
         @property
         def settled(self) -> bool:
-            """Whether the client waits for nothing, and no message is half-way through."""
+            """Whether the client is waiting for nothing and no message is incomplete."""
 
         @property
         def idle(self) -> float:
-            """Seconds since something came, from either leg."""
+            """Seconds since a chunk was received from either leg."""
 
         @property
         def between_requests(self) -> bool:
-            """Whether the client has sent whole requests only."""
+            """Whether everything the client has sent so far ends with a complete request."""
 
         def accepted(self, address: str) -> None:
-            """Tell the address of the client."""
+            """Record that the client at `address` was accepted."""
 
         def finished(self) -> None:
-            """Tell that the client sends nothing more."""
+            """Record that the client will send nothing more."""
 
         def paused(self, leg: str) -> None:
-            """Tell that a leg, ``client`` or ``upstream``, is not read for now, since the other cannot write."""
+            """Record that `leg`, ``client`` or ``upstream``, is not read for now because the other leg cannot write."""
 
         def ignored(self, leg: str) -> None:
-            """Tell that nothing is relayed any more of what is received from a leg, ``client`` or ``upstream``."""
+            """Record that what `leg`, ``client`` or ``upstream``, receives is dropped from now on, not relayed."""
 
         def ended(self, reason: str) -> None:
-            """Tell that both legs are gone, and why."""
+            """Record that both legs are gone, and why."""
 
 
 _CONNECT_FAILURES = (
@@ -94,20 +97,20 @@ _CONNECT_FAILURES = (
 )
 
 LOOK_INTERVAL = 1.0
-"""Seconds between two looks at whether a client that waits for its upstream leg is still there."""
+"""Seconds between two checks whether a client that waits for its upstream leg is still there."""
 
 FIN_TIMEOUT = 10.0
-"""Seconds that a client has to say what it has to say, or to close, when its upstream has closed."""
+"""Seconds that a client has to finish and close after its upstream closed."""
 
 LINGER_TIMEOUT = 1.0
 """Seconds that a drained client has to close after our FIN, if it may have sent requests that were not read."""
 
 TAKEN_INTERVAL = 0.05
-"""Seconds between two looks at whether a drained client has taken all its replies."""
+"""Seconds between two checks whether a drained client has received all its replies."""
 
 
 class Session:
-    """A client's connection, and ours to the upstream on its behalf."""
+    """One client's connection and the upstream connection made for it."""
 
     def __init__(self, host: Host, observer: Observer) -> None:
         self._host = host
@@ -115,18 +118,18 @@ class Session:
         self.client = Leg(self)
         self.upstream: Leg | None = None
         self.ending = False
-        """Whether each chunk may be the last, so that `proceed` is to be called after it."""
+        """Whether any chunk may be the last one; legs must then call `proceed` after each."""
         self.pauses = 0
-        """How often a leg was not read for a while, since the other could not write."""
+        """How often reading from a leg was paused because the other leg could not write."""
         self.stirred = float("-inf")
-        """When something last passed that `Observer.idle` knows nothing of; the sweep's to set."""
+        """When data was last seen waiting for a peer, which `Observer.idle` does not cover; set by the sweep."""
         self._closing = False
         self._draining = False
         self._connecting: Deferred[Any] | None = None
         self._reason: str | None = None
 
     def connected(self, leg: Leg) -> None:
-        """Go on: from the client to the upstream, from there to relaying."""
+        """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
         if leg is self.client:
             self.observer.accepted(leg.peer)
             self._host.sessions.add(self)
@@ -161,12 +164,12 @@ class Session:
         if not self._closing:
             how = self.client.departed
             kinds = (kind for error, kind in _CONNECT_FAILURES if failure.check(error))
-            # Nobody was let down if nobody is there any more.
+            # If the client has left already, that is the reason, not the failed connect.
             self._because(f"client_{how}" if how else next(kinds, "upstream_unreachable"))
             self.close()
 
     def finished(self, leg: Leg) -> None:
-        """Pass the FIN of `leg` on, or end the session when it is the last that was waited for."""
+        """Pass on the FIN of `leg`, or end the session if nothing else is outstanding."""
         self._because("client_closed" if leg is self.client else "upstream_closed")
         if leg is self.client:
             self.observer.finished()
@@ -179,11 +182,11 @@ class Session:
             self._await_upstream()
 
     def proceed(self, leg: Leg) -> None:
-        """See, while the session is ending, whether what `leg` just did ends it."""
+        """Check, while the session is ending, whether what `leg` just did was the last thing to wait for."""
         if self.observer.settled and (self.client.finished or self._draining):
             self._because("drained")
             if self.client.paused:
-                # It may have sent more than was read.
+                # The client may have sent more than was read.
                 self._dismiss_client(LINGER_TIMEOUT, self._close_when_taken)
             elif unacknowledged(self.client.transport):
                 self._dismiss_client(TAKEN_INTERVAL, self._close_when_taken)
@@ -196,7 +199,7 @@ class Session:
             leg.pause()
 
     def lost(self, leg: Leg, reason: Failure) -> None:
-        """See to the leg that is left."""
+        """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
         how = "closed" if reason.check(ConnectionDone) else "reset"
         self._because(f"{self._name(leg)}_{how}")
         if not self._closing:
@@ -208,15 +211,15 @@ class Session:
             self._ended()
 
     def unheard(self, leg: Leg) -> None:
-        """See that `leg` need not send any more: the other one takes nothing, though it may not be lost yet."""
+        """Handle the case that the other leg accepts no more of what `leg` receives, though it may not be lost yet."""
         if self._closing:
             return
         other = self._other(leg)
-        # One that is gone tells in a moment how.
+        # If it is gone, `lost` follows at once and knows the reason.
         if other is not None and not other.is_gone:
             self._because(f"{self._name(other)}_reset")
         if leg is self.client:
-            # What the upstream sent before it went is still to be read.
+            # Data that the upstream sent before it went away can still be read.
             leg.ignore()
             self._end_soon()
             self._await_upstream()
@@ -225,17 +228,17 @@ class Session:
             self.close()
 
     def unread(self, leg: Leg) -> None:
-        """Give `leg` up: its peer has taken nothing for too long."""
+        """Abort the connection of `leg`, whose peer has read nothing for too long."""
         self._reason = "send_timeout"
         leg.transport.abortConnection()
 
     def expire(self) -> None:
-        """End a session in which nothing has passed for too long."""
+        """Close the session because it was idle for too long."""
         self._because("idle_timeout")
         self.close()
 
     def drain(self) -> None:
-        """Close as soon as nothing is under way; a session still connecting has nothing under way."""
+        """Close as soon as the session is settled; one that is still connecting closes now."""
         self._draining = True
         if self.upstream is None:
             self._because("drained")
@@ -250,13 +253,13 @@ class Session:
             leg.watch()
 
     def close(self) -> None:
-        """Close both legs once they have delivered what was received."""
+        """Close both legs after they delivered what was received."""
         self._begin_to_close()
         for leg in self._left():
             leg.close()
 
     def abort(self) -> None:
-        """Be gone at once; what was not delivered is dropped, unless the kernel has all of it and can go on alone."""
+        """End now and drop what was not delivered, unless the kernel has all of it and can deliver it alone."""
         is_served = self._closing and self._reason == "drained" and self.client.can_let_go
         if self._reason in (None, "drained") and not is_served:
             self._reason = "aborted"
@@ -268,7 +271,10 @@ class Session:
                 leg.transport.abortConnection()
 
     def _dismiss_client(self, timeout: float, then: Callable[[], None]) -> None:
-        """Let the client read all there is for it, then our FIN, and wait for its own for `timeout` seconds; `then`."""
+        """Let the client read what remains and our FIN, drop what it sends, and call `then` after `timeout` seconds.
+
+        If the client closes first, the session ends without that call.
+        """
         if self.client.finished or not self.client.can_half_close:
             self.close()
             return
@@ -281,14 +287,14 @@ class Session:
         self.client.resumeProducing()
 
     def _close_when_taken(self) -> None:
-        """Close, once the kernel has no reply left for the client: if that still sends, what is left would be lost."""
+        """Close once the client has acknowledged all replies: earlier, data it still sends could cost it the rest."""
         if unacknowledged(self.client.transport):
             self._expect(TAKEN_INTERVAL, self._close_when_taken)
         else:
             self.close()
 
     def _because(self, reason: str) -> None:
-        """Remember why the session ends, if it is not known yet."""
+        """Record why the session ends; the first reason wins."""
         if self._reason is None:
             self._reason = reason
 
@@ -300,17 +306,17 @@ class Session:
             self._connecting.cancel()
 
     def _expect(self, timeout: float, then: Callable[[], None]) -> None:
-        """Wait for whatever is due for `timeout` seconds from now on, and do `then` if it has not come."""
+        """Call `then` in `timeout` seconds, in place of any earlier deadline of this session."""
         self._host.deadlines.set(self, timeout, then)
 
     def _await_upstream(self) -> None:
-        """Wait for the upstream to say something, but not for ever."""
+        """Set or renew the deadline for the upstream to send something."""
         timeout = self._host.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
         self._expect(timeout, self._upstream_is_silent)
 
     def _upstream_is_silent(self) -> None:
         if self.upstream is not None and self.upstream.paused and not self.upstream.finished:
-            # It is not: its replies wait for a client that reads slowly.
+            # It is not silent: the proxy has paused it for a client that reads slowly.
             self._await_upstream()
         else:
             if self.client.finished:
@@ -319,7 +325,7 @@ class Session:
 
     def _ended(self) -> None:
         if self not in self._host.sessions:
-            # Closing one leg may lose it at once, and both that and what led to it come here.
+            # Called twice if closing a leg loses it at once: `lost` is then called from within `lost`.
             return
         self._host.deadlines.clear(self)
         self._host.sessions.discard(self)
@@ -327,14 +333,14 @@ class Session:
             self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
         self._host.session_ended()
-        # Nothing is left to the garbage collector, whose runs would hold everybody up.
+        # Break the reference cycles here: garbage collector runs would delay all sessions.
         del self.client.session
         if self.upstream is not None:
             del self.upstream.session
 
     @property
     def state(self) -> str:
-        """What the session is at, in a word for operators."""
+        """The state of the session, as shown to operators."""
         if self._closing:
             return "closing"
         if self.upstream is None:
@@ -345,24 +351,24 @@ class Session:
 
     @property
     def paused(self) -> list[str]:
-        """The legs that are not read for now, since the other cannot write."""
+        """The names of the legs that are not read for now, because the other leg cannot write."""
         legs = {"client": self.client, "upstream": self.upstream}
         return [name for name, leg in legs.items() if leg is not None and leg.paused]
 
     def note_pause(self, leg: Leg) -> None:
-        """Take notice that `leg` is not read for now."""
+        """Record that `leg` is not read for now."""
         self.pauses += 1
         self.observer.paused(self._name(leg))
 
     def note_ignored(self, leg: Leg) -> None:
-        """Take notice that what `leg` still receives is dropped."""
+        """Tell the observer that data received from `leg` is dropped from now on."""
         self.observer.ignored(self._name(leg))
 
     def _name(self, leg: Leg) -> str:
         return "client" if leg is self.client else "upstream"
 
     def _left(self) -> Iterator[Leg]:
-        """Give the legs that are there and not lost, as they are when their turn comes."""
+        """Yield each leg that exists and is not lost, checked at the moment it is yielded."""
         for leg in (self.client, self.upstream):
             if leg is not None and not leg.lost:
                 yield leg
@@ -380,5 +386,5 @@ class UpstreamFactory(ClientFactory):
         self.session = session
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:
-        """Build the leg."""
+        """Build the upstream leg."""
         return Leg(self.session)

@@ -1,7 +1,7 @@
-"""The sweep: one visit to all sessions every now and then, in place of a timer for each.
+"""The sweep: a periodic check of all sessions, instead of a timer for each.
 
-It finds the sessions in which nothing passes, and the peers that do not read.  What becomes of them is the session's
-business.  It knows nothing of messages.  The service starts and stops it.
+It finds idle sessions and stalled peers (those that do not read what waits for them) and reports them to their
+session, which decides what happens.  It knows nothing about messages.  The service starts and stops it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from fooproxy.relay.timeouts import Timeouts
 
 _SLICE = 1000
-"""Sessions that are visited before everything else has its turn: about a millisecond."""
+"""Sessions checked in one reactor turn, which takes about a millisecond."""
 
 
 class _Stuck(NamedTuple):
-    """What the peer of a leg that cannot write had taken at a sweep, and since when it has taken no more."""
+    """How much the peer of a leg that cannot write had taken at the last sweep, and when it last took anything."""
 
     session: Session
     taken: tuple[int, int]
@@ -37,13 +37,13 @@ class _Stuck(NamedTuple):
 
 
 class Sweep:
-    """Visits `sessions` every ``timeouts.interval`` seconds, and ends those that are idle, and legs that do not read.
+    """Checks `sessions` every ``timeouts.interval`` seconds, and reports those that are idle and peers that stalled.
 
-    `prepare` is called before, to have their `idle` up to date.  A peer does not read when bytes wait here for it, and
-    its kernel has acknowledged none from one sweep to the next: one that reads slowly is left in peace.
+    `prepare` is called first, to bring the observers' `idle` up to date.  A peer has stalled if bytes wait here for it
+    and its kernel has acknowledged none of them for ``timeouts.send`` seconds; a slow reader has not.
 
-    With a `poller` that has all their transports, only sessions where bytes wait are visited, unless idle ones are
-    sought: the memory of ten thousand others need not be fetched.
+    If a `poller` with the transports of all sessions is passed, and there is no idle timeout, only sessions with
+    bytes waiting are visited: this avoids touching the memory of ten thousand others.
     """
 
     log = Logger()
@@ -67,27 +67,27 @@ class Sweep:
         self._looping.clock = clock
 
     def start(self) -> None:
-        """Begin; the first sweep is an interval away."""
+        """Start; the first sweep is one interval from now."""
         self._swept_at = self._clock.seconds()
         self._looping.start(self._timeouts.interval, now=False)
 
     def stop(self) -> None:
-        """Sweep no more."""
+        """Stop sweeping."""
         self._looping.stop()
 
     async def _sweep(self) -> None:
-        # An exception would be the end of the looping.
+        # An exception would stop the LoopingCall.
         try:
             await self._visit_all()
         except Exception:
-            self.log.failure("looking for idle sessions and peers that do not read failed; it is tried again")
+            self.log.failure("checking for idle sessions and stalled peers failed; trying again at the next sweep")
 
     async def _visit_all(self) -> None:
         self._prepare()
         now, last = self._clock.seconds(), self._swept_at
         self._swept_at = now
         if now - last > 2 * self._timeouts.interval:
-            # The process was held up, and what came meanwhile has not been read yet.
+            # The process was blocked, and what arrived in the meantime has not been read yet.
             return
         before = self._stuck
         stuck: dict[Leg, _Stuck] = {}
@@ -100,11 +100,11 @@ class Sweep:
                 if leg is None or leg.lost:
                     continue
                 transport = leg.transport
-                # What only the kernel holds is worth a system call when the session would else be ended.
+                # Asking what only the kernel holds is a system call, made for idle sessions and legs seen waiting.
                 if is_writing(transport) or ((is_idle or leg in before) and unacknowledged(transport)):
                     is_idle = False
                     session.stirred = now
-                    # A leg that is paused once more had room to write in between.
+                    # If the session has paused again since, the peer read something in between.
                     taken = (acknowledged(transport), session.pauses)
                     same = leg in before and before[leg].taken == taken
                     stuck[leg] = before[leg] if same else _Stuck(session, taken, now)
@@ -116,7 +116,7 @@ class Sweep:
                 session.unread(leg)
 
     def _in_question(self) -> list[Session]:
-        """Give the sessions to visit: all, or those where bytes wait or have waited."""
+        """Return the sessions to check: all, or only those with bytes waiting now or at the last sweep."""
         if self._timeouts.idle or self._poller is None:
             return list(self._sessions)
         protocols = (getattr(writer, "protocol", None) for writer in self._poller.getWriters())
@@ -124,5 +124,5 @@ class Sweep:
         return list(writing.union(stuck.session for leg, stuck in self._stuck.items() if not leg.lost))
 
     def _is_idle(self, session: Session, now: float) -> bool:
-        """Tell whether nothing has passed for too long; a session that is ending has time limits of its own."""
+        """Return whether an open session had no traffic for too long; one that is ending has deadlines of its own."""
         return session.state == "open" and now - session.stirred >= self._timeouts.idle

@@ -1,4 +1,7 @@
-"""The timeouts of sessions: what may take how long.  The bridge has them, and the sweep finds who exceeds them."""
+"""The timeouts of sessions: how long a session may be idle, a half-closed client may wait, and a peer may not read.
+
+The service makes them from the options.  The session enforces `client_fin`, the sweep `idle` and `send`.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,20 @@ _LONGEST_INTERVAL = 5.0
 
 
 class Timeouts(NamedTuple):
-    """How long what may take, in seconds."""
+    """The time limits of a session, in seconds."""
 
     idle: float = 0.0
-    """Until a session in which nothing passes is ended; 0 for never."""
+    """A session without traffic is closed after this time; 0: never."""
     client_fin: float = 10.0
-    """That a client which has closed its side waits for the upstream to say something."""
+    """A client that has closed its side waits this long for the next bytes from the upstream."""
     send: float = 60.0
-    """Until a peer that takes nothing of what waits for it is given up."""
+    """A peer that reads nothing of what waits for it is disconnected after this time."""
 
     @property
     def interval(self) -> float:
-        """Seconds between two sweeps, and so how late these two may be noticed: a tenth of them, and 5 s at most."""
+        """Seconds between two sweeps: a tenth of the shorter of `idle` and `send`, at least 0.1 s and at most 5 s.
+
+        `idle` and `send` may be noticed that much late.
+        """
         shortest = min(self.send, self.idle or self.send)
         return min(max(shortest / _SHARE, _SHORTEST_INTERVAL), _LONGEST_INTERVAL)
