@@ -1,6 +1,6 @@
-"""The servers behind the proxy: how each of them is connected, and what is known of its health.
+"""The upstreams: how the proxy connects to the Foo servers behind it, and what it knows about their health.
 
-It knows no messages, no sessions and no HTTP.
+It knows nothing about messages, sessions or HTTP.
 
-Start with `upstream`: one server, with its retries.
+Start with `upstream`: one server, with retries.
 """

@@ -1,11 +1,11 @@
-"""The way to the upstream: one attempt for each connection while it is well, few for all while it is in trouble.
+"""An upstream server: connects to it, retries with backoff, and records whether it is reachable.
 
-After an attempt has failed, nobody tries on his own.  All who want a connection wait together, and one attempt at a
-time is made for them, with pauses that grow up to `_LONGEST_PAUSE` and are never quite the same.  The first success
-gives its connection to who has waited longest, lets the others follow spread over `_SPREAD`, and begins with short
-pauses next time.  So a server that restarts is neither knocked at by a thousand clients nor stormed by them.
+While the server is reachable, each request for a connection makes its own attempt.  After an attempt has failed, all
+requests wait in one queue, and one attempt at a time is made for all of them.  The pauses in between double up to
+`_LONGEST_PAUSE` and are randomized.  The first success serves the request that has waited longest; the others follow,
+spread over `_SPREAD` seconds.  So a restarting server is not flooded with connection attempts from a thousand clients.
 
-It knows no sessions and no messages; the service hands its `connect` to the bridge.
+It knows nothing about sessions or messages.  The service passes its `connect` to the bridge; health calls `probe`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,26 @@ if TYPE_CHECKING:
     Waiting = dict[Deferred[Any], IProtocolFactory]
 
 _FIRST_PAUSE = 0.05
+"""Seconds before the first retry, at most; each further pause is twice as long."""
+
 _LONGEST_PAUSE = 1.0
+"""Seconds between two retries, at most."""
 
 _LONGEST_KNOCK = 5.0
-"""Seconds after which a new attempt is made for those who wait: the kernel's own retries get ever rarer."""
+"""Seconds after which an unanswered attempt is replaced by a new one, as the kernel's own retries get rarer."""
 
 _SPREAD = 0.5
-"""Seconds over which those who have waited follow the first."""
+"""Seconds over which the queued requests are spread once the server is reachable again."""
 
 _STEP = 0.01
-"""Seconds between two groups of them."""
+"""Seconds between two batches of queued requests."""
 
 
 class Upstream:
-    """Connects to `endpoint`.
+    """Connects to `endpoint`, with retries.
 
-    `name` is what log lines call it, `timeout` the seconds that connecting may take, with all its retries.
+    `name` identifies the server in log lines.  `timeout` is the number of seconds that a request for a connection may
+    take, including time in the queue and all retries.
     """
 
     log = Logger()
@@ -63,39 +67,39 @@ class Upstream:
         self._timeout = timeout
         self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
         self._trying: dict[Deferred[Any], Deferred[Any]] = {}
-        """Who has an attempt of his own under way."""
+        """Requests with an attempt of their own in progress, each with its attempt."""
         self._waiting: Waiting = {}
-        """Who waits for the upstream to come back, or to let him in; the longest first."""
+        """The queue: requests that wait for the server to become reachable or for their batch, oldest first."""
         self._knocking: Deferred[Any] | None = None
-        """The one attempt for all of these."""
+        """The attempt in progress for the whole queue."""
         self._timer: IDelayedCall | None = None
         self._pause = _FIRST_PAUSE
         self._share = 1
-        """How many follow at a time."""
+        """Number of queued requests per batch."""
         self._failed_at = float("-inf")
         self._heard_at = float("-inf")
         self._last: Exception = error.TimeoutError()
         self.error: str | None = None
-        """Why it could not be connected last time; `None` after a success, and before the first attempt."""
+        """Why the last attempt failed; `None` after a success and before the first attempt."""
 
     def unreachable(self, within: float) -> str | None:
-        """Say why the upstream is unreachable, if it was found to be so less than `within` seconds ago."""
+        """Return why the last attempt failed, if that was at most `within` seconds ago; otherwise `None`."""
         return self.error if self._clock.seconds() - self._failed_at <= within else None
 
     @property
     def silence(self) -> float:
-        """Seconds since an attempt to connect succeeded or failed."""
+        """Seconds since the last attempt succeeded or failed; infinite before the first."""
         return self._clock.seconds() - self._heard_at
 
     @property
     def state(self) -> str:
-        """What the last attempt to connect showed: ``reachable``, ``unreachable``, or ``unknown`` before the first."""
+        """Result of the last attempt: ``reachable`` or ``unreachable``; ``unknown`` before the first."""
         if self.error is not None:
             return "unreachable"
         return "unknown" if self._heard_at < 0 else "reachable"
 
     async def probe(self, timeout: float) -> None:
-        """Connect, for at most `timeout` seconds, just to see whether that works, and close."""
+        """Check whether a connection can be made within `timeout` seconds, and close it again."""
         trying = self._endpoint.connect(Factory.forProtocol(Protocol))
         trying.addTimeout(timeout, self._clock)
         try:
@@ -109,9 +113,10 @@ class Upstream:
             protocol.transport.loseConnection()
 
     def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
-        """Connect `factory`; fires with its protocol, at once if the first attempt does.
+        """Connect `factory`; the Deferred fires with its protocol, at once if the endpoint connects at once.
 
-        Fails with the last error that any attempt met, or `TimeoutError` when there was none.  Can be cancelled.
+        After `timeout` seconds it fails with the error of the last failed attempt, or `TimeoutError` if there was
+        none.  It can be cancelled.
         """
         first = self._endpoint.connect(factory) if self.error is None else None
         if first is not None and first.called and not isinstance(first.result, Failure):
@@ -138,7 +143,7 @@ class Upstream:
         self._fire(connecting, protocol)
 
     def _not_made(self, failure: Failure, connecting: Deferred[Any], factory: IProtocolFactory) -> None:
-        # Who is gone took his attempt back himself.
+        # If it is missing, it expired or was cancelled, and so cancelled this attempt.
         if self._trying.pop(connecting, None) is not None:
             self._waiting[connecting] = factory
             self._failed(failure.value)
@@ -150,7 +155,7 @@ class Upstream:
             connecting.callback(protocol)
 
     def _leave(self, connecting: Deferred[Any]) -> None:
-        """Forget who wants no connection any more."""
+        """Remove a request that was cancelled or has expired, and cancel attempts that nobody needs any more."""
         self._deadlines.clear(connecting)
         attempt = self._trying.pop(connecting, None)
         if attempt is not None:
@@ -167,11 +172,11 @@ class Upstream:
 
     def _go_on_after(self, pause: float) -> None:
         if self._timer is None:
-            # Spread, so that several proxies do not go on in step.
+            # Randomized, so that several proxies do not retry in step.
             self._timer = self._clock.callLater(pause * random.uniform(0.5, 1.0), self._go_on)
 
     def _go_on(self) -> None:
-        """Knock for those who wait, or let some of them in."""
+        """Make an attempt for the queue, or connect its next batch if the server is reachable again."""
         self._timer = None
         if self.error is None:
             for connecting, factory in list(islice(self._waiting.items(), self._share)):
@@ -215,14 +220,14 @@ class Upstream:
         self._last = reason
         why = str(reason) or type(reason).__name__
         if self.error is None:
-            self.log.warn("the upstream {name} cannot be connected: {error}", name=self.name, error=why)
+            self.log.warn("cannot connect to upstream {name}: {error}", name=self.name, error=why)
         self.error = why
 
     def _succeeded(self) -> None:
         self._heard_at = self._clock.seconds()
         if self.error is not None:
             self.error = None
-            self.log.info("the upstream {name} can be connected again", name=self.name)
+            self.log.info("connected to upstream {name} again", name=self.name)
             self._pause = _FIRST_PAUSE
             self._share = math.ceil(len(self._waiting) * _STEP / _SPREAD)
             if self._knocking is not None:
@@ -235,17 +240,17 @@ class Upstream:
 
 
 class _First(Factory):
-    """Builds the protocol of whoever of those `waiting` has waited longest when the connection is made."""
+    """Takes the oldest request from the queue `waiting` once the connection is made, and builds its protocol."""
 
     noisy = False
 
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
         self.connecting: Deferred[Any] | None = None
-        """Who that was; `None` if nobody waits any more."""
+        """The request that was served; `None` if the queue was empty."""
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Build it."""
+        """Build the protocol of the oldest request, or one that does nothing if the queue is empty."""
         if not self._waiting:
             return Protocol()
         self.connecting = next(iter(self._waiting))
@@ -253,7 +258,7 @@ class _First(Factory):
 
 
 class _NoAnswer(error.TimeoutError):
-    """Nothing was heard for so many seconds."""
+    """An attempt was not answered within `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(string=f"no answer within {seconds:g} s")

@@ -206,7 +206,7 @@ def test_an_upstream_that_comes_up_in_time_gets_what_the_client_sent_before(tmp_
         connect(proxy.port) as client,
     ):
         client.sendall(b"REQ 1 early\n")
-        eventually(lambda: "cannot be connected" in proxy.log)
+        eventually(lambda: "cannot connect to upstream" in proxy.log)
         with FooServer(held) as server:
             assert read_lines(client, 1) == b"ACK 1 early\n"
             assert server.received == [b"REQ 1 early\n"]
