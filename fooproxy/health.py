@@ -1,6 +1,7 @@
-"""Health: whether the proxy should get traffic, with the reasons, and what to look at though traffic goes on.
+"""Health: whether the proxy is ready for traffic, why not, and warnings that do not affect traffic.
 
-It asks the parts and stores nothing of theirs; none of them knows it.  The service makes it, the web side shows it.
+It queries the other parts each time and keeps no copy of their state; none of them knows about it.  The service
+creates it and sets its flags; the web side shows it.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.upstream import Upstream
 
 UPSTREAM_MEMORY = 10.0
-"""Seconds for which a failure to connect to the upstream makes the proxy unready, if no session tries again."""
+"""Seconds for which a failed attempt to connect to the upstream makes the proxy not ready."""
 
 PROBE_INTERVAL = 5.0
-"""Seconds without news of the upstream, and without sessions, after which ``/ready`` tries to connect to it."""
+"""Seconds without a connection attempt, and without sessions, after which ``/ready`` tests the upstream itself."""
 
 PROBE_TIMEOUT = 1.0
-"""Seconds that this may take."""
+"""Timeout of that test, in seconds."""
 
 
 class Health:
-    """Whether the proxy should get traffic, and what an operator should look at.
+    """Whether the proxy is ready for traffic, and what an operator should check.
 
-    The service sets the flags; everything else is asked for when it is wanted: `traffic` tells whether there are
-    sessions, which say more of the `upstream` than a check would, `accepting` whether clients are accepted as they
-    come, and `recovery_failing` whether the statistics cannot be saved.
+    The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
+    whether there are connected sessions, which say more about the `upstream` than a test would; `accepting` whether
+    new clients are accepted without waiting; `recovery_failing` whether saving the statistics fails.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class Health:
         self.draining = False
 
     async def check(self) -> None:
-        """See whether the upstream can be connected, if there was no occasion for it lately."""
+        """Test whether the upstream is reachable, unless that is known from recent attempts or from sessions."""
         if self._upstream.silence <= PROBE_INTERVAL or self._traffic() or self.draining:
             return
-        # One check for all who ask meanwhile; those who ask may be gone before it ends.
+        # Concurrent callers share one test, and each may be cancelled before it ends.
         mine: Deferred[None] = Deferred()
         self._waiting.append(mine)
         if len(self._waiting) == 1:
@@ -65,17 +66,17 @@ class Health:
                 deferred.callback(None)
 
     def reasons(self) -> list[str]:
-        """Say what makes the proxy unready: ``starting``, ``draining``, ``upstream_unreachable``."""
+        """Return why the proxy is not ready: any of ``starting``, ``draining``, ``upstream_unreachable``."""
         unreachable = self._upstream.unreachable(UPSTREAM_MEMORY) is not None
         words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
         return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:
-        """Say what an operator should look at though traffic goes on: ``recovery_failing``, ``clients_waiting``."""
+        """Return what an operator should check while traffic continues: ``recovery_failing``, ``clients_waiting``."""
         words = {"recovery_failing": self._recovery_failing(), "clients_waiting": not self._accepting()}
         return [word for word, holds in words.items() if holds]
 
     def report(self) -> dict[str, Any]:
-        """Give all of it."""
+        """Return all of this as a JSON object: `ready`, `reasons` and `warnings`."""
         reasons = self.reasons()
         return {"ready": not reasons, "reasons": reasons, "warnings": self.warnings()}

@@ -1,10 +1,10 @@
-"""Puts the parts together and runs them: the only module that knows everything.
+"""The service: puts all parts together and runs them.  It is the only module that knows every part.
 
-twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, has the
-statistics restored and saved, answers signals, and drains the sessions when it is stopped.
+twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, restores and
+saves the statistics, handles signals, and drains the sessions when it is stopped.
 
-Signals are taken here and not left to the reactor: a SIGTERM handled by Twisted would end the process by that signal
-instead of with status 0, and a second one would go unheard.
+Signals are handled here instead of by the reactor: after a SIGTERM handled by Twisted, the process would end by that
+signal instead of with exit status 0, and a second SIGTERM would be ignored.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ if TYPE_CHECKING:
 __all__ = ["Options", "ProxyService", "makeService"]
 
 _PATIENCE = 0.001
-"""Seconds that the poller waits for more traffic, if it has all of it, before timers and the web side get a turn."""
+"""Seconds that the poller, if it has all relay sockets, waits for traffic before timers and HTTP get a turn."""
 
 _LAST_LOOK = 0.05
-"""Seconds that a stop leaves for reading what clients had sent before it."""
+"""Seconds to read what clients sent before the stop."""
 
 
 def makeService(options: Options, reactor: Any = None) -> ProxyService:
-    """Make the proxy's service from parsed `options`; twistd calls this."""
+    """Create the proxy's service from parsed `options`; twistd calls this."""
     if reactor is None:
         from twisted.internet import reactor
     return ProxyService(options, reactor)
 
 
 class ProxyService(Service):
-    """The proxy."""
+    """The proxy: all of its parts, from start to stop."""
 
     log = Logger()
 
@@ -104,14 +104,14 @@ class ProxyService(Service):
         self._http_port: IListeningPort | None = None
 
     def setServiceParent(self, parent: Any) -> None:
-        """Join the application."""
+        """Join the application, and set where it logs before it starts."""
         self._launch.prepare(parent)
         super().setServiceParent(parent)
 
     def privilegedStartService(self) -> None:
-        """Take the recovery file, as whom it will be written, and open the listeners before privileges are dropped."""
+        """Claim the recovery file as the user who will write it, and open the listeners while still privileged."""
         super().privilegedStartService()
-        # First, so that a proxy whose file another one has does not get a client.
+        # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
@@ -122,9 +122,9 @@ class ProxyService(Service):
         self._http_port = self._listen("http", http, web.site(self._reactor))
 
     def startService(self) -> None:
-        """Restore the statistics and begin."""
+        """Restore the statistics and start all parts; the process has dropped its privileges by now."""
         if self._relay_port is None:
-            # twist, unlike twistd, knows no privileged start.
+            # twist, unlike twistd, has no privileged start.
             self.privilegedStartService()
         super().startService()
         self._or_refuse(self._saving.start)
@@ -133,15 +133,15 @@ class ProxyService(Service):
         self._sweep.start()
         self._sampling.start()
         self._answer(signal.SIGUSR2, self._report)
-        # With a log file, twistd has given SIGUSR1 to the log's rotation.
+        # If there is a log file, twistd uses SIGUSR1 to rotate it.
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
             self._answer(signal.SIGUSR1, self._report)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._answer(number, self._stop)
-            # Once more later than the reactor, which sets its own handlers as it starts.
+            # Again once the reactor runs: it sets its own handlers when it starts.
             self._reactor.callWhenRunning(self._answer, number, self._stop)
         self._launch.succeeded()
-        # Last, so that whoever waits for these lines may send any signal.
+        # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
 
     def _has_traffic(self) -> bool:
@@ -156,7 +156,7 @@ class ProxyService(Service):
         self.log.info("serving HTTP on {url}", url=_url(self._http_port))
 
     def stopService(self) -> Deferred[None]:
-        """Stop accepting, let what is under way finish, save; fires when all is done."""
+        """Stop accepting, drain the sessions and save the statistics; the Deferred fires when all is done."""
         super().stopService()
         return Deferred.fromCoroutine(self._drain_and_save())
 
@@ -167,8 +167,11 @@ class ProxyService(Service):
         if self.bridge.sessions:
             await deferLater(self._reactor, _LAST_LOOK)
         if self.bridge.sessions and self._patience:
-            count, seconds = len(self.bridge.sessions), self._patience
-            self.log.info("stopping: {count} sessions have up to {seconds:g} s", count=count, seconds=seconds)
+            self.log.info(
+                "stopping: waiting up to {seconds:g} s for {sessions} to finish",
+                seconds=self._patience,
+                sessions=_counted(len(self.bridge.sessions), "session"),
+            )
         deadline = self._reactor.callLater(self._patience, self._cut_short)
         await self.bridge.drain()
         if deadline.active():
@@ -180,11 +183,11 @@ class ProxyService(Service):
 
     def _cut_short(self) -> None:
         if self.bridge.sessions:
-            self.log.warn("aborting {count} sessions that are still busy", count=len(self.bridge.sessions))
+            self.log.warn("aborting {sessions}", sessions=_counted(len(self.bridge.sessions), "busy session"))
         self.bridge.abort()
 
     def _stop(self) -> None:
-        """Stop; told so again, stop at once."""
+        """Stop the proxy and drain its sessions; if called again, abort them."""
         if self._stopping:
             if self._patience:
                 self._patience = 0.0
@@ -210,19 +213,19 @@ class ProxyService(Service):
         try:
             step()
         except InUse as error:
-            self._launch.refuse(f"{error}; each proxy needs one of its own, see --recovery-path")
+            self._launch.refuse(f"{error}; each proxy needs its own, see --recovery-path")
         except OSError as error:
             path = self._options["recovery-path"]
             where = "" if error.filename in (None, path) else f"{error.filename}: "
             self._launch.refuse(
-                f"cannot keep statistics in {path}: {where}{error.strerror}; "
-                "name a file that can be written with --recovery-path"
+                f"cannot save statistics in {path}: {where}{error.strerror}; "
+                "choose a writable file with --recovery-path"
             )
 
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
         stats.limit = limit = session_limit(self._options["max-connections"])
-        # stdio: is one session, and no port.
+        # The endpoint stdio: is a single session without a listening socket.
         if hasattr(port, "socket"):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
             self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
@@ -233,10 +236,10 @@ class ProxyService(Service):
         self._log_end(session, reason)
 
     def _log_end(self, session: SessionStats, reason: str) -> None:
-        """Write one line on a session that has ended; that of one that ended as it should is for the curious."""
+        """Log the end of a session, at level debug if it ended cleanly and ``--log-sessions`` is not set."""
         level = LogLevel.info if reason not in CLEAN or self._options["log-sessions"] else LogLevel.debug
         if level is LogLevel.debug and not self._launch.tells_debug:
-            # Nobody would see it, and making it costs more than a message.
+            # It would not be shown, and building it costs more than relaying a message.
             return
         client, upstream = session.client, session.upstream
         self.log.emit(
@@ -258,18 +261,18 @@ class ProxyService(Service):
         )
 
     def _report(self) -> None:
-        """Print the report as one line."""
+        """Print the report as one line; if that fails, or in the background, log it too."""
         line = json.dumps(self.stats.report())
         if not print_line(line) or self._launch.daemonized:
             self.log.info("{report}", report=line)
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
-        # A handler interrupts anything; all it may do is ask for a turn.
+        # A signal handler may interrupt any code, so it only schedules `answer`.
         signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
 
 
 def _observer(leg: Leg) -> SessionStats:
-    """Give the observer that the service itself made for the leg's session."""
+    """Return the observer of the leg's session, which the service itself created."""
     return cast("SessionStats", cast("Session", leg.session).observer)
 
 
@@ -278,8 +281,13 @@ def _listening(port: Any) -> str:
 
 
 def _url(port: Any) -> str:
-    """Say where HTTP is served; a unix socket has no URL that all clients know."""
+    """Return the address of the HTTP server for the log; unix sockets have no standard URL."""
     return f"http://{_listening(port)}/" if hasattr(port.getHost(), "port") else f"unix:{_listening(port)}"
+
+
+def _counted(number: int, noun: str) -> str:
+    """Return `number` with `noun`, in the plural unless it is one: "1 session", "2 sessions"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def _closed(port: IListeningPort | None) -> None:

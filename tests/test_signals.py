@@ -158,7 +158,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_relay(tmp_path: Path) -> None
             assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
-            assert re.search(rb"\(log entries dropped, since nobody took them: \d+\)\n", log.read(65536))
+            assert re.search(rb"\(log entries dropped because standard error was not read: \d+\)\n", log.read(65536))
         finally:
             process.kill()
 
@@ -290,7 +290,7 @@ def test_clients_that_wait_for_an_upstream_do_not_delay_a_stop(tmp_path: Path) -
 def test_the_drain_timeout_cuts_a_stop_short(tmp_path: Path) -> None:
     with draining(tmp_path, "--drain-timeout", "0.5") as proxy:
         assert proxy.wait() == 0
-        assert "aborting 1 sessions" in proxy.log
+        assert "aborting 1 busy session" in proxy.log
 
 
 @stop_signals

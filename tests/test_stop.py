@@ -80,7 +80,7 @@ def test_legs_that_are_paused_are_cut_at_the_drain_timeout(tmp_path: Path) -> No
         sender.start()
         eventually(lambda: proxy.stats("reads_paused")["reads_paused"]["client"])
         assert ends(proxy)
-        assert "aborting 1 sessions" in proxy.log
+        assert "aborting 1 busy session" in proxy.log
         sender.join()
 
 

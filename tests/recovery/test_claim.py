@@ -39,7 +39,7 @@ def names(proxy: Proxy, line: str, folder: Path) -> bool:
         re.search(
             rf"the recovery file {folder}/recovery\.json is in use by process {proxy.pid} on [\w.-]+ "
             r"since [\d-]+ [\d:]+ UTC; "
-            r"each proxy needs one of its own, see --recovery-path$",
+            r"each proxy needs its own, see --recovery-path$",
             line,
         )
     )
@@ -104,7 +104,7 @@ def test_a_path_that_cannot_be_written_is_found_before_a_port_is_opened(tmp_path
         listen = f"127.0.0.1:{busy.getsockname()[1]}"
         end = run(tmp_path, "-n", "fooproxy", "--listen", listen, "--recovery-path", "/proc/self/no/state")
     assert end.returncode == 1
-    assert "cannot keep statistics in /proc/self/no/state" in end.stderr and listen not in end.stderr
+    assert "cannot save statistics in /proc/self/no/state" in end.stderr and listen not in end.stderr
 
 
 @pytest.mark.parametrize("there", ["an old state", "rubbish"])
@@ -174,7 +174,7 @@ def test_a_path_that_only_root_could_write_is_refused_before_a_port_is_opened(
     assert end.returncode == 1
     assert "Traceback" not in end.stderr
     (line,) = re.findall(r".*#critical\].*", end.stderr)
-    assert f"cannot keep statistics in {open_folder}/recovery.json: " in line and "Permission denied" in line
+    assert f"cannot save statistics in {open_folder}/recovery.json: " in line and "Permission denied" in line
     assert list(open_folder.iterdir()) == []
 
 

@@ -144,7 +144,7 @@ def test_a_disk_that_is_read_only_at_the_start_is_refused_with_one_line(tmp_path
     end = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert end.returncode == 1
     (line,) = [line for line in end.stderr.splitlines() if "#critical]" in line]
-    assert "cannot keep statistics" in line and "Read-only file system" in line and "--recovery-path" in line
+    assert "cannot save statistics" in line and "Read-only file system" in line and "--recovery-path" in line
     assert "Traceback" not in end.stderr
 
 
