@@ -169,8 +169,8 @@ def test_a_daemon_that_cannot_start_tells_its_caller_all_of_a_long_line(tmp_path
     (tmp_path / "fil\u00e9").touch()
     path = f"{tmp_path}/fil\u00e9/{'deep/' * 50}recovery.json"
     end = daemon(tmp_path, "--recovery-path", path)
-    assert end.stderr.startswith(f"fooproxy: cannot keep statistics in {path}: ")
-    assert end.stderr.endswith("name a file that can be written with --recovery-path\n")
+    assert end.stderr.startswith(f"fooproxy: cannot save statistics in {path}: ")
+    assert end.stderr.endswith("choose a writable file with --recovery-path\n")
     assert end.stderr.count("\n") == 1
 
 

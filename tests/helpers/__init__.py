@@ -1,1 +1,1 @@
-"""What several test modules use: test beds, peers that misbehave, real processes."""
+"""Shared by several test modules: test beds, faulty peers and real processes."""

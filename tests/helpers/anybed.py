@@ -1,4 +1,4 @@
-"""A test bed whose clients come by any kind of transports that a listener may have."""
+"""A test bed whose clients connect over any kind of transport that a listener may have: TCP, unix, TLS, PROXY."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ["ours", "twisted's", "unix", "ssl", "haproxy"]
 
 
 class AnyBed(Bed):
-    """A bed whose clients come by the kind of transports named, one of `KINDS`; it keeps its files in `folder`."""
+    """A bed whose clients connect over `transports`, one of `KINDS`; its socket and certificate are in `folder`."""
 
     def __init__(self, transports: str, folder: Path, timeouts: Timeouts = TIMEOUTS) -> None:
         super().__init__(transports, timeouts)
@@ -63,7 +63,7 @@ class AnyBed(Bed):
     async def pair(self) -> tuple[Peer, Peer]:
         peers = await super().pair()
         if self.kind == "ssl":
-            # Time stands still while they shake hands.
+            # Complete the TLS handshake before the test lets any time pass.
             theirs: Any = peers[0].transport
             ours = self.session().client.transport
             await until(lambda: theirs._handshakeDone and not (is_writing(ours) or unacknowledged(ours)))
@@ -71,7 +71,7 @@ class AnyBed(Bed):
 
 
 def certificate() -> bytes:
-    """Give a key and a certificate that nobody has signed, in PEM."""
+    """Return a key and a self-signed certificate, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(timezone.utc)

@@ -1,6 +1,6 @@
-"""A test bed for relaying: the real bridge between real sockets, with peers that do as they are told.
+"""A test bed for relaying: the real bridge between real sockets, with peers that the test controls.
 
-Deadlines run on a `task.Clock`, so that a test lets time pass by saying so.
+Deadlines use a `task.Clock`, so time passes only when the test advances it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ reactor: Any = _reactor
 publisher: Any = globalLogPublisher
 
 PATIENCE = 20.0
-"""Seconds after which something that a test waits for will not happen any more."""
+"""Seconds after which a test fails if what it waits for has not happened."""
 
 
 TIMEOUTS = Timeouts()
@@ -54,7 +54,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 @implementer(IHalfCloseableProtocol)
 class Peer(Protocol):
-    """Remembers all that happens to it, and does nothing by itself."""
+    """Records everything that happens to it, and does nothing by itself."""
 
     transport: Any
 
@@ -80,17 +80,17 @@ class Peer(Protocol):
         self.lost = True
 
     def reset(self) -> None:
-        """End the connection with a RST."""
+        """Reset the connection (RST)."""
         self.transport.abortConnection()
 
     def shrink_buffers(self) -> None:
-        """Make the kernel hold little, so that a reader that stops is noticed soon."""
+        """Shrink the kernel's receive buffer, so that backpressure is felt soon after the test stops reading."""
         handle = self.transport.getHandle()
         handle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
 
 
 class Peers(Factory):
-    """Builds peers, and keeps them."""
+    """Builds peers, and keeps a list of them."""
 
     noisy = False
 
@@ -104,7 +104,7 @@ class Peers(Factory):
 
 
 class Bed:
-    """An upstream, the relay before it, and clients."""
+    """An upstream, the relay in front of it, and clients."""
 
     def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
         self.poller = Poller(reactor, clock=self.tick) if transports == "ours" else None
@@ -114,19 +114,19 @@ class Bed:
         self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
         self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
         self.gate: Deferred[None] = succeed(None)
-        """Holds every connect to the upstream back until it fires."""
+        """Delays every connection to the upstream until it fires."""
         self.upstreams = Peers()
         self.clients = Peers()
         self.ports: list[IListeningPort] = []
         self.failures: list[str] = []
 
     def tick(self) -> int:
-        """Give the time in microseconds, a little more each time: what came later has a later time."""
+        """Return the time in microseconds, a little later at each call, so that no two events have the same time."""
         self._ticks += 1
         return round(self.clock.seconds() * 1e6) + self._ticks
 
     def notice(self, event: Any) -> None:
-        """Remember what was logged as a failure: there must be none."""
+        """Record failures in the log; `stop` checks that there were none."""
         if event.get("log_failure") or event.get("isError"):
             self.failures.append(str(event.get("log_failure")))
 
@@ -175,7 +175,7 @@ class Bed:
         return Deferred.fromCoroutine(connect())
 
     def _opened(self) -> Deferred[None]:
-        """Wait for the gate, without cancelling it for others when one is cancelled."""
+        """Wait for the gate; cancelling one wait does not affect the others."""
         mine: Deferred[None] = Deferred()
 
         def opened(result: Any) -> Any:
@@ -186,7 +186,7 @@ class Bed:
         return mine
 
     def pass_time(self, seconds: float) -> None:
-        """Let time pass as it does: the sweep gets all its turns."""
+        """Advance the clock in steps of at most a sweep interval, so that no sweep is skipped."""
         steps = math.ceil(seconds / self.bridge.timeouts.interval)
         self.clock.pump([seconds / steps] * steps)
 
@@ -198,14 +198,14 @@ class Bed:
         return peer
 
     async def pair(self) -> tuple[Peer, Peer]:
-        """Connect a client and give it with the upstream's end of its session."""
+        """Connect a client, and return it with the upstream's end of its session."""
         before = len(self.upstreams.built)
         client = await self.client()
         await until(lambda: len(self.upstreams.built) > before and self.upstreams.built[-1].connected_)
         return client, self.upstreams.built[-1]
 
     def session(self) -> Session:
-        """Give the one session there is."""
+        """Return the only open session."""
         (session,) = self.bridge.sessions
         return session
 

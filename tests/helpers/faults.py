@@ -1,8 +1,8 @@
-"""A peer that injects faults: a plain non-blocking socket that follows a script, whichever side it is on.
+"""A peer that injects faults: a plain non-blocking socket that follows a script, as client or as upstream.
 
-A script is a list of steps; each takes turns until it is done, and turns are given by whoever waits for something (see
-`Stage.until`).  So nothing runs at the same time as the test, and nothing waits for a time to pass.  Whatever the
-script is at, what comes is read, unless the peer was told to `stop_reading`.
+A script is a list of steps.  Each step runs once per turn until it is done, and the test takes turns while it waits for
+something (see `Stage.until`).  So nothing runs concurrently with the test, and nothing sleeps.  In every turn the peer
+also reads whatever has arrived, unless a `stop_reading` step was run.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import struct
 from collections.abc import Callable
 
 Step = Callable[["FaultyPeer"], bool]
-"""Does what it can in one turn; tells whether it is done."""
+"""Does what it can in one turn; returns whether the step is done."""
 
 LITTLE = 1 << 14
-"""Bytes asked of the kernel for its buffers, so that who does not read is noticed soon."""
+"""Bytes requested for kernel buffers: small, so that backpressure is felt soon after a peer stops reading."""
 
 
 class FaultyPeer:
-    """One end of a connection, and a record of what it `sent` and `received`."""
+    """One end of a connection; records what it `sent` and `received`."""
 
     def __init__(self, skt: socket.socket) -> None:
         skt.setblocking(False)
@@ -32,25 +32,25 @@ class FaultyPeer:
         self.received = bytearray()
         self.reading = True
         self.fin = False
-        """Whether the other side has said that nothing more comes."""
+        """Whether the other side sent a FIN, or the connection was reset."""
         self.broken = False
-        """Whether the connection was reset, or cannot be written to."""
+        """Whether reading or writing failed: the connection was reset or is closed."""
         self.closed = False
         self.waited = 0
 
     def turn(self) -> None:
-        """Read what has come, and go on with the script."""
+        """Read what has arrived, and continue the script."""
         if self.reading:
             self.read()
         while self.script and self.script[0](self):
             del self.script[:1]
 
     def do(self, *steps: Step) -> None:
-        """Follow these steps after all others."""
+        """Append `steps` to the script."""
         self.script += steps
 
     def read(self) -> None:
-        """Read all that has come."""
+        """Read everything that has arrived."""
         try:
             while not (self.closed or self.fin):
                 chunk = self.socket.recv(1 << 18)
@@ -62,7 +62,7 @@ class FaultyPeer:
             self.fin = self.broken = True
 
     def send(self, data: bytes) -> int:
-        """Send what of `data` the kernel takes."""
+        """Send as much of `data` as the kernel accepts; return how much that was."""
         try:
             taken = self.socket.send(data)
         except BlockingIOError:
@@ -74,7 +74,7 @@ class FaultyPeer:
         return taken
 
     def close(self) -> None:
-        """Close, which resets the connection if anything was not read."""
+        """Close the socket; this sends a reset if received data is unread."""
         if not self.closed:
             self.closed = True
             self.socket.close()
@@ -84,11 +84,11 @@ class FaultyPeer:
         return not self.script
 
 
-# Steps.
+# Steps
 
 
 def send(data: bytes, at_once: int = 1 << 20) -> Step:
-    """Send all of `data`, at most so many bytes a turn."""
+    """Send all of `data`, at most `at_once` bytes per turn."""
     rest = [data]
 
     def step(peer: FaultyPeer) -> bool:
@@ -99,12 +99,12 @@ def send(data: bytes, at_once: int = 1 << 20) -> Step:
 
 
 def bytewise(data: bytes) -> Step:
-    """Send each byte by itself."""
+    """Send one byte per turn."""
     return send(data, 1)
 
 
 def flood(line: bytes, stop: Callable[[], object]) -> Step:
-    """Send whole lines without end, until `stop` says so; the last one is sent whole, or as far as anybody takes it."""
+    """Send `line` repeatedly until `stop` returns true; the last one is cut if the kernel does not accept it all."""
     rest = [b""]
 
     def step(peer: FaultyPeer) -> bool:
@@ -112,24 +112,24 @@ def flood(line: bytes, stop: Callable[[], object]) -> Step:
             return True
         rest[0] = rest[0] or line * (1 + (1 << 16) // len(line))
         rest[0] = rest[0][peer.send(rest[0]) :]
-        # So that there is an end to it when nobody reads.
+        # Also checked in mid-line: if nobody reads, the line never ends.
         return bool(stop())
 
     return step
 
 
 def expect(size: int) -> Step:
-    """Wait until so many bytes have come in all."""
+    """Wait until `size` bytes have been received in total, or the other side closed."""
     return lambda peer: len(peer.received) >= size or peer.fin
 
 
 def expect_end() -> Step:
-    """Wait until the other side sends a FIN, or a reset."""
+    """Wait for a FIN or a reset from the other side."""
     return lambda peer: peer.fin
 
 
 def delay(turns: int) -> Step:
-    """Do nothing for some turns."""
+    """Wait for `turns` turns."""
 
     def step(peer: FaultyPeer) -> bool:
         peer.waited += 1
@@ -147,7 +147,7 @@ def _once(act: Callable[[FaultyPeer], object]) -> Step:
 
 
 def half_close() -> Step:
-    """Send a FIN, and go on reading."""
+    """Send a FIN, and continue to read."""
 
     def act(peer: FaultyPeer) -> None:
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def close() -> Step:
 
 
 def reset() -> Step:
-    """Close with a reset, whatever is under way."""
+    """Close with a reset, and discard what was not sent yet."""
 
     def act(peer: FaultyPeer) -> None:
         if not peer.closed:
@@ -173,10 +173,10 @@ def reset() -> Step:
 
 
 def stop_reading() -> Step:
-    """Read no more."""
+    """Stop reading."""
     return _once(lambda peer: setattr(peer, "reading", False))
 
 
 def read_on() -> Step:
-    """Read again."""
+    """Resume reading."""
     return _once(lambda peer: setattr(peer, "reading", True))

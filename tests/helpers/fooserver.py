@@ -1,8 +1,8 @@
-"""A Foo server and bare clients for the tests of the real process: blocking sockets and threads, nothing of Twisted.
+"""A Foo server and simple clients for tests of the real process, with blocking sockets and threads, without Twisted.
 
-The server answers as a widely used one does: in order, ``NAK 0 ERRDECODE`` for what it cannot parse, NAK for data that
-holds spaces, a last request without newline when the FIN comes, and its own side stays open after that.  It sends a
-request's data back, so that a stream of replies shows what became of a stream of requests.
+The server behaves like a widely used one.  It answers in order, with ``NAK 0 ERRDECODE`` for a line that it cannot
+parse and NAK for data that contains spaces.  It answers a last request without a newline when the FIN arrives, and
+keeps its own side open after that.  It echoes the data of each request, so the replies show which requests arrived.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from types import TracebackType
 
 PATIENCE = 30.0
-"""Seconds after which something that should happen is taken not to happen; a busy machine may be slow."""
+"""Seconds after which a test fails if what it waits for has not happened; long, for busy machines."""
 
 _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
 
 
 def reply_to(line: bytes) -> bytes:
-    """Give the reply, with its newline, to a line without one."""
+    """Return the reply, with its newline, to `line`, without one."""
     request = _REQUEST.fullmatch(line.removesuffix(b"\r"))
     if request is None:
         return b"NAK 0 ERRDECODE\n"
@@ -32,13 +32,13 @@ def reply_to(line: bytes) -> bytes:
 
 
 def replies_to(stream: bytes) -> bytes:
-    """Give all replies to a whole stream, up to its FIN."""
+    """Return all replies to a complete stream, including its last line without a newline."""
     *lines, rest = stream.split(b"\n")
     return b"".join(map(reply_to, [*lines, rest] if rest else lines))
 
 
 def counted(from_clients: Iterable[bytes], from_upstream: Iterable[bytes]) -> dict[str, int]:
-    """Count whole streams by a plain reading of the grammar; the keys are the report's."""
+    """Count complete streams with a plain regular expression; the keys are those of the report."""
     clients, upstream = _types(from_clients), _types(from_upstream)
     both = clients + upstream
     return {
@@ -54,13 +54,13 @@ def counted(from_clients: Iterable[bytes], from_upstream: Iterable[bytes]) -> di
 
 
 def _types(streams: Iterable[bytes]) -> list[bytes]:
-    """Give the type of each line that has ended, empty for a line that is no message."""
+    """Return the type of each complete line; empty for an invalid one."""
     lines = [line for stream in streams for line in stream.split(b"\n")[:-1]]
     return [match[1] if (match := _MESSAGE.fullmatch(line)) else b"" for line in lines]
 
 
 def connect(port: int) -> socket.socket:
-    """Connect as a client that sends each piece at once and does not wait for ever."""
+    """Connect with TCP_NODELAY and a timeout of `PATIENCE`."""
     peer = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return peer
@@ -75,7 +75,7 @@ def read_to_end(peer: socket.socket) -> bytes:
 
 
 def read_lines(peer: socket.socket, count: int) -> bytes:
-    """Read until `count` lines have come."""
+    """Read until `count` lines have arrived."""
     received = b""
     while received.count(b"\n") < count:
         chunk = peer.recv(1 << 16)
@@ -95,7 +95,7 @@ def read_exactly(peer: socket.socket, size: int) -> bytes:
 
 
 def exchange(port: int, *pieces: bytes) -> bytes:
-    """Send the pieces and a FIN, and give everything that comes until the other side closes too."""
+    """Send the pieces and a FIN; return everything received until the other side closes."""
     with connect(port) as peer:
         for piece in pieces:
             peer.sendall(piece)
@@ -104,13 +104,13 @@ def exchange(port: int, *pieces: bytes) -> bytes:
 
 
 def reset(peer: socket.socket) -> None:
-    """Close abruptly: the other side gets a reset."""
+    """Close with a reset."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 
 
 class FooSession:
-    """A connection to the server: all it has `received` and, if not holding, answered."""
+    """A connection to the server: records what it `received` and `sent`, and answers unless the server is holding."""
 
     def __init__(self, server: FooServer, peer: socket.socket) -> None:
         self.received = bytearray()
@@ -122,7 +122,7 @@ class FooSession:
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
     def reply(self) -> None:
-        """Send what is owed."""
+        """Send the replies that are due."""
         with self._sending:
             owed, self._owed = bytes(self._owed), bytearray()
             self.sent += owed
@@ -133,7 +133,7 @@ class FooSession:
                 self.peer.sendall(owed)
 
     def _serve(self) -> None:
-        # A client may be gone at any time, and the test may end.
+        # The client may disconnect, or the test may end, at any time.
         try:
             self._read_and_reply()
         except OSError:
@@ -152,7 +152,7 @@ class FooSession:
         self._owe(b"", replies_to(bytes(unanswered)))
 
     def _owe(self, received: bytes, replies: bytes) -> None:
-        """Take the replies to what was received into account before anybody can see that it was."""
+        """Queue the replies before `received` shows the requests, so that a test that sees those can release them."""
         with self._sending:
             self._owed += replies
         self.received += received
@@ -161,10 +161,11 @@ class FooSession:
 
 
 class FooServer:
-    """A server that listens as long as its context lasts.
+    """A server that listens for the duration of its context.
 
-    `holding` keeps replies until `release`; `bytewise` sends each byte of them by itself; a session that receives
-    `resets_at` is reset; nobody reads while `reading` is cleared.  Sessions stay open until `forget`, or the end.
+    With `holding`, replies are held until `release`; with `bytewise`, each byte is sent separately.  A session that
+    receives `resets_at` is reset.  No session reads while `reading` is cleared.  Sessions stay open until `forget` or
+    the end of the context.
     """
 
     resets_at = b"please reset"
@@ -191,7 +192,7 @@ class FooServer:
         self.forget()
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop listening."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(PATIENCE)
@@ -199,16 +200,16 @@ class FooServer:
 
     @property
     def received(self) -> list[bytes]:
-        """What came, session by session."""
+        """The bytes received, by session."""
         return [bytes(session.received) for session in self.sessions]
 
     @property
     def sent(self) -> list[bytes]:
-        """What was answered, session by session."""
+        """The bytes sent, by session."""
         return [bytes(session.sent) for session in self.sessions]
 
     def release(self) -> None:
-        """Send all replies that were held, and hold no more."""
+        """Send all held replies, and stop holding."""
         self.holding = False
         for session in self.sessions:
             session.reply()
@@ -231,6 +232,6 @@ class FooServer:
                 return
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = FooSession(self, peer)
-            # Known before it does anything that a test could wait for.
+            # In the list before it does anything that a test could wait for.
             self.sessions.append(session)
             session.thread.start()

@@ -1,7 +1,7 @@
-"""Runs the real proxy as a process of its own, for tests of what only a process can show.
+"""Runs the real proxy in a separate process, for tests of what only a process can show.
 
-Everything is found out as an operator would: ports and warnings from the log, statistics over HTTP, files from
-``/proc``.  Every run is checked to have shown no traceback, and is over when its context ends.
+Tests learn about it the way an operator would: ports and warnings from the log, statistics over HTTP, open files from
+``/proc``.  When the context of a run ends, the process is killed and its log must not contain a traceback.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
-# Left to itself, twist logs to standard output.
+# By default, twist logs to standard output.
 TWIST = (sys.executable, "-m", "twisted", "--log-file=+", "--log-format=text")
 
 ENVIRONMENT = {
     **os.environ,
-    # The checkout need not be installed.
+    # So that the checkout need not be installed.
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
 }
 
 
 def eventually(condition: Callable[[], T]) -> T:
-    """Wait until `condition` holds, and give what it gave."""
+    """Wait until `condition` returns something true, and return that."""
     deadline = time.monotonic() + PATIENCE
     while not (result := condition()):
         if time.monotonic() > deadline:
@@ -48,7 +48,7 @@ def eventually(condition: Callable[[], T]) -> T:
 
 
 def settles(read: Callable[[], T], expected: T) -> None:
-    """Wait until `read` gives what is expected; if it never does, show what it gives instead."""
+    """Wait until `read` returns `expected`; if it never does, fail and show what it returned last."""
     deadline = time.monotonic() + PATIENCE
     while (found := read()) != expected and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -56,7 +56,7 @@ def settles(read: Callable[[], T], expected: T) -> None:
 
 
 class Proxy:
-    """A running proxy; `log` is the file that its log lines go to, `stdout` what it printed."""
+    """A running proxy that logs to the file `log` and prints to the file `stdout`."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, stdout: Path) -> None:
         self.process = process
@@ -65,7 +65,7 @@ class Proxy:
         self._log = log
         self.port = self._announced(r"listening for clients on 127\.0\.0\.1:(\d+)")
         self.http_port = self._announced(r"serving HTTP on http://127\.0\.0\.1:(\d+)/")
-        # The ports are open a little before all the rest is there.
+        # Wait until the proxy serves, since the ports are open a little earlier.
         assert self.get("/health") == (200, {"status": "OK!"})
 
     @property
@@ -75,26 +75,26 @@ class Proxy:
 
     @property
     def printed(self) -> str:
-        """All of standard output so far."""
+        """Everything on standard output so far."""
         return self.stdout.read_text()
 
     @property
     def running(self) -> bool:
-        """Whether the process lives; one that nobody has waited for yet does not."""
+        """Whether the process is running; a zombie is not."""
         try:
             return Path(f"/proc/{self.pid}/cmdline").read_bytes() != b""
         except OSError:
             return False
 
     def get(self, path: str) -> tuple[int, Any]:
-        """Get a JSON resource; give its status and content."""
+        """Get a JSON resource; return its status and content."""
         with closing(http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=PATIENCE)) as connection:
             connection.request("GET", path)
             answer = connection.getresponse()
             return answer.status, json.loads(answer.read())
 
     def stats(self, *names: str) -> dict[str, Any]:
-        """Get the report, or some of its fields."""
+        """Return the report, or only the fields `names`."""
         _, report = self.get("/stats")
         return {name: report[name] for name in names or report}
 
@@ -103,11 +103,11 @@ class Proxy:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        """Wait for the end, and give the exit status."""
+        """Wait until the process ends, and return its exit status."""
         return self.process.wait(PATIENCE)
 
     def files(self) -> set[str]:
-        """Name all that the process holds open."""
+        """Return the names of all open file descriptors."""
         names = set()
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
             try:
@@ -117,7 +117,7 @@ class Proxy:
         return names
 
     def memory(self, field: str) -> int:
-        """Give a field of the process's memory (VmRSS: now, VmHWM: the most so far) in MB."""
+        """Return a memory figure of the process in MB: VmRSS for now, VmHWM for the peak."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         match = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
         assert match is not None
@@ -135,9 +135,9 @@ class Proxy:
 
 
 def options(folder: Path, upstream: int | None, *more: str) -> list[str]:
-    """Give the options of a proxy that has free ports, keeps its file in `folder`, and may have no upstream.
+    """Return options for free ports and a recovery file in `folder`; without `upstream`, connecting to it fails.
 
-    What `more` has of these stands in their place.
+    Options in `more` replace these.
     """
     usual = {
         "--listen": "127.0.0.1:0",
@@ -158,7 +158,7 @@ def fooproxy(
     stdout: int | None = None,
     inherited: Sequence[int] = (),
 ) -> Iterator[Proxy]:
-    """Run the proxy in `folder`, with `more` options; where it is told to log is said by `log`."""
+    """Run the proxy in `folder` with the options `more`; `log` is the file there that the proxy logs to."""
     arguments = [*command, "fooproxy", *options(folder, upstream, *more)]
     with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
         process = subprocess.Popen(
@@ -181,7 +181,7 @@ def fooproxy(
 
 
 def run(folder: Path, *arguments: str, command: Sequence[str] = TWISTD) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself, in `folder`."""
+    """Run a command in `folder` and wait until it ends."""
     return subprocess.run(
         [*command, *arguments],
         stdin=subprocess.DEVNULL,

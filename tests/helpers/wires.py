@@ -1,8 +1,8 @@
-"""TCP without a kernel: sockets that are plain models of a connection, and a reactor whose turns a test takes.
+"""TCP without a kernel: sockets that are simple models of a connection, and a reactor that the test turns by hand.
 
-Twisted's own `tcp.Connection` runs on them, so that its buffers, producers and ways of closing are the real ones.  A
-`Wire` keeps the bytes of both directions and loses what the kernel would lose: what a peer has not read when a reset
-comes, and a socket that is closed with data unread, or that is sent to afterwards, sends one.
+Twisted's own `tcp.Connection` runs on them, so its buffers, producers and ways of closing are the real ones.  A `Wire`
+keeps the bytes of both directions, and loses the bytes that a kernel would lose: those that a peer has not read when a
+reset arrives.  A socket sends a reset if it is closed with data unread, or receives data after it was closed.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 ROOM = 48
-"""Bytes that the peer's side of a wire holds for a peer that does not read."""
+"""Bytes that the peer's side of a wire holds while the peer does not read."""
 
 BUFFER = 64
-"""Bytes that a connection holds before it pauses its producer, and that it reads at once."""
+"""Bytes that a connection buffers before it pauses its producer, and the most that it reads at once."""
 
 
 _numbers = itertools.count(1 << 30)
 
 
 class Wire:
-    """A connection as its peer has it, and the socket at our end of it."""
+    """A connection: the peer's end of it, and the socket at our end."""
 
     def __init__(self) -> None:
-        # Ours to read: all the peer said, and what of it found us there.
+        # Towards us: everything the peer sent, and the part of it that was sent before we closed.
         self.said = bytearray()
         self.sent = bytearray()
         self.taken = 0
         self.fin_sent = self.reset_sent = False
-        # The peer's to read.
+        # Towards the peer.
         self.arrived = bytearray()
         self.seen = 0
         self.fin_came = self.reset_came = False
         self.closed = self._abortive = False
         self._number = next(_numbers)
 
-    # What the peer does.
+    # What the peer does
 
     def peer_sends(self, data: bytes) -> None:
         self.said += data
@@ -59,17 +59,17 @@ class Wire:
 
     @property
     def unread(self) -> int:
-        """What has arrived that the peer has not read."""
+        """Number of bytes that have arrived and that the peer has not read."""
         return len(self.arrived) - self.seen
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How far both ends have read."""
+        """Number of bytes that each end has read."""
         return self.taken, self.seen
 
     @property
     def peer_sees_end(self) -> bool:
-        """Whether the peer, reading all there is, has come to an end of it."""
+        """Whether the peer has read everything and the FIN, or got a reset."""
         return self.reset_came or (self.fin_came and self.seen == len(self.arrived))
 
     @property
@@ -80,7 +80,7 @@ class Wire:
         self.reset_came = True
         del self.arrived[self.seen :]
 
-    # What our end is asked for, as of a socket.
+    # The socket interface of our end
 
     @property
     def readable(self) -> bool:
@@ -111,7 +111,7 @@ class Wire:
         return len(accepted)
 
     def shutdown(self, how: int) -> None:
-        # Before a close, both ways at once is the same as that.
+        # SHUT_RDWR is only called right before close, which does the rest.
         if how == socket.SHUT_WR:
             self.fin_came = True
 
@@ -129,12 +129,12 @@ class Wire:
         assert not flag
 
     def fileno(self) -> int:
-        # No file of any process, so that the kernel says so when it is asked about it.
+        # Not an open descriptor, so system calls on it fail.
         return self._number
 
 
 class Connection(tcp.Connection):
-    """Twisted's, with little buffers."""
+    """Twisted's connection, with small buffers."""
 
     bufferSize = BUFFER
 
@@ -143,12 +143,12 @@ class Connection(tcp.Connection):
 
 
 class Reactor:
-    """Serves connections when told to; what is to happen later runs on `clock`."""
+    """Serves connections when the test calls `turn`; delayed calls run on `clock`."""
 
     def __init__(self) -> None:
         self.clock = Clock()
         self.callLater = self.clock.callLater
-        # In order, as a set is not: a failure must be the same when it is replayed.
+        # Ordered, unlike a set, so that a failure can be replayed.
         self.readers: dict[Any, None] = {}
         self.writers: dict[Any, None] = {}
 
@@ -172,7 +172,7 @@ class Reactor:
         protocol.makeConnection(connection)
 
     def turn(self) -> bool:
-        """Serve each connection that is ready once; tell whether any was."""
+        """Serve each connection that is ready once; return whether there was any."""
         ready = [(c, c.doRead) for c in self.readers if c.socket.readable]
         ready += [(c, c.doWrite) for c in self.writers if c.socket.writable]
         for connection, serve in ready:
@@ -185,12 +185,12 @@ class Reactor:
         return bool(ready)
 
     def settle(self) -> None:
-        """Take turns until nothing is left to do without anybody else."""
+        """Take turns until no connection is ready."""
         while self.turn():
             pass
 
     def _disconnect(self, connection: Any, why: Exception, reading: bool) -> None:
-        # As Twisted's reactors do it.
+        # Like Twisted's reactors.
         self.removeReader(connection)
         if reading and why is main.CONNECTION_DONE:
             connection.readConnectionLost(Failure(ConnectionDone()))
