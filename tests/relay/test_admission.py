@@ -1,4 +1,4 @@
-"""Who may come in, and when: the gate before the listening socket, by itself and before each kind of port."""
+"""Admission: the gate on its own, on each kind of listening port, and in the real process."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, sett
 
 ensure = pytest_twisted.ensureDeferred
 
-# Twisted and pyOpenSSL between themselves.
+# Twisted causes this pyOpenSSL warning, not our code.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 TEST_NET = network("192.0.2.0/24")
 
 
-# What operators write
+# Parsing networks
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_what_is_no_network_is_refused_with_what_would_be_one(text: str) -> None
         network(text)
 
 
-# The gate alone
+# The gate on its own
 
 
 class Listener:
-    """A listening port and its socket in one: gives what it is told to, and notes whether it is read."""
+    """A listening port and its socket in one: accepts the clients in `waiting`, and records whether it is paused."""
 
     def __init__(self) -> None:
         self.socket: Any = self
@@ -91,7 +91,7 @@ class Listener:
 
 
 class Caller:
-    """A client's socket, and whether it is open."""
+    """A client's socket that records whether it is open."""
 
     open = True
 
@@ -100,7 +100,7 @@ class Caller:
 
 
 class Place:
-    """A gate before a listener, with a clock, and what it told."""
+    """A gate on a fake listener, with a clock, counting the clients it rejected."""
 
     def __init__(self, limit: int = 2, allowed: tuple[str, ...] = ()) -> None:
         self.listener, self.clock, self.sessions = Listener(), Clock(), set[Any]()
@@ -116,13 +116,13 @@ class Place:
         self.away += 1
 
     def comes(self, *addresses: str) -> list[Caller]:
-        """Let clients wait to be accepted."""
+        """Add a waiting client for each address."""
         callers = [Caller() for _ in addresses]
         self.listener.waiting += [(caller, (address, 99)) for caller, address in zip(callers, addresses, strict=True)]
         return callers
 
     def accept(self) -> int:
-        """Do as a port does in its turn: accept until there is none; give how many came in."""
+        """Accept until no client is left, as a port does in its turn; return how many were accepted."""
         before = len(self.sessions)
         with pytest.raises(BlockingIOError) as raised:
             while True:
@@ -134,7 +134,7 @@ class Place:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What the gate logs, as level and text."""
+    """The lines that the gate logs, each as "level: text"."""
     lines: list[str] = []
 
     def observe(event: Any) -> None:
@@ -191,7 +191,7 @@ def test_without_descriptors_accepting_waits_and_is_tried_again(number: int, log
 def test_the_log_is_told_once_when_the_limit_is_reached_and_once_when_it_is_over(logged: list[str]) -> None:
     place = Place(limit=2)
     for _ in range(20):
-        # Clients come and go at the limit.
+        # The number of sessions stays around the limit.
         place.comes("192.0.2.1", "192.0.2.1")
         place.accept()
         place.clock.advance(CALM / 2)
@@ -245,7 +245,7 @@ def test_others_do_not_hold_up_those_who_may_come_in_and_do_not_use_up_the_limit
     assert place.accept() == 2
     assert place.away == 90
     assert not any(place.pauses.values())
-    # Of the ninety, one is named.
+    # Only one of the ninety is logged.
     assert len(logged) == 1 and "192.0.3.1" in logged[0]
 
 
@@ -258,12 +258,12 @@ def test_so_many_others_at_once_let_everything_else_have_its_turn() -> None:
     assert turns >= 5
 
 
-# Before real ports
+# The gate on real ports
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
 async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay whose clients come by any kind of transports."""
+    """A relay whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path)
     await bed.start()
     yield bed
@@ -271,7 +271,7 @@ async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
 
 
 def put_up(bed: AnyBed, limit: int, *allowed: Any) -> None:
-    """Put a gate up before the relay."""
+    """Install a gate on the relay's port."""
     stats = bed.stats
     sessions = bed.bridge.sessions
     gate = Gate(bed.ports[1], sessions, limit, bed.clock, stats.accepts_paused, allowed, stats.not_allowed)
@@ -288,7 +288,7 @@ async def test_clients_beyond_the_limit_wait_and_are_served_when_others_leave(be
         assert bed.stats.connections_total == min(10, ended + 3)
         session = next(iter(bed.bridge.sessions))
         session.close()
-        await until(lambda: session not in bed.bridge.sessions)  # noqa: B023 (likewise)
+        await until(lambda: session not in bed.bridge.sessions)  # noqa: B023 (awaited in the same turn)
     await until(lambda: all(map(gone, clients)))
 
 
@@ -302,7 +302,7 @@ async def test_clients_that_are_not_allowed_are_closed_before_there_is_an_upstre
     put_up(bed, 3, TEST_NET)
     client = await bed.client()
     if bed.kind == "unix":
-        # It has no address: its socket's file says who may connect.
+        # Unix socket clients have no IP address; file permissions decide who may connect.
         await until(lambda: bed.bridge.sessions)
         return
     await until(lambda: gone(client))
@@ -316,13 +316,13 @@ async def test_clients_that_are_not_allowed_are_closed_before_there_is_an_upstre
 
 
 def allowing(soft: int, hard: int) -> tuple[str, ...]:
-    """Give the command that runs twistd with so many file descriptors."""
+    """Return the command that runs twistd with these limits of file descriptors."""
     return ("sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh", *TWISTD, "-n")
 
 
 @contextmanager
 def clients(count: int, port: int) -> Iterator[list[socket.socket]]:
-    """Connect clients, and close them all in the end."""
+    """Connect `count` clients, and close them at the end of the context."""
     connected: list[socket.socket] = []
     try:
         for _ in range(count):
@@ -364,7 +364,7 @@ def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warn
 
 
 def test_a_number_that_is_less_is_taken_and_who_leaves_makes_room_at_once(tmp_path: Path) -> None:
-    # If it took until accepting is tried again anyway, the last one would lose patience.
+    # So many that the last one would time out if each had to wait for the retry timer.
     count = int(PATIENCE / RETRY) + 10
     with FooServer() as server, fooproxy(tmp_path, "--max-connections", "1", upstream=server.port) as proxy:
         with clients(count, proxy.port) as waiting, ThreadPoolExecutor(1) as pool:
@@ -395,7 +395,7 @@ def test_waiting_clients_do_not_keep_it_from_stopping(tmp_path: Path) -> None:
 
 @contextmanager
 def descriptors(proxy: Proxy, spare: int) -> Iterator[None]:
-    """Let the process open so many files more, and no further, for a while."""
+    """Limit the process to `spare` more file descriptors for the duration of the context."""
     number = resource.RLIMIT_NOFILE
     soft, hard = resource.prlimit(proxy.pid, number)
     resource.prlimit(proxy.pid, number, (lowest_free(proxy) + spare, hard))
@@ -406,7 +406,7 @@ def descriptors(proxy: Proxy, spare: int) -> Iterator[None]:
 
 
 def lowest_free(proxy: Proxy) -> int:
-    """Give the descriptor that the process would get next, while it neither saves nor serves HTTP."""
+    """Return the file descriptor that the process would open next, not counting those of saves and HTTP."""
     looks: list[int] = []
 
     def the_same_ten_times() -> bool:
@@ -429,7 +429,7 @@ def test_without_descriptors_clients_wait_and_those_who_are_there_are_served(tmp
                 before.sendall(b"REQ 2 a\n")
                 assert read_lines(before, 1) == b"ACK 2 a\n"
                 used = cpu_seconds(proxy)
-                # Three are tried in as many seconds.
+                # About three retries happen in this time.
                 before.settimeout(2.5)
                 with pytest.raises(TimeoutError):
                     before.recv(1)
@@ -443,7 +443,7 @@ def test_without_descriptors_clients_wait_and_those_who_are_there_are_served(tmp
 
 
 def cpu_seconds(proxy: Proxy) -> float:
-    """Give the processor time that the process has used so far."""
+    """Return the CPU time in seconds that the process has used so far."""
     fields = Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,8 +1,8 @@
-"""The bridge against a plain model: whatever peers, time and operators do in whatever order, the promises hold.
+"""The bridge compared with a simple model: whatever peers, clock and operator do in any order, the promises hold.
 
-The model knows what each peer sent and was asked for.  A session in which nobody failed and nobody was late must
-deliver everything, and end by itself; any session must never invent, reorder or repeat a byte, must pause who floods,
-must go on with who was paused, and must be over some time after a side has ended.
+The model knows what each peer sent and which requests it received.  A session without failures or delays must deliver
+everything and end by itself.  No session may ever invent, reorder or repeat a byte.  Each must pause a peer that floods
+it, resume a peer that was paused, and end within a bounded time after one side has ended.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tests.helpers.wires import BUFFER, Reactor, Wire
 MOST_SESSIONS = 2
 
 EVER = 600.0
-"""Seconds after which no deadline is left that began before."""
+"""Seconds after which every deadline that was running has passed."""
 
 HARMLESS = 0.5
-"""Seconds that are less than any deadline."""
+"""Seconds shorter than any deadline."""
 
 
 def some(fits: Callable[[Talk], Any], **draws: Any) -> Callable[[Any], Any]:
-    """Make a rule of a method that takes one of the open sessions, of which one must be so that it `fits`."""
+    """Turn a method into a rule that gets an open session that `fits`; the rule is skipped if there is none."""
 
     def decorate(step: Any) -> Any:
         def do(self: Bridge, which: int, **drawn: Any) -> None:
@@ -47,7 +47,7 @@ def some(fits: Callable[[Talk], Any], **draws: Any) -> Callable[[Any], Any]:
 
 
 class Talk:
-    """A session as its peers know it, and its observer: what is open by the order in which the proxy read."""
+    """A session as its peers see it, and its observer, which tracks unanswered requests in the order of reading."""
 
     def __init__(self, connecting: Deferred[Any]) -> None:
         self.connecting = connecting
@@ -58,24 +58,24 @@ class Talk:
         self.connected = False
         self.ends: list[str] = []
         self.excused = False
-        """Whether somebody failed, was late or was stopped, so that bytes may be lost."""
+        """Whether there was a failure, a delay or a stop, so that bytes may be lost."""
         self.upstream_failed = False
-        """Whether the upstream reset its connection, which costs what it has not sent, but nothing that was read."""
+        """Whether the upstream reset its connection; what the proxy had read by then must still be delivered."""
         self.unasked = False
-        """Whether the upstream said more than it was asked for, which a client that leaves does not wait for.
+        """Whether the upstream sent more than replies, which a session does not wait for when its client leaves.
 
-        Then the upstream's leg may be closed with some of it unread, and the reset may cost the upstream what it has
-        not read either.
+        The upstream leg may then be closed with data unread, and the resulting reset may discard data that the upstream
+        has not read either.
         """
         self.replied = 0
         self._noted = [0, 0]
         self._in_flight = 0
         self._finished = False
 
-    # The observer's part.
+    # The observer
 
     def note(self) -> None:
-        """Take account of what was read since; the client's first, as of one turn."""
+        """Count the lines read since the last call, as if those of the client had been read first."""
         lines = [wire.sent[: wire.taken].count(b"\n") for wire in (self.client, self.upstream)]
         asked, answered = (now - before for now, before in zip(lines, self._noted, strict=True))
         self._in_flight = max(self._in_flight + asked - answered, 0)
@@ -111,11 +111,11 @@ class Talk:
     def ended(self, reason: str) -> None:
         self.ends.append(reason)
 
-    # The upstream's part.
+    # The upstream
 
     @property
     def owed(self) -> bytes:
-        """What the upstream has still to answer to what it has read."""
+        """The replies that are due for the requests the upstream has read."""
         read = self.upstream.arrived[: self.upstream.seen]
         requests = read.count(b"\n") + (self.upstream.fin_came and not read.endswith(b"\n") and bool(read))
         return b"".join(b"ACK %d\n" % (n + 1) for n in range(requests))[self.replied :]
@@ -127,14 +127,14 @@ class Talk:
 
 
 class Bridge(RuleBasedStateMachine):
-    """Everything that can happen to sessions; each step is one that can happen to one of them now."""
+    """Everything that can happen to sessions, one step per event."""
 
     def __init__(self) -> None:
         super().__init__()
         self.reactor = Reactor()
         self.open: list[Talk] = []
         self.drained: Deferred[None] | None = None
-        """Fires when the sessions are gone that were there at a stop; `None` while the proxy is not being stopped."""
+        """Fires when all sessions have ended after a stop; `None` unless the proxy is being stopped."""
         self.bridge = BridgeFactory(self._connect, self._observe, self.reactor.clock)
 
     def _observe(self) -> Any:
@@ -145,7 +145,7 @@ class Bridge(RuleBasedStateMachine):
         self.open[-1].factory = factory
         return self.open[-1].connecting
 
-    # Clients and upstreams.
+    # Clients and upstreams
 
     @precondition(lambda self: len(self.open) < MOST_SESSIONS and self.drained is None)
     @rule(at_once=st.booleans())
@@ -213,7 +213,7 @@ class Bridge(RuleBasedStateMachine):
     def upstream_falls_silent(self, talk: Talk) -> None:
         talk.excused = True
 
-    # The proxy, its clock and its operator.
+    # The proxy, its clock and its operator
 
     @precondition(lambda self: self.open)
     @rule()
@@ -232,7 +232,7 @@ class Bridge(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         if seconds > HARMLESS:
             for talk in self.open:
-                # Nobody is late in a session where nothing is under way.
+                # In an idle session, nobody can be late.
                 quiet = not (talk.client.fin_sent or talk.upstream.fin_sent or self._is_stuck(talk))
                 talk.excused = talk.excused or talk.upstream_failed or not (quiet and talk.connected)
         self.reactor.clock.advance(seconds)
@@ -249,7 +249,7 @@ class Bridge(RuleBasedStateMachine):
     def abort(self) -> None:
         self.bridge.abort()
 
-    # How sessions end.
+    # How sessions end
 
     @some(lambda talk: not (talk.excused or talk.upstream_failed))
     def all_goes_well(self, talk: Talk) -> None:
@@ -257,7 +257,7 @@ class Bridge(RuleBasedStateMachine):
 
     @some(lambda talk: talk.upstream_failed and not talk.excused)
     def the_client_gets_what_came_before_its_upstream_failed(self, talk: Talk) -> None:
-        # Only who is written to, or read from, is found to be gone.
+        # The proxy only notices the reset when it reads from the upstream or writes to it.
         if talk.client.peer_may_send:
             talk.client.peer_sends(b"REQ 3\n")
         self._talk_on(talk)
@@ -296,7 +296,7 @@ class Bridge(RuleBasedStateMachine):
         talk.connecting.callback(protocol)
 
     def _ends_well(self, talk: Talk) -> None:
-        """Have everybody read to the end, and the client go when it has all its replies, at the latest."""
+        """Let both peers read to the end, and the client leave once it has all replies; check that all arrived."""
         if not talk.connecting.called:
             self._accept(talk)
         self._talk_on(talk)
@@ -314,7 +314,7 @@ class Bridge(RuleBasedStateMachine):
             talk.excused = True
 
     def _talk_on(self, talk: Talk, reply: bool = True) -> None:
-        """Let everybody read, and reply, until there is nothing left to do."""
+        """Let both peers read, and the upstream reply, until nothing moves any more."""
         moved = None
         while moved != (moved := [w.progress for w in (talk.client, talk.upstream)]):
             self.reactor.settle()
@@ -325,14 +325,14 @@ class Bridge(RuleBasedStateMachine):
             self.reactor.settle()
 
     def _ends_badly(self) -> None:
-        """Have all clients of sessions in which something went wrong go, and nobody say anything more."""
+        """End all sessions in which something went wrong: their clients leave, and their upstreams stay silent."""
         bad = [talk for talk in self.open if talk.excused]
         for talk in bad:
             if not talk.connecting.called:
                 talk.connecting.errback(ConnectionRefusedError())
             talk.client.fin_sent = True
         if self.drained is not None:
-            # As the service does at --drain-timeout: a client that is not read any more may keep its session.
+            # As the service does at --drain-timeout; the FIN of a client that is not read is not noticed.
             self.bridge.abort()
         for _ in range(10):
             for talk in bad:
@@ -341,7 +341,7 @@ class Bridge(RuleBasedStateMachine):
         for talk in bad:
             assert len(talk.ends) == 1
             self._forget(talk)
-        # The next clients come to a proxy that is not being stopped.
+        # The stop is over, so new clients may connect again.
         if not self.open:
             self.drained = None
 
@@ -349,7 +349,7 @@ class Bridge(RuleBasedStateMachine):
         self.a_session_ends_once_and_is_forgotten()
         self.open.remove(talk)
 
-    # What must always hold.
+    # What must always hold
 
     @invariant()
     def nothing_is_invented_reordered_or_repeated(self) -> None:
@@ -379,7 +379,7 @@ class Bridge(RuleBasedStateMachine):
             assert self.drained.called == (not self.bridge.sessions)
 
     def _goes_on(self, talk: Talk) -> None:
-        """Check, when all is quiet, that nobody is left paused who could go on."""
+        """Check, after settling, that no leg is paused if the other leg can be written to."""
         if self.drained is not None or not talk.connected or talk.session.state == "closing" or talk.session.ending:
             return
         for leg, other in self._legs(talk):
@@ -392,7 +392,7 @@ class Bridge(RuleBasedStateMachine):
         return any(map(self._held, legs)) or any(w.taken < len(w.sent) or w.seen < len(w.arrived) for w in wires)
 
     def _legs(self, talk: Talk) -> list[tuple[Any, Any]]:
-        """Give each leg that can send, with the one that it is sent on by."""
+        """Return both pairs of a leg that is read and the leg that its data is written to."""
         session = talk.session
         if session.upstream is None or session.client.lost or session.upstream.lost:
             return []

@@ -1,7 +1,7 @@
-"""Every fault, of either peer, in every phase of a session; and what must be true afterwards whatever it was.
+"""Every fault of either peer in every phase of a session, and what must hold afterwards in any case.
 
-The bytes that arrive are a prefix of those that were sent, and all of them where nobody failed.  The counts are those
-of what the proxy read.  No fd is left, no delayed call and no session, and each session has ended for one reason.
+The bytes that arrive are a prefix of those that were sent, and all of them unless a peer failed.  The counts are those
+of what the proxy read.  No file descriptor, delayed call or session is left, and each session ended for one reason.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from tests.helpers.fooserver import counted
 ensure = pytest_twisted.ensureDeferred
 
 EVER = 100.0
-"""Seconds, more than any one deadline of the bridge."""
+"""Seconds longer than any deadline of the bridge."""
 
 LINE = b"REQ 7 " + b"x" * 250 + b"\n"
 REPLY = b"ACK 7 " + b"y" * 250 + b"\n"
 
 
 class Stage(Bed):
-    """A bed whose peers are faulty; there is one session."""
+    """A bed with faulty peers and a single session."""
 
     def __init__(self, transports: str) -> None:
         super().__init__(transports)
@@ -76,7 +76,7 @@ class Stage(Bed):
         self.ports[0] = _Port(self.listener)  # type: ignore[call-overload]
 
     def turn(self) -> None:
-        """Let each peer take a turn."""
+        """Give each peer a turn."""
         if self.upstream is None:
             try:
                 skt, _ = self.listener.accept()
@@ -92,13 +92,13 @@ class Stage(Bed):
         return [peer for peer in (self.caller, self.upstream) if peer is not None]
 
     async def turns(self, count: int) -> None:
-        """Let the peers and the proxy go on for so many turns."""
+        """Run the peers and the proxy for `count` turns."""
         for _ in range(count):
             self.turn()
             await deferLater(reactor, 0)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Let the peers and the proxy go on until `condition` holds."""
+        """Run the peers and the proxy until `condition` holds."""
 
         def holds() -> object:
             self.turn()
@@ -107,7 +107,7 @@ class Stage(Bed):
         await until(holds)
 
     async def connect(self) -> FaultyPeer:
-        """Connect the client; its upstream's end comes when the gate is open."""
+        """Connect the client; the upstream is connected once the gate opens."""
         address: Any = self.ports[1].getHost()
         skt = socket.socket()
         skt.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
@@ -119,24 +119,24 @@ class Stage(Bed):
         return self.caller
 
     async def open(self) -> tuple[FaultyPeer, FaultyPeer]:
-        """Connect the client and its upstream."""
+        """Connect the client and the upstream."""
         client = await self.connect()
         await self.until(lambda: self.upstream is not None)
         assert self.upstream is not None
         return client, self.upstream
 
     async def follow(self, peer: FaultyPeer, *steps: Step) -> None:
-        """Let `peer` follow these steps to their end."""
+        """Run until `peer` has done all `steps`."""
         peer.do(*steps)
         await self.until(lambda: peer.done)
 
     def paused(self, leg: str) -> bool:
-        """Tell whether that leg is not read, since the other cannot be written to."""
+        """Return whether `leg` is not read because the other leg cannot be written to."""
         return all(leg in session.paused for session in self.bridge.sessions)
 
 
 class _Port:
-    """What a bed asks of a listening port."""
+    """The part of a listening port that a bed uses."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -161,12 +161,12 @@ async def stage(request: Any) -> AsyncIterator[Stage]:
 
 
 def _sockets() -> int:
-    """Count the sockets that this process holds; its other files are the reactor's own."""
+    """Return the number of open sockets of this process; its other descriptors belong to the reactor."""
     links = [entry.readlink().name for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     return sum(link.startswith("socket:") for link in links)
 
 
-# Phases: each brings a session to where the fault is to happen.
+# Phases: each brings a session to the point where the fault happens.
 
 
 async def connecting(stage: Stage) -> None:
@@ -245,14 +245,14 @@ PHASES = (
 
 UNDISTURBED = (idle, in_flight, mid_message, mid_reply)
 
-# Faults: what a peer does next.  `ENDING` ones end its side; after the others it is still there.
+# Faults: what a peer does next.  Those in `ENDING` end its side; after those in `LASTING` it is still connected.
 
 NOISE = bytes(range(256)) * 8 + b"\n"
 BURST = 400
 
 
 def _burst() -> list[Step]:
-    """Send much, though not for ever: when nobody takes it, some turns are enough."""
+    """Return a step that sends a lot, for a limited number of turns, as perhaps nobody reads it."""
     turns = itertools.count()
     return [flood(LINE, lambda: next(turns) > BURST // 8)]
 
@@ -290,7 +290,7 @@ async def test_a_fault_costs_its_session_at_most(
     faulty = stage.caller if who == "client" else stage.upstream
     assert faulty is not None
     faulty.do(*FAULTS[fault]())
-    # The proxy sees the fault before anything else happens.
+    # Let the proxy notice the fault before anything else happens.
     await stage.turns(5)
     await _all_end(stage)
     (reason,) = [reason for reason, count in stage.stats.connections_closed.items() if count]
@@ -300,17 +300,17 @@ async def test_a_fault_costs_its_session_at_most(
 
 
 def _sensible(who: str, fault: str) -> set[str]:
-    """Give the reasons for which a session may end whose peers were both there and read."""
+    """Return the reasons that are right for a session whose peers were both connected and reading."""
     if fault in LASTING:
         return {"client_closed", "half_close_timeout"}
     if "reset" in fault:
         return {f"{who}_reset"}
-    # What is sent to a peer that has closed is answered by a reset, and replies that nobody sends do not come.
+    # Data sent to a closed peer causes a reset, and a peer that has closed sends no more replies.
     return {f"{who}_closed", f"{who}_reset", "half_close_timeout" if who == "client" else ""}
 
 
 async def _all_end(stage: Stage) -> None:
-    """Let everybody who still can read to the end and close; then time passes, as much as any deadline takes."""
+    """Let both peers read to the end and close if they still can; then let all deadlines pass."""
     if not stage.gate.called:
         stage.gate.callback(None)
     for peer in stage.peers:
@@ -318,13 +318,13 @@ async def _all_end(stage: Stage) -> None:
     moved = None
     while moved != (moved := [len(peer.sent) + len(peer.received) for peer in stage.peers]):
         await stage.turns(20)
-    # Whoever sees the other's end closes; the client goes by itself in any case.
+    # The upstream closes after the client; the client closes in any case.
     if stage.caller is not None:
         stage.caller.do(half_close(), expect_end(), close())
     if stage.upstream is not None:
         stage.upstream.do(expect_end(), half_close())
     if stage.drained is not None:
-        # As the service does at --drain-timeout: a client that is not read any more may keep its session.
+        # As the service does at --drain-timeout; the FIN of a client that is not read is not noticed.
         await stage.turns(20)
         stage.bridge.abort()
     for _ in range(6):
@@ -336,7 +336,7 @@ async def _all_end(stage: Stage) -> None:
 
 
 def _check(stage: Stage, all_arrives: bool) -> None:
-    """Check what must be true whatever happened, and that all that was sent has arrived if it must."""
+    """Check what must hold in any case, and with `all_arrives` that everything sent has arrived."""
     client, upstream = stage.caller, stage.upstream
     assert client is not None
     (observer,) = stage.observers
@@ -359,7 +359,7 @@ def _check(stage: Stage, all_arrives: bool) -> None:
     del observer
     gc.collect()
     assert [session() for session in stage.sessions] == [None]
-    # That no delayed call is left is seen as the bed stops.
+    # When the bed stops, it checks that no delayed call is left.
 
 
 @ensure
@@ -377,7 +377,7 @@ async def test_replies_reach_a_client_that_is_still_sending_as_its_upstream_ends
     await stage.until(lambda: observer.upstream.counts.bytes == len(upstream.sent))
     await stage.follow(upstream, end())
     await stage.until(lambda: session.state == "closing")
-    # What it sends from here on is dropped, but not answered by a reset, which would overtake the replies.
+    # What the client sends from now on is dropped, and no reset is sent, which would overtake the replies.
     client.do(read_on(), send(LINE * 100), expect_end())
     await stage.until(lambda: client.done)
     assert not client.broken

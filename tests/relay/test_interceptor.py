@@ -1,4 +1,4 @@
-"""The interceptor shows everything to the analysis and changes nothing."""
+"""The interceptor shows every chunk to the analyzer and changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.bed import Peer, Peers
 
 
 class Recorder:
-    """A tap that keeps what it is shown, and its own analysis."""
+    """A tap that records each chunk it is shown, with its time."""
 
     outlet = -1
     room = 0
@@ -35,7 +35,7 @@ class Recorder:
 
 
 class Broken(Recorder):
-    """A tap with a defect."""
+    """A tap that raises."""
 
     def catch_up(self) -> None:
         raise RuntimeError("a defect")

@@ -144,7 +144,7 @@ async def test_a_connect_that_fails_after_the_client_left_is_no_failure(bed: Bed
     assert (report["upstream_connect_failures"], report["connections_closed"]["client_reset"]) == (0, 1)
 
 
-# Half-close, and the client gone first
+# Half-close, and clients that close first
 
 
 @ensure
@@ -221,7 +221,7 @@ async def test_a_client_that_resets_while_connecting_leaves_nothing(bed: Bed) ->
     await until(lambda: all(peer.fin or peer.lost for peer in bed.upstreams.built))
 
 
-# The upstream gone first
+# Upstreams that close first
 
 
 @ensure
@@ -277,7 +277,7 @@ async def test_an_upstream_that_resets_after_its_fin_leaves_the_client_its_time_
     await until(lambda: client.fin)
     session = bed.session()
     upstream.reset()
-    # Writing to it shows that it is gone.
+    # The proxy notices the reset when it writes to the upstream.
     client.transport.write(b"REQ 1\n")
     await until(lambda: session.state == "closing")
     client.transport.write(b"REQ 2\n")
@@ -287,7 +287,7 @@ async def test_an_upstream_that_resets_after_its_fin_leaves_the_client_its_time_
     assert not client.lost
     client.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
-    # What is read only to be dropped has not passed.
+    # Data that is read only to be dropped does not count.
     assert bed.stats.report()["msg_req"] == 1
 
 
@@ -308,7 +308,7 @@ async def test_a_client_that_leaves_its_replies_behind_ends_its_session_alone(be
     client.transport.write(b"REQ 1\nREQ 2\nREQ 3\n")
     client.transport.loseWriteConnection()
     await until(lambda: upstream.fin)
-    # What comes for it now is answered by a reset.
+    # From now on, data sent to the client causes a reset.
     client.transport.loseConnection()
     upstream.transport.write(b"ACK 1\n")
     await until(lambda: bed.stats.report()["msg_ack"] == 1)
@@ -329,7 +329,7 @@ async def test_a_client_that_leaves_its_replies_behind_ends_its_session_alone(be
 
 
 async def flood(sender: Peer, paused: Leg, size: int = 65536) -> bytes:
-    """Let `sender` send until the relay does not read it any more; give what was sent."""
+    """Send until the relay has paused `paused`, the leg that `sender` sends to; return what was sent."""
     block, sent = noise(size), bytearray()
     while not paused.paused:
         sender.transport.write(block)
@@ -347,7 +347,7 @@ async def test_a_peer_that_does_not_read_stops_the_reading_of_the_other(bed: Bed
     reader, writer = (client, upstream) if slow_side == "client" else (upstream, client)
     source = session.upstream if slow_side == "client" else session.client
     sink = session.client if slow_side == "client" else session.upstream
-    # By then the largest reads are made.
+    # After this, the adaptive read size is at its maximum.
     bulk = noise(1 << 22)
     writer.transport.write(bulk)
     await until(lambda: len(reader.received) >= len(bulk))
@@ -373,7 +373,7 @@ async def test_a_reset_ends_a_session_in_which_nobody_reads(bed: Bed, gone: str)
     await flood(upstream, session.upstream)
     await flood(client, session.client)
     (client if gone == "client" else upstream).reset()
-    # The other one still does not read; it is given its time, and no more.
+    # The other peer still does not read; its leg is closed at its deadline.
     await until(lambda: len(list(session._left())) < 2 or session.ending)
     bed.pass_time(FIN_TIMEOUT + 2 * TIMEOUTS.send)
     await until(lambda: not bed.bridge.sessions)
@@ -505,7 +505,7 @@ async def test_aborting_ends_what_draining_waits_for(bed: Bed) -> None:
     await until(lambda: client.lost and upstream.lost)
 
 
-# Nothing is left behind
+# Cleanup
 
 
 def open_fds() -> int:
@@ -518,7 +518,7 @@ def ours() -> int:
 
 
 async def one_exchange(bed: Bed, end: str) -> None:
-    """Let a session exchange a message each way, and end in the way named."""
+    """Exchange one message each way in a new session, and end it in the way named by `end`."""
     client, upstream = await bed.pair()
     client.transport.write(b"REQ 1\n")
     await until(lambda: upstream.received)

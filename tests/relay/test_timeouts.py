@@ -1,4 +1,4 @@
-"""Sessions in which nothing passes, and peers that do not read: what the sweep finds, and what it leaves in peace."""
+"""Idle sessions and stalled peers: what the sweep finds, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from tests.relay.test_relaying import flood, noise
 
 ensure = pytest_twisted.ensureDeferred
 
-# Twisted and pyOpenSSL between themselves.
+# Twisted causes this pyOpenSSL warning, not our code.
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 IDLE, CLIENT_FIN, SEND = 30.0, 3.0, 20.0
 TIMEOUTS = Timeouts(idle=IDLE, client_fin=CLIENT_FIN, send=SEND)
 LATE = 2 * TIMEOUTS.interval
-"""Seconds after a timeout by which it has been noticed at the latest."""
+"""Seconds by which a timeout may be noticed late."""
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
 async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay with short timeouts, whose clients come by any kind of transports."""
+    """A relay with short timeouts, whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path, TIMEOUTS)
     await bed.start()
     yield bed
@@ -56,12 +56,12 @@ def only(*kinds: str) -> Any:
 
 
 def reasons(bed: AnyBed) -> dict[str, int]:
-    """Give why sessions have ended, and how many."""
+    """Return the number of ended sessions by reason."""
     return {reason: count for reason, count in bed.stats.connections_closed.items() if count}
 
 
 async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
-    """Let a peer stop reading, and the other send until it is not read any more; give them, and the first one's leg."""
+    """Stop reading on `slow_side` and send from the other until backpressure holds; return reader, writer, sink leg."""
     client, upstream = await bed.pair()
     session = bed.session()
     assert session.upstream is not None
@@ -78,16 +78,17 @@ async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
 
 
 async def clog(writer: Peer, source: Leg, sink: Leg) -> None:
-    """Let a peer send until it is not read any more, and that stays so: kernels make room when they like."""
+    """Send until `source` is paused and stays paused, although the kernel may still make room for a while."""
     while not source.paused:
         await flood(writer, source)
         await at_rest(sink)
 
 
 async def given_up(bed: AnyBed, sink: Leg, sending: Callable[[], Any] = lambda: None) -> None:
-    """Let time pass until a leg is given up; calls `sending` meanwhile.
+    """Let time pass until `sink` is aborted by the send timeout, and call `sending` in between.
 
-    Probes of our kernel may get some more into the peer's, which then is progress; but for nothing else it may stay.
+    Window probes may move a little more data into the peer's kernel.  That is progress, and the only reason for which
+    the leg may stay longer.
     """
     for _ in range(10):
         before = acknowledged(sink.transport)
@@ -102,7 +103,7 @@ async def given_up(bed: AnyBed, sink: Leg, sending: Callable[[], Any] = lambda: 
 
 
 async def read_a_little(reader: Peer, sink: Leg) -> None:
-    """Have the peer read until its kernel tells so."""
+    """Let the peer read until our side sees progress."""
     session: Any = sink.session
     before = acknowledged(sink.transport), session.pauses
     while (acknowledged(sink.transport), session.pauses) == before:
@@ -113,7 +114,7 @@ async def read_a_little(reader: Peer, sink: Leg) -> None:
 
 
 async def at_rest(sink: Leg) -> None:
-    """Wait until nothing has moved over fifty looks: kernels acknowledge when they like."""
+    """Wait until fifty checks in a row have seen no change, as kernels may delay acknowledgements."""
     seen: list[Any] = []
 
     def unmoved() -> bool:
@@ -209,7 +210,7 @@ async def test_a_peer_that_leaves_what_the_kernel_holds_is_not_idle_but_does_not
     sink, sent = bed.session().client, 0
     client.transport.pauseProducing()
     client.shrink_buffers()
-    # More than the client's kernel takes, and more than may just not be acknowledged yet; less than ours takes besides.
+    # More than the client's kernel takes or acknowledges late, but little enough for our kernel to hold the rest.
     while unacknowledged(sink.transport) < 200_000:
         upstream.transport.write(noise(20_000))
         sent += 20_000
@@ -235,7 +236,7 @@ async def test_without_an_idle_timeout_sessions_stay(bed: AnyBed) -> None:
     assert bed.session().state == "open"
 
 
-# Peers that do not read
+# Stalled peers
 
 
 @ensure
@@ -246,7 +247,7 @@ async def test_what_is_held_for_a_peer_that_does_not_read_is_bounded(bed: AnyBed
 
 
 def held(transport: Any) -> int:
-    """Count the bytes that wait at a transport, with what the layers above the socket keep."""
+    """Return the number of bytes that wait in `transport` and in the transports it wraps."""
     if hasattr(transport, "dataBuffer") and "transport" not in vars(transport):
         return unsent(transport)
     return unsent_cleartext(transport) + held(transport.transport)
@@ -262,7 +263,7 @@ async def test_a_peer_that_does_not_read_at_all_is_aborted_while_the_session_is_
     assert bed.session().state == "open"
     await given_up(bed, sink)
     if slow_side == "upstream":
-        # The client is given the time to read what there is for it, and to close.
+        # The client gets time to read what remains, and to close.
         await until(lambda: not bed.bridge.sessions or bed.session().state == "closing")
         bed.pass_time(SEND + LATE if bed.kind == "ssl" else FIN_TIMEOUT)
     await until(lambda: not bed.bridge.sessions)
@@ -283,13 +284,13 @@ async def test_a_peer_that_does_not_read_is_not_helped_by_one_that_goes_on_sendi
         upstream.transport.write(noise(20_000))
         sent += 20_000
         await until(lambda: bed.stats.upstream.bytes == sent)  # noqa: B023 (awaited in the same turn of the loop)
-        # Twisted's transports write in the next turn.
+        # Twisted's transports write in the next reactor turn.
         await deferLater(reactor, 0)
         await deferLater(reactor, 0)
         if is_writing(sink.transport):
             await at_rest(sink)
     assert not bed.session().paused
-    # A unix socket only tells what is left: to it, more would be progress.
+    # A unix socket reports only how much is unread, so further data would look like progress.
     await given_up(bed, sink, lambda: bed.kind == "unix" or upstream.transport.write(b"0123456789"))
     await until(lambda: not bed.bridge.sessions)
     assert reasons(bed) == {"send_timeout": 1}
@@ -299,7 +300,7 @@ async def test_a_peer_that_does_not_read_is_not_helped_by_one_that_goes_on_sendi
 @only("ours", "twisted's")
 async def test_closing_waits_for_a_peer_that_reads_slowly_and_not_for_one_that_does_not_read(bed: AnyBed) -> None:
     reader, _, sink = await clogged(bed, "client")
-    # So much that it does not all go to the kernel as soon as that has some room.
+    # So much that the kernel cannot take all of it as soon as it has some room.
     sink.transport.write(noise(10_000_000))
     bed.session().close()
     for _ in range(4):
@@ -332,7 +333,7 @@ async def test_a_client_that_does_not_take_leave_is_given_up(bed: AnyBed) -> Non
     client, _ = await bed.pair()
     bed.clients.built[0].transport.write(b"REQ 1\n")
     await until(lambda: bed.upstreams.built[0].received)
-    # TLS ends when both have said so.
+    # TLS waits for the client's close_notify, which does not come.
     client.transport.pauseProducing()
     bed.session().close()
     await until(lambda: bed.session().upstream.lost)  # type: ignore[union-attr]
@@ -409,7 +410,7 @@ async def test_what_came_while_the_process_was_held_up_is_read_before_a_session_
 
 
 class Forgotten:
-    """A session without legs in which nothing has passed for ever."""
+    """A session without legs that has always been idle."""
 
     client = upstream = None
     state = "open"
@@ -424,7 +425,7 @@ class Forgotten:
 
 
 class TurningClock(Clock):
-    """Counts how often somebody lets others have their turn."""
+    """Counts how often the sweep yields to the reactor."""
 
     turns = 0
 
@@ -486,7 +487,7 @@ def test_the_process_gives_up_replies_that_do_not_come_for_a_client_that_has_clo
 
 
 def flooding(client: socket.socket) -> None:
-    """Send requests for as long as that works."""
+    """Send requests until the connection ends."""
     with contextlib.suppress(OSError):
         while True:
             client.sendall(1000 * b"REQ 1 some-data\n")
@@ -512,7 +513,7 @@ def test_the_process_gives_up_an_upstream_that_does_not_read(tmp_path: Path) -> 
 
 
 def closed(proxy: Proxy) -> dict[str, int]:
-    """Give why sessions have ended, and how many."""
+    """Return the number of ended sessions by reason."""
     found: dict[str, int] = proxy.stats("connections_closed")["connections_closed"]
     return {reason: count for reason, count in found.items() if count}
 
@@ -534,7 +535,7 @@ async def test_a_drain_that_is_cut_short_is_over_whatever_the_client_has_still_t
     assert not bed.bridge.sessions
 
 
-# Why sessions end, by any kind of transports
+# Why sessions end, over each kind of transport
 
 
 @ensure

@@ -1,4 +1,4 @@
-"""Connecting to the upstream: retries, those who wait together, the deadline, and what is known afterwards."""
+"""Connecting to the upstream: retries, the shared queue, the timeout, and the state known afterwards."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TIMEOUT = 5.0
 
 
 class Endpoint:
-    """Lets the test decide what becomes of each attempt."""
+    """Lets the test decide the outcome of each attempt."""
 
     def __init__(self) -> None:
         self.attempts: list[Deferred[Any]] = []
         self.factories: list[Factory] = []
 
     def connect(self, factory: Factory) -> Deferred[Any]:
-        # Like Twisted's TCP endpoints, which fail so when they are cancelled.
+        # Cancelling fails in the same way as with Twisted's TCP endpoints.
         attempt: Deferred[Any] = Deferred(lambda d: d.errback(ConnectingCancelledError(None)))
         self.attempts.append(attempt)
         self.factories.append(factory)
@@ -80,7 +80,7 @@ def test_a_refused_attempt_is_repeated_after_a_pause_that_grows() -> None:
 
 
 class Crowd:
-    """Many who want a connection at one time from an upstream that is down until `up` is set."""
+    """`count` requests at once for a connection to an upstream that is down until `up` is set."""
 
     def __init__(self, count: int, timeout: float = TIMEOUT) -> None:
         self.clock = Clock()
@@ -113,7 +113,7 @@ def test_all_who_wait_share_one_series_of_attempts_and_are_let_in_one_after_the_
     assert not any(isinstance(result, Failure) for result in crowd.results)
     moments = crowd.tries[down:]
     assert len(moments) == 1000
-    # Forty to a hundred moments, not one.
+    # Spread over at least fifty moments.
     assert max(map(moments.count, moments)) <= 20
     crowd.pass_time(60)
     assert not crowd.clock.getDelayedCalls()

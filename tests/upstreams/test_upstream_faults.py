@@ -1,4 +1,4 @@
-"""The real process and an upstream in every kind of trouble: what clients and operators see, and that it passes."""
+"""The real process with a faulty upstream: what clients and operators see, and that the proxy recovers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CROWD = 300
 
 
 def closed(proxy: Proxy) -> dict[str, int]:
-    """Give the reasons for which sessions have ended, with their numbers."""
+    """Return the number of ended sessions by reason."""
     reasons: dict[str, int] = proxy.stats("connections_closed")["connections_closed"]
     return {reason: count for reason, count in reasons.items() if count}
 
@@ -34,14 +34,14 @@ def unready(proxy: Proxy) -> list[str]:
 
 @contextmanager
 def bound() -> Iterator[socket.socket]:
-    """Hold a port that refuses connections until somebody calls `listen`."""
+    """Bind a port that refuses connections until `listen` is called."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         yield server
 
 
 def is_refused(proxy: Proxy) -> bool:
-    """Send a request as a client that the proxy closes; since that was not read, it may see a reset."""
+    """Send a request, and return whether the proxy closes or resets the connection; the request was not read."""
     with connect(proxy.port) as client:
         client.sendall(b"REQ 1 a\n")
         try:
@@ -55,7 +55,7 @@ def is_served(proxy: Proxy) -> bool:
 
 
 def looking_up(code: str) -> tuple[str, ...]:
-    """Give the command of a twistd in which `code` answers for the name service, as `look_up(host, *rest)`."""
+    """Return a command that runs twistd with DNS lookups replaced by `look_up(host, *rest)`, defined in `code`."""
     program = f"import os, socket, threading\ntrue = socket.getaddrinfo\n{code}\nsocket.getaddrinfo = look_up\n"
     return (sys.executable, "-c", f"{program}from twisted.scripts.twistd import run; run()", "-n")
 
@@ -77,7 +77,7 @@ def test_an_upstream_that_refuses_ends_the_clients_that_need_it_and_is_counted(t
 
 
 def test_an_upstream_that_no_route_leads_to_is_told_apart(tmp_path: Path) -> None:
-    # The kernel routes no TCP to a broadcast address, not even on loopback.
+    # The kernel does not route TCP to a broadcast address, not even on loopback.
     more = ("--forward", "127.255.255.255:9", "--connect-timeout", "0.5")
     with fooproxy(tmp_path, *more) as proxy:
         assert is_refused(proxy)
@@ -109,7 +109,7 @@ def test_a_name_is_looked_up_again_when_its_address_takes_no_connections_any_mor
 
 
 def full_backlog(server: socket.socket, stack: ExitStack) -> None:
-    """Connect until the kernel answers nobody any more, as for a host that is gone or hopelessly busy."""
+    """Fill the backlog until connecting times out, as with a host that is down or overloaded."""
     server.listen(0)
     while True:
         peer = stack.enter_context(socket.socket())
@@ -159,7 +159,7 @@ def test_a_server_that_is_stopped_holds_its_own_sessions_alone_and_answers_when_
                 os.kill(server.pid, signal.SIGSTOP)
                 client.sendall(b"REQ 1 a\n")
                 settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
-                # Its kernel still accepts, so it cannot be told from a slow one.
+                # Its kernel still accepts connections, so it looks like a slow server.
                 assert unready(proxy) == []
                 os.kill(server.pid, signal.SIGCONT)
                 assert read_lines(client, 1) == b"ACK 1 a\n"
@@ -181,7 +181,7 @@ def test_an_upstream_that_leaves_is_told_to_its_client_with_all_that_it_said(
                     client.sendall(b"REQ 1 a\nREQ 2 b\n")
                     assert peer.recv(99) == b"REQ 1 a\nREQ 2 b\n"
                     peer.sendall(said)
-                    # A reset overtakes what its receiver has not read yet.
+                    # A reset would discard what the proxy has not read yet.
                     settles(lambda: proxy.stats("bytes_from_upstream"), {"bytes_from_upstream": len(said)})
                     if how == "reset":
                         reset(peer)
