@@ -290,6 +290,7 @@ def test_clients_that_wait_for_an_upstream_do_not_delay_a_stop(tmp_path: Path) -
 def test_the_drain_timeout_cuts_a_stop_short(tmp_path: Path) -> None:
     with draining(tmp_path, "--drain-timeout", "0.5") as proxy:
         assert proxy.wait() == 0
+        assert "waiting up to 0.5 s for 1 session to finish" in proxy.log
         assert "aborting 1 busy session" in proxy.log
 
 
