@@ -30,7 +30,8 @@ from fooproxy.net.poller import Poller
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import Peers, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, replies_to
-from tests.helpers.proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, fooproxy, options
+from tests.helpers.processes import environment, started
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options
 
 # What systemd does between fork and exec.
 _ACTIVATE = (
@@ -184,16 +185,12 @@ def test_an_inherited_socket_may_be_of_either_family(tmp_path: Path, domain: str
         fd = holder.fileno()
         command = (sys.executable, "-c", _ACTIVATE, str(fd), *TWISTD, "-n")
         arguments = [*command, "fooproxy", *options(tmp_path, server.port, *listen)]
-        with subprocess.Popen(
-            arguments, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT, pass_fds=[fd], text=True
-        ) as process:
-            try:
-                with socket.create_connection(holder.getsockname()[:2], timeout=PATIENCE) as client:
-                    client.sendall(b"REQ 1 a\n")
-                    assert read_lines(client, 1) == b"ACK 1 a\n"
-            finally:
-                process.terminate()
-                _, log = process.communicate(timeout=PATIENCE)
+        with started(arguments, stderr=subprocess.PIPE, cwd=tmp_path, pass_fds=[fd], text=True) as process:
+            with socket.create_connection(holder.getsockname()[:2], timeout=PATIENCE) as client:
+                client.sendall(b"REQ 1 a\n")
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+            process.terminate()
+            _, log = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
         assert f"listening for clients on {'[::1]' if domain == 'INET6' else host}:" in log
         assert "Traceback" not in log
@@ -216,18 +213,15 @@ def test_it_is_started_by_the_first_connection_under_systemd_socket_activate(tmp
         host, port = chosen.getsockname()
     # Twisted wants names; systemd itself always gives some.
     activate = [program, f"--listen={host}:{port}", "--fdname=fooproxy.socket"]
-    before = [*activate, f"--setenv=PYTHONPATH={ENVIRONMENT['PYTHONPATH']}", *TWISTD, "-n"]
+    before = [*activate, f"--setenv=PYTHONPATH={environment()['PYTHONPATH']}", *TWISTD, "-n"]
     with FooServer() as server, (tmp_path / "log").open("wb") as log:
         after = ["fooproxy", *options(tmp_path, server.port, "--listen", "systemd:domain=INET:index=0")]
-        with subprocess.Popen([*before, *after], cwd=tmp_path, stderr=log) as process:
-            try:
-                client = eventually(lambda: connected((host, port)))
-                assert client is not None
-                with client:
-                    client.sendall(b"REQ 1 a\n")
-                    assert read_lines(client, 1) == b"ACK 1 a\n"
-                process.terminate()
-                assert process.wait(PATIENCE) == 0
-            finally:
-                process.kill()
+        with started([*before, *after], cwd=tmp_path, stderr=log) as process:
+            client = eventually(lambda: connected((host, port)))
+            assert client is not None
+            with client:
+                client.sendall(b"REQ 1 a\n")
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
     assert f"listening for clients on {host}:{port}" in (tmp_path / "log").read_text()

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
-from tests.helpers.proxyprocess import ENVIRONMENT, TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
+from tests.helpers.processes import started
+from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
 
 FIRST_KEYS = [
     *("msg_total", "msg_req", "msg_ack", "msg_nak"),
@@ -135,32 +136,28 @@ def test_a_log_that_nobody_reads_does_not_stop_the_relay(tmp_path: Path) -> None
     with (
         os.fdopen(reading, "rb", buffering=0) as log,
         FooServer() as server,
-        subprocess.Popen(
+        started(
             [*TWISTD, "-n", "fooproxy", *options(tmp_path, server.port), "--log-sessions"],
             stderr=writing,
             cwd=tmp_path,
-            env=ENVIRONMENT,
         ) as process,
     ):
         os.close(writing)
-        try:
-            told = b""
-            while b"serving HTTP" not in told:
-                piece = log.read(4096)
-                assert piece, told
-                told += piece
-            found = re.search(rb"listening for clients on 127.0.0.1:(\d+)", told)
-            assert found is not None
-            port = int(found[1])
-            for _ in range(100):
-                assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
-            log.read(4096)
+        told = b""
+        while b"serving HTTP" not in told:
+            piece = log.read(4096)
+            assert piece, told
+            told += piece
+        found = re.search(rb"listening for clients on 127.0.0.1:(\d+)", told)
+        assert found is not None
+        port = int(found[1])
+        for _ in range(100):
             assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
-            assert re.search(rb"\(log entries dropped because standard error was not read: \d+\)\n", log.read(65536))
-        finally:
-            process.kill()
+        log.read(4096)
+        assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
+        assert re.search(rb"\(log entries dropped because standard error was not read: \d+\)\n", log.read(65536))
 
 
 class Daemon(Proxy):
@@ -175,20 +172,18 @@ class Daemon(Proxy):
 @contextmanager
 def daemonized(folder: Path) -> Iterator[Daemon]:
     command = [*TWISTD, "--pidfile", "foo.pid", "--logfile", "foo.log", "fooproxy", *options(folder, None)]
-    with (folder / "stdout").open("wb") as out:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=folder, env=ENVIRONMENT
-        )
     pidfile = folder / "foo.pid"
-    try:
-        assert process.wait(PATIENCE) == 0
-        daemon = Daemon(process, folder)
-        yield daemon
-    finally:
-        process.kill()
-        process.wait()
-        if pidfile.exists():
-            os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    with (
+        (folder / "stdout").open("wb") as out,
+        started(command, stdout=out, stderr=out, cwd=folder) as process,
+    ):
+        try:
+            assert process.wait(PATIENCE) == 0
+            daemon = Daemon(process, folder)
+            yield daemon
+        finally:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int(pidfile.read_text()), signal.SIGKILL)
     assert "Traceback" not in daemon.log
 
 
@@ -356,15 +351,12 @@ def test_a_stop_is_heeded_as_soon_as_the_ports_are_announced(tmp_path: Path) -> 
     command = [*TWISTD, "-n", "fooproxy", *options(tmp_path, None)]
     with (
         (tmp_path / "stdout").open("wb") as out,
-        subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRONMENT) as process,
+        started(command, stdout=out, stderr=subprocess.PIPE, cwd=tmp_path) as process,
     ):
-        try:
-            assert process.stderr is not None
-            assert any(b"serving HTTP" in line for line in process.stderr)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
-        finally:
-            process.kill()
+        assert process.stderr is not None
+        assert any(b"serving HTTP" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
 
 
 def release(server: FooServer) -> None:

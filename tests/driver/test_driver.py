@@ -23,7 +23,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
-from twisted.internet.utils import getProcessOutputAndValue
+from twisted.internet.threads import deferToThread
 from twisted.protocols.basic import LineOnlyReceiver
 
 from fooproxy.driver import client, demo, server
@@ -34,6 +34,7 @@ from fooproxy.driver.conversation import Conversation
 from fooproxy.driver.messages import Request, RequestReader, digest
 from fooproxy.driver.server import FooServer, FooServerFactory
 from fooproxy.driver.tally import Latencies, Tally
+from tests.helpers.processes import GRACE, completed
 
 P = ParamSpec("P")
 
@@ -146,9 +147,9 @@ def lying(lie: Callable[[int, bytes], bytes | None]) -> Factory:
 
 async def command(module: str, *arguments: str) -> tuple[str, str, int]:
     """Run a command as a process; return its standard output, standard error and exit status."""
-    argv = ["-m", f"fooproxy.driver.{module}", *arguments]
-    out, err, status = await getProcessOutputAndValue(sys.executable, argv, env=os.environ)
-    return out.decode(), err.decode(), status
+    argv = [sys.executable, "-m", f"fooproxy.driver.{module}", *arguments]
+    done = await deferToThread(completed, argv, grace=GRACE)
+    return done.stdout, done.stderr, done.returncode
 
 
 def process(module: str, *arguments: str) -> AbstractAsyncContextManager[Child]:

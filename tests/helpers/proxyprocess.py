@@ -22,19 +22,13 @@ from typing import Any, TypeVar
 import pytest
 
 from tests.helpers.fooserver import PATIENCE
+from tests.helpers.processes import completed, started
 
 T = TypeVar("T")
 
-ROOT = Path(__file__).resolve().parents[2]
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 # By default, twist logs to standard output.
 TWIST = (sys.executable, "-m", "twisted", "--log-file=+", "--log-format=text")
-
-ENVIRONMENT = {
-    **os.environ,
-    # So that the checkout need not be installed.
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
-}
 
 
 def eventually(condition: Callable[[], T]) -> T:
@@ -160,34 +154,16 @@ def fooproxy(
 ) -> Iterator[Proxy]:
     """Run the proxy in `folder` with the options `more`; `log` is the file there that the proxy logs to."""
     arguments = [*command, "fooproxy", *options(folder, upstream, *more)]
-    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout or out,
-            stderr=err,
-            cwd=folder,
-            env=ENVIRONMENT,
-            pass_fds=inherited,
-        )
-    try:
+    with (
+        (folder / "stdout").open("wb") as out,
+        (folder / "stderr").open("wb") as err,
+        started(arguments, stdout=stdout or out, stderr=err, cwd=folder, pass_fds=inherited) as process,
+    ):
         proxy = Proxy(process, folder / log, folder / "stdout")
         yield proxy
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(PATIENCE)
     assert "Traceback" not in proxy.log
 
 
 def run(folder: Path, *arguments: str, command: Sequence[str] = TWISTD) -> subprocess.CompletedProcess[str]:
     """Run a command in `folder` and wait until it ends."""
-    return subprocess.run(
-        [*command, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=ENVIRONMENT,
-        timeout=PATIENCE,
-    )
+    return completed([*command, *arguments], cwd=folder)

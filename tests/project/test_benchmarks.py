@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -29,11 +29,11 @@ from benchmarks.processes import Failed
 from benchmarks.report import Results, table
 from benchmarks.runs import check_counts
 from benchmarks.shapes import SHAPES
+from tests.helpers.processes import GRACE, ROOT, completed, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-CHECKOUT = Path(__file__).parents[2]
 TIMEOUT = 60
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
@@ -48,15 +48,14 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
 @pytest.fixture
 def server(programs: Programs) -> Iterator[int]:
     """The port of a server that answers NAK to every third seq."""
-    with subprocess.Popen([programs.server, "--nak", "3"], stdout=subprocess.PIPE, text=True) as process:
+    with started([programs.server, "--nak", "3"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield int(process.stdout.readline())
-        process.terminate()
 
 
 def load(programs: Programs, port: int, *options: str) -> subprocess.CompletedProcess[str]:
     command = [str(programs.load), "--port", str(port), *options]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+    return completed(command, timeout=TIMEOUT)
 
 
 def talk(port: int, *parts: bytes) -> bytes:
@@ -289,10 +288,11 @@ def test_the_microbenchmark_counts_every_message(name: str) -> None:
 
 
 class TestCommand:
-    def start(self, directory: Path, *options: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def start(self, directory: Path, *options: str) -> AbstractContextManager[subprocess.Popen[str]]:
+        return started(
             [sys.executable, "-m", "benchmarks", "--quick", *options],
-            cwd=CHECKOUT,
+            grace=GRACE,
+            cwd=ROOT,
             env={**os.environ, "TMPDIR": str(directory)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -19,8 +18,8 @@ from fooproxy.options import Options
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
 from fooproxy.web.resource import Web
+from tests.helpers.processes import ROOT, completed
 
-ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.rst"
 UNIT = ROOT / "contrib" / "systemd" / "fooproxy.service"
 SOCKET = UNIT.with_suffix(".socket")
@@ -43,9 +42,7 @@ def table(document: nodes.document, heading: str) -> list[tuple[str, ...]]:
 
 def write_tables(top: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command that writes the tables of the checkout, or its copy, at `top`."""
-    command = [sys.executable, "docs/tables.py", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=top, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return completed([sys.executable, "docs/tables.py", *arguments], cwd=top)
 
 
 @pytest.fixture
@@ -115,7 +112,7 @@ def test_the_changelog_is_well_formed() -> None:
 
 def test_the_documentation_builds_without_a_warning_and_has_every_statistic(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-d", f"{tmp_path}/doctrees", "docs", f"{tmp_path}/html"]
-    build = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    build = completed(command, cwd=ROOT, timeout=120)
     assert (build.returncode, build.stdout, build.stderr) == (0, "", "")
     page = (tmp_path / "html" / "statistics.html").read_text()
     assert [field.name for field in Stats.reported if field.name not in page] == []
@@ -136,7 +133,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, activated: bool) -> None:
         shutil.copy(WITH_SOCKET, folder)
         units.append(Path(shutil.copy(SOCKET, tmp_path)))
     command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
-    verify = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    verify = completed(command)
     # A wrong line is no error to it: it says that it ignores the line.
     assert "fooproxy" not in verify.stdout + verify.stderr
     assert verify.returncode == 0, verify.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.targets import TARGETS
-from tests.helpers.proxyprocess import ENVIRONMENT, ROOT
+from tests.helpers.processes import ROOT, completed, environment
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 SECONDS = 3
@@ -31,11 +31,9 @@ def test_the_corpus_passes(name: str) -> None:
         TARGETS[name](path.read_bytes())
 
 
-def fuzz(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def fuzz(*arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.fuzz", *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=120
-    )
+    return completed(command, cwd=cwd, env={**environment(), **more}, timeout=120)
 
 
 @needs_atheris

@@ -7,6 +7,7 @@ tests.  Twisted itself is copied, so that its plugin folder is the environment's
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import twisted
 
 from fooproxy import __version__
-from tests.helpers.proxyprocess import ROOT
+from tests.helpers.processes import ROOT, completed
 
 DEPENDENCIES = Path(twisted.__file__).parents[1]
 
@@ -28,12 +29,9 @@ NOT_OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "d
 
 def pip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the pip that belongs to the tests' environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    # Not with our checkout on its path.
+    return completed(command, timeout=300, env=os.environ)
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +74,7 @@ class Environment:
 
     def run(self, *arguments: str) -> str:
         """Run this environment's interpreter with nothing else on its path; give what it prints."""
-        end = subprocess.run(
-            [self.python, "-I", *arguments], capture_output=True, text=True, cwd=self.folder, timeout=60
-        )
+        end = completed([self.python, "-I", *arguments], timeout=60, cwd=self.folder)
         assert end.returncode == 0, end.stderr
         return end.stdout
 

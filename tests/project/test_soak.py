@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +13,16 @@ from typing import Any
 import pytest
 
 from benchmarks.verdicts import RSS_GROWTH_KIB, judge_counts, judge_delays, judge_memory
-from tests.helpers.proxyprocess import ENVIRONMENT, eventually
+from tests.helpers.processes import GRACE, ROOT, completed, started
+from tests.helpers.proxyprocess import eventually
 
 COMMAND = (sys.executable, "-m", "benchmarks.soak")
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_short_soak_passes_and_tells_its_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [*COMMAND, "--minutes", "0.1", "--json", str(figures)]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = completed(command, cwd=ROOT, timeout=120, grace=GRACE)
     told = json.loads(figures.read_text())
     # How quick it was is this machine's affair, which runs tests.
     failed = [verdict for verdict in told["verdicts"] if not verdict["met"] and "delay" not in verdict["name"]]
@@ -41,18 +40,16 @@ def children(pid: int) -> list[int]:
 
 
 def test_an_interrupted_soak_stops_what_it_started(tmp_path: Path) -> None:
-    with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen([*COMMAND, "--minutes", "5"], cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
-        try:
-            eventually(lambda: "sessions" in (tmp_path / "log").read_text())
-            started = children(process.pid)
-            assert len(started) == 3
-            process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 130
-        finally:
-            process.kill()
-            process.wait()
-    for pid in started:
+    with (
+        (tmp_path / "log").open("w+") as log,
+        started([*COMMAND, "--minutes", "5"], grace=GRACE, cwd=ROOT, stdout=log, stderr=log) as process,
+    ):
+        eventually(lambda: "sessions" in (tmp_path / "log").read_text())
+        pids = children(process.pid)
+        assert len(pids) == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert "interrupted" in (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_to_end
-from tests.helpers.proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, fooproxy, options, run
+from tests.helpers.processes import started
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
 from tests.test_signals import daemonized
 
 
@@ -128,12 +129,15 @@ def nobody() -> pwd.struct_passwd:
 
 
 @pytest.fixture
-def open_folder() -> Iterator[Path]:
+def open_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that every user can reach, unlike those of pytest."""
-    folder = Path(tempfile.mkdtemp())
+    anybodys = next(folder for folder in tmp_path.parents if folder.stat().st_mode & stat.S_IXOTH)
+    folder = Path(tempfile.mkdtemp(dir=anybodys))
     folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_the_files_belong_to_the_user_that_the_proxy_becomes(open_folder: Path, nobody: pwd.struct_passwd) -> None:
@@ -147,17 +151,14 @@ def test_the_files_belong_to_the_user_that_the_proxy_becomes(open_folder: Path, 
         # No HTTP requests here: they would load modules that this user may not be able to read.
         with (
             (open_folder / "log").open("wb") as log,
-            subprocess.Popen(command, stdout=log, stderr=log, cwd=open_folder, env=ENVIRONMENT) as process,
+            started(command, stdout=log, stderr=log, cwd=open_folder) as process,
         ):
-            try:
-                eventually(lambda least=starts: path.exists() and saves(path) >= 2 * least)  # type: ignore[misc]
-                assert Path(f"/proc/{process.pid}").stat().st_uid == nobody.pw_uid
-                owned = [path.parent, path, path.with_name("recovery.json.lock")]
-                assert {(file.stat().st_uid, file.stat().st_gid) for file in owned} == {(nobody.pw_uid, nobody.pw_gid)}
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(PATIENCE) == 0
-            finally:
-                process.kill()
+            eventually(lambda least=starts: path.exists() and saves(path) >= 2 * least)  # type: ignore[misc]
+            assert Path(f"/proc/{process.pid}").stat().st_uid == nobody.pw_uid
+            owned = [path.parent, path, path.with_name("recovery.json.lock")]
+            assert {(file.stat().st_uid, file.stat().st_gid) for file in owned} == {(nobody.pw_uid, nobody.pw_gid)}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
 
 
 def saves(path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.fooserver import FooServer, exchange
+from tests.helpers.processes import completed
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
 FINE: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": []})
@@ -37,7 +37,9 @@ class Mount:
 
     def remount(self, proxy: Proxy, how: str) -> None:
         command = ["nsenter", "-m", "-t", str(proxy.pid), "mount", "-o", f"remount,{how}", str(self.path)]
-        subprocess.run(command, check=True)
+        done = completed(command)
+        if done.returncode:
+            raise OSError(done.stderr)
 
 
 @pytest.fixture
@@ -45,11 +47,11 @@ def mount(tmp_path: Path) -> Mount:
     if os.geteuid():
         pytest.skip("needs root, to mount")
     try:
-        end = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True)
+        end = completed(["unshare", "-m", "mount", "-t", "tmpfs", "none", tmp_path])
     except FileNotFoundError:
         pytest.skip("needs unshare")
     if end.returncode:
-        pytest.skip(f"needs the right to mount: {end.stderr.decode()}")
+        pytest.skip(f"needs the right to mount: {end.stderr}")
     return Mount(tmp_path)
 
 
@@ -121,7 +123,7 @@ def test_a_disk_that_becomes_read_only_costs_the_saves_until_it_is_mended(tmp_pa
 def _succeeds(action: Any) -> bool:
     try:
         action()
-    except subprocess.CalledProcessError:
+    except OSError:
         return False
     return True
 
@@ -141,7 +143,7 @@ def test_a_disk_that_is_full_at_the_start_is_no_reason_not_to_relay(tmp_path: Pa
 
 def test_a_disk_that_is_read_only_at_the_start_is_refused_with_one_line(tmp_path: Path, mount: Mount) -> None:
     command = [*mount.command("mount -o remount,ro ."), "fooproxy", "--listen", "127.0.0.1:0", *mount.more]
-    end = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    end = completed(command, cwd=tmp_path)
     assert end.returncode == 1
     (line,) = [line for line in end.stderr.splitlines() if "#critical]" in line]
     assert "cannot save statistics" in line and "Read-only file system" in line and "--recovery-path" in line

@@ -22,7 +22,8 @@ import pytest
 from fooproxy.recovery.saver import Saver
 from fooproxy.recovery.state import SavedState
 from tests.helpers.fooserver import PATIENCE, FooServer
-from tests.helpers.proxyprocess import ENVIRONMENT, fooproxy
+from tests.helpers.processes import completed, started
+from tests.helpers.proxyprocess import fooproxy
 from tests.recovery.test_crash import load
 
 SAVE_FOR_EVER = """
@@ -57,9 +58,7 @@ def content(path: Path) -> int:
 @contextmanager
 def nursery(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", SAVE_FOR_EVER]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT
-    ) as process:
+    with started(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
         yield process
 
 
@@ -200,7 +199,7 @@ def trace(tmp_path: Path) -> list[str]:
         pytest.skip("needs strace")
     program = [sys.executable, "-c", SAVE_THRICE, str(tmp_path / "new" / "data" / "state")]
     command = ["strace", "-f", "-y", "-s", "100", "-o", str(tmp_path / "trace"), "-e", f"trace={CALLS}"]
-    end = subprocess.run([*command, *program], capture_output=True, text=True, env=ENVIRONMENT, timeout=PATIENCE)
+    end = completed([*command, *program])
     if "PTRACE" in end.stderr:
         pytest.skip("strace may not trace here")
     assert end.stdout == "beginsaved 1saved 2saved 3", end.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
+from tests.helpers.processes import started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 CROWD = 300
@@ -151,20 +152,17 @@ def test_a_server_that_is_stopped_holds_its_own_sessions_alone_and_answers_when_
         "server = socket.create_server(('127.0.0.1', 0)); print(server.getsockname()[1], flush=True)\n"
         "while True: peer, _ = server.accept(); peer.sendall(b'ACK ' + peer.recv(99)[4:])"
     )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout is not None
-            port = int(server.stdout.readline())
-            with fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as client:
-                os.kill(server.pid, signal.SIGSTOP)
-                client.sendall(b"REQ 1 a\n")
-                settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
-                # Its kernel still accepts connections, so it looks like a slow server.
-                assert unready(proxy) == []
-                os.kill(server.pid, signal.SIGCONT)
-                assert read_lines(client, 1) == b"ACK 1 a\n"
-        finally:
-            server.kill()
+    with started([sys.executable, "-c", program], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        with fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as client:
+            os.kill(server.pid, signal.SIGSTOP)
+            client.sendall(b"REQ 1 a\n")
+            settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
+            # Its kernel still accepts connections, so it looks like a slow server.
+            assert unready(proxy) == []
+            os.kill(server.pid, signal.SIGCONT)
+            assert read_lines(client, 1) == b"ACK 1 a\n"
 
 
 @pytest.mark.parametrize(("how", "reason"), [("reset", "upstream_reset"), ("close", "upstream_closed")])

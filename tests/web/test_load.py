@@ -17,7 +17,8 @@ import pytest
 
 from fooproxy.web.site import MOST_CONNECTIONS
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
-from tests.helpers.proxyprocess import ENVIRONMENT, TWISTD, Proxy, eventually, fooproxy, options, run
+from tests.helpers.processes import completed, started
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
 
 CROWD = 500
 LITTLE = 30
@@ -108,13 +109,8 @@ class UnixWeb:
 def on_unix_socket(folder: Path, mode: str) -> Iterator[UnixWeb]:
     http = ("--http", f"unix:{folder}/http.sock:mode={mode}")
     command = [*TWISTD, "-n", "--pidfile=", "fooproxy", *options(folder, None, *http)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stderr=log, cwd=folder, env=ENVIRONMENT)
-    try:
+    with (folder / "log").open("wb") as log, started(command, stderr=log, cwd=folder) as process:
         yield UnixWeb(folder, process)
-    finally:
-        process.kill()
-        process.wait()
     assert "Traceback" not in (folder / "log").read_text()
 
 
@@ -160,7 +156,7 @@ def test_who_has_no_permission_is_refused_by_the_file(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     for mode, refused in (("660", True), ("666", False)):
         with on_unix_socket(tmp_path, mode):
-            asked = subprocess.run([sys.executable, "-c", asking, str(tmp_path)], capture_output=True, text=True)
+            asked = completed([sys.executable, "-c", asking, str(tmp_path)])
             assert ("PermissionError" in asked.stderr) is refused
             assert (asked.returncode != 0) is refused
 
@@ -171,5 +167,6 @@ def test_curl_gets_the_report_over_a_unix_socket(tmp_path: Path) -> None:
         pytest.skip("there is no curl")
     with on_unix_socket(tmp_path, "600") as web:
         command = [curl, "--silent", "--fail", "--unix-socket", str(web.path), "http://fooproxy/stats"]
-        asked = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=True)
+        asked = completed(command)
+        assert asked.returncode == 0, asked.stderr
         assert "msg_total" in json.loads(asked.stdout)

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import socket
-import subprocess
 import threading
 import time
 import urllib.parse
@@ -26,7 +25,8 @@ import pytest
 from docutils import nodes
 
 from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, read_lines
-from tests.helpers.proxyprocess import ROOT, Proxy, eventually, fooproxy, settles
+from tests.helpers.processes import ROOT, completed, started
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 from tests.project.test_docs import parsed
 
 FOLDER = ROOT / "contrib" / "prometheus"
@@ -58,14 +58,7 @@ def program(name: str) -> str:
 
 def promtool(*arguments: str | Path, given: str | None = None) -> tuple[int, str, str]:
     """Run promtool; return its exit status, standard output and standard error."""
-    done = subprocess.run(
-        [program("promtool"), *arguments],
-        input=given,
-        stdin=subprocess.DEVNULL if given is None else None,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = completed([program("promtool"), *arguments], given=given)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -130,11 +123,10 @@ def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
         program("prometheus"),
         *("--config.file=prometheus.yml", "--storage.tsdb.path=data", "--web.listen-address=127.0.0.1:0"),
     ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder
-        )
-    try:
+    with (
+        log.open("wb") as output,
+        started(command, stdout=output, stderr=output, cwd=folder) as process,
+    ):
 
         def listening() -> re.Match[str] | None:
             assert process.poll() is None, log.read_text()
@@ -145,9 +137,6 @@ def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
         server = Prometheus(int(match[1]))
         eventually(lambda: server.ready)
         yield server
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
 
 
 def shipped_configuration(folder: Path, port: int) -> str:
