@@ -1,15 +1,20 @@
-"""Fixtures that several test modules use."""
+"""Fixtures that several test modules use, and how a run begins and ends."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
+import pytest
 import pytest_twisted
 from hypothesis import settings
 
 from tests.helpers.bed import Bed
+from tests.helpers.interrupts import Interrupts, ignore_no_signal
+from tests.helpers.processes import Watch
 
 # What somebody has set for a proxy of their own is not for those that the tests start.
 for name in [name for name in os.environ if name.startswith("FOOPROXY_")]:
@@ -18,6 +23,45 @@ for name in [name for name in os.environ if name.startswith("FOOPROXY_")]:
 # Examples are judged by what comes out, not by how long a busy machine takes for them.
 settings.register_profile("fooproxy", deadline=None)
 settings.load_profile("fooproxy")
+
+WATCH = pytest.StashKey[Watch]()
+LIMIT = pytest.StashKey[float]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ignore_no_signal()
+    config.stash[WATCH] = Watch()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    interrupts = Interrupts()
+    for item in items:
+        if isinstance(item, pytest.Function) and getattr(item.obj, "_pytest_twisted_mark", None) == "async_test":
+            item.obj = interrupts.cancellable(item.obj, partial(item.stash.get, LIMIT, 0.0))
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """Remember the limit; pytest-timeout sets its timer too, since this returns nothing."""
+    item.stash[LIMIT] = settings.timeout
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    left = session.config.stash[WATCH].end()
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    for line in left:
+        reporter.line(f"left behind and killed: process {line}", red=True)
+    if left and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have what tests and their processes leave in the system's folder for temporary files be among pytest's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])

@@ -1,0 +1,167 @@
+"""However a test run ends, it leaves no process behind, and no test can hang it; seen on runs of one small test."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import GRACE, ROOT, completed, started
+from tests.helpers.proxyprocess import eventually
+
+HEAD = """
+import os, subprocess, sys, time
+from pathlib import Path
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from tests.helpers.processes import started
+from tests.helpers.proxyprocess import eventually, fooproxy
+from tests.test_signals import daemonized
+
+kept = []
+SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+
+def note(*pids):
+    Path("pids.new").write_text(" ".join(map(str, pids)))
+    os.rename("pids.new", "pids")
+"""
+
+PROXY = """
+def test(tmp_path):
+    with fooproxy(tmp_path) as proxy:
+        note(proxy.pid)
+        end()
+"""
+
+DAEMON = """
+def test(tmp_path):
+    with daemonized(tmp_path) as daemon:
+        note(daemon.pid)
+        end()
+"""
+
+WITHOUT_CONTEXT = """
+def test():
+    kept.append(process := subprocess.Popen(SLEEPER, stdout=subprocess.PIPE, start_new_session=True))
+    process.stdout.read(1)
+    note(process.pid)
+    end()
+"""
+
+WITH_CHILDREN = """
+def test():
+    program = f"import subprocess, sys; print(subprocess.Popen({SLEEPER}).pid, flush=True); sys.stdin.read()"
+    with started([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        note(process.pid, int(process.stdout.readline()))
+        end()
+"""
+
+ASYNCHRONOUS = """
+@pytest_twisted.ensureDeferred
+async def test():
+    with started(SLEEPER, stdout=subprocess.PIPE) as process:
+        process.stdout.read(1)
+        note(process.pid)
+        await hang()
+"""
+
+FAIL = "def end(): assert False"
+SLEEP = "def end(): time.sleep(600)"
+WAIT = "def hang(): return Deferred()"
+STUCK = "def hang(): reactor.callLater(0, time.sleep, 600); return Deferred()"
+
+
+def command(folder: Path, program: str) -> list[str]:
+    """Write a test, and give the command that runs it as the tests of the checkout are run."""
+    (folder / "test_it.py").write_text(HEAD + program)
+    options = ["-c", f"{ROOT}/setup.cfg", "--rootdir", str(folder), "--basetemp", str(folder / "basetemp")]
+    return [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", *options, "test_it.py"]
+
+
+def running(folder: Path, program: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    arguments = command(folder, program)
+    return started(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, grace=GRACE)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b""
+    except OSError:
+        return True
+
+
+def nothing_is_left(folder: Path) -> None:
+    pids = list(map(int, (folder / "pids").read_text().split()))
+    assert pids
+    eventually(lambda: all(map(gone, pids)))
+    assert {path.name for path in folder.iterdir()} <= {"test_it.py", "pids", "basetemp", "__pycache__"}
+
+
+@pytest.mark.parametrize("test", [PROXY, DAEMON, WITH_CHILDREN], ids=["proxy", "daemon", "with children"])
+def test_a_failure_leaves_nothing(tmp_path: Path, test: str) -> None:
+    done = completed(command(tmp_path, FAIL + test), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "assert False" in done.stdout and "left behind" not in done.stdout
+    nothing_is_left(tmp_path)
+
+
+def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: Path) -> None:
+    done = completed(command(tmp_path, "def end(): pass" + WITHOUT_CONTEXT), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 passed" in done.stdout and "left behind and killed: process" in done.stdout
+    nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("test", "number"),
+    [
+        pytest.param(SLEEP + PROXY, signal.SIGINT, id="proxy SIGINT"),
+        pytest.param(SLEEP + PROXY, signal.SIGKILL, id="proxy SIGKILL"),
+        pytest.param(SLEEP + DAEMON, signal.SIGTERM, id="daemon SIGTERM"),
+        pytest.param(SLEEP + WITHOUT_CONTEXT, signal.SIGHUP, id="without a context SIGHUP"),
+        pytest.param(WAIT + ASYNCHRONOUS, signal.SIGINT, id="asynchronous SIGINT"),
+    ],
+)
+def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, test: str, number: signal.Signals) -> None:
+    with running(tmp_path, test) as process:
+        eventually((tmp_path / "pids").exists)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=GRACE)
+    nothing_is_left(tmp_path)
+    if number in (signal.SIGINT, signal.SIGTERM):
+        assert process.returncode == 2
+        assert "KeyboardInterrupt" in output
+
+
+@pytest.mark.parametrize(
+    "test",
+    [SLEEP + PROXY, WAIT + ASYNCHRONOUS, STUCK + ASYNCHRONOUS],
+    ids=["synchronous", "that waits", "whose reactor is stuck"],
+)
+def test_a_test_that_hangs_fails_and_leaves_nothing_and_the_next_one_runs(tmp_path: Path, test: str) -> None:
+    arguments = command(tmp_path, f"{test}\ndef test_next(): pass")
+    done = completed([*arguments, "--timeout=3"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout and "left behind" not in done.stdout
+    nothing_is_left(tmp_path)
+
+
+def test_children_of_a_run_that_ignores_signals_heed_them(tmp_path: Path) -> None:
+    test = """
+def test():
+    with started(SLEEPER, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.read(1)
+        note(process.pid)
+        for number in (2, 1):
+            ignored = Path(f"/proc/{process.pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+            assert not int(ignored, 16) & 1 << number - 1
+"""
+    ignoring = ["sh", "-c", 'trap "" INT HUP; exec "$@"', "sh"]
+    done = completed([*ignoring, *command(tmp_path, test)], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    nothing_is_left(tmp_path)
