@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -21,14 +22,16 @@ for name in [name for name in os.environ if name.startswith("FOOPROXY_")]:
     del os.environ[name]
 
 # Examples are judged by what comes out, not by how long a busy machine takes for them.
-settings.register_profile("fooproxy", deadline=None)
-settings.load_profile("fooproxy")
+settings.register_profile("all", deadline=None)
+# The same ones each time, so that what they cover is no matter of luck.
+settings.register_profile("fast", deadline=None, max_examples=20, derandomize=True, database=None)
 
 WATCH = pytest.StashKey[Watch]()
 LIMIT = pytest.StashKey[float]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
     ignore_no_signal()
     config.stash[WATCH] = Watch()
 
@@ -38,6 +41,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and getattr(item.obj, "_pytest_twisted_mark", None) == "async_test":
             item.obj = interrupts.cancellable(item.obj, partial(item.stash.get, LIMIT, 0.0))
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays; some tests collect garbage, and need not look through all that each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:

@@ -100,6 +100,7 @@ class Client(threading.Thread):
                 self.answered.append(line)
 
 
+@pytest.mark.slow
 def test_restarts_under_load_refuse_no_connection_and_lose_no_request(tmp_path: Path) -> None:
     with FooServer() as server, socket.create_server(("127.0.0.1", 0), backlog=1024) as holder:
         port = holder.getsockname()[1]
@@ -133,6 +134,7 @@ def test_restarts_under_load_refuse_no_connection_and_lose_no_request(tmp_path: 
         assert answered == received
 
 
+@pytest.mark.slow
 def test_clients_that_come_while_no_proxy_runs_wait_for_the_next(tmp_path: Path) -> None:
     with FooServer() as server, socket.create_server(("127.0.0.1", 0)) as holder:
         with activated(tmp_path, holder, server.port) as proxy:
@@ -177,6 +179,7 @@ def test_plain_tcp_has_our_transports_also_when_it_was_inherited(address: str, o
     assert is_polled(address) is ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", ["INET", "INET6"])
 def test_an_inherited_socket_may_be_of_either_family(tmp_path: Path, domain: str) -> None:
     family, host = (socket.AF_INET, "127.0.0.1") if domain == "INET" else (socket.AF_INET6, "::1")
@@ -204,6 +207,7 @@ def connected(address: tuple[str, int]) -> socket.socket | None:
         return None
 
 
+@pytest.mark.slow
 def test_it_is_started_by_the_first_connection_under_systemd_socket_activate(tmp_path: Path) -> None:
     program = shutil.which("systemd-socket-activate")
     if program is None:

@@ -21,6 +21,8 @@ import pytest
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server() -> Iterator[FooServer]:

@@ -29,6 +29,8 @@ from tests.helpers.fooserver import (
 )
 from tests.helpers.proxyprocess import TWIST, Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 LITTLE = 30
 """MB that a proxy may grow by, whatever passes through it."""
 

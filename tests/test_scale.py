@@ -20,6 +20,8 @@ from benchmarks.runs import NAK_EVERY, SPARE_FILES, check_counts
 from tests.helpers.fooserver import PATIENCE, connect
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 BLOCK = b"ACK 1 " + bytes(range(32, 127)) * 11037 + b"\n"
 BLOCKS = 1024
 GIGABYTE = len(BLOCK) * BLOCKS

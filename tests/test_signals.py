@@ -22,6 +22,8 @@ from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
 
+pytestmark = pytest.mark.slow
+
 FIRST_KEYS = [
     *("msg_total", "msg_req", "msg_ack", "msg_nak"),
     *("request_rate_1s", "request_rate_10s", "response_rate_1s", "response_rate_10s"),

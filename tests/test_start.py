@@ -14,6 +14,8 @@ from fooproxy import __version__
 from fooproxy.options import OPTIONS
 from tests.helpers.proxyprocess import TWIST, TWISTD, options, run
 
+pytestmark = pytest.mark.slow
+
 ADDRESSES = [option.name for option in OPTIONS if option.unit == "ADDRESS"]
 TIMES = [option.name for option in OPTIONS if option.unit == "SECONDS"]
 

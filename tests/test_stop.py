@@ -15,6 +15,8 @@ import pytest
 from tests.helpers.fooserver import FooServer, connect
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 DRAIN = ("--drain-timeout", "0.5", "--connect-timeout", "600")
 
 

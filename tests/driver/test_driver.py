@@ -460,6 +460,7 @@ def test_without_a_reply_the_summary_holds_zeros() -> None:
 # --- foo-client, the command
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_small_run_shows_dots_and_ok_and_a_summary() -> None:
     async with listening(FooServerFactory(reactor)) as port:
@@ -473,6 +474,7 @@ async def test_a_small_run_shows_dots_and_ok_and_a_summary() -> None:
     )
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_terminal_without_the_letter_micro_does_not_fail_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
@@ -502,6 +504,7 @@ LIES: dict[str, Callable[[int, bytes], bytes | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("complaint", LIES)
 @in_reactor
 async def test_a_wrong_reply_is_reported_in_one_line(complaint: str) -> None:
@@ -520,6 +523,7 @@ async def test_a_reply_too_many_is_an_error() -> None:
             await to_port(port, Script(2)).run()
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_refused_connection_is_reported_in_one_line() -> None:
     async with listening(FooServerFactory(reactor)) as port:
@@ -529,6 +533,7 @@ async def test_a_refused_connection_is_reported_in_one_line() -> None:
     assert err == f"foo-client: 127.0.0.1:{port}: connection 1: cannot connect: Connection refused\n"
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_an_interrupted_client_says_nothing_and_exits_130() -> None:
     accepted: Deferred[None] = Deferred()
@@ -557,6 +562,7 @@ async def server_process(*arguments: str) -> AsyncIterator[tuple[Child, int]]:
         yield child, int(line[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [["TERM"], ["INT"], ["INT", "TERM"]])
 @in_reactor
 async def test_signals_end_the_server_quietly_with_status_0(signals: list[str]) -> None:
@@ -572,12 +578,14 @@ async def test_signals_end_the_server_quietly_with_status_0(signals: list[str]) 
     assert child.status == 0
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_child_is_out_of_reach_of_the_terminals_ctrl_c() -> None:
     async with server_process() as (child, _):
         assert os.getpgid(child.transport.pid) == child.transport.pid
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_stopping_a_child_goes_on_when_it_is_cancelled() -> None:
     async with server_process() as (child, _):
@@ -597,6 +605,7 @@ async def limited_server(soft: int, hard: int) -> AsyncIterator[tuple[Child, int
         yield child, int(line[1])
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_server_without_descriptors_says_so_once_and_lets_new_clients_wait() -> None:
     async with limited_server(32, 32) as (child, port), AsyncExitStack() as opened:
@@ -635,6 +644,7 @@ async def test_the_server_command_obeys_its_options() -> None:
     assert talker.heard == [b"NAK 1 " + digest(b"abc"), b"NAK 2 " + digest(b"")]
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_port_in_use_is_reported_in_one_line() -> None:
     async with listening(FooServerFactory(reactor)) as port:
@@ -683,6 +693,7 @@ def test_h_is_short_for_help(
     assert capsys.readouterr().out.startswith("usage: foo-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "option"), [("server", "--listen"), ("client", "--connect")])
 @in_reactor
 async def test_a_wrong_address_is_reported_in_one_line(module: str, option: str) -> None:
@@ -708,6 +719,7 @@ def gone(pid: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_the_demo_shows_that_the_proxy_counts_correctly() -> None:
     out, err, status = await command("demo", "--requests", "2000", "--connections", "4")
@@ -736,6 +748,7 @@ async def test_a_kept_demo_names_its_page() -> None:
         await kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @in_reactor
 async def test_a_kept_demo_runs_until_a_signal_and_stops_everything(number: int) -> None:
@@ -756,6 +769,7 @@ async def test_a_kept_demo_runs_until_a_signal_and_stops_everything(number: int)
     assert gone(pid)
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_proxy_that_does_not_start_is_reported_in_one_line() -> None:
     _, err, status = await command("demo", "--listen", "nonsense")

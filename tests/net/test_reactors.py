@@ -14,6 +14,8 @@ import pytest
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, replies_to
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 STREAM = b"".join(b"REQ %d data-%d\n" % (seq, seq) for seq in range(1, 501))
 
 

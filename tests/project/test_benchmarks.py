@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 TIMEOUT = 60
 BY_NAME = {shape.name: shape for shape in SHAPES}
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler"),
+]
 
 
 @pytest.fixture(scope="module")

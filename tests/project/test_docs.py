@@ -110,6 +110,7 @@ def test_the_changelog_is_well_formed() -> None:
     assert parsed("CHANGELOG.rst").findall(nodes.section)
 
 
+@pytest.mark.slow
 def test_the_documentation_builds_without_a_warning_and_has_every_statistic(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "-d", f"{tmp_path}/doctrees", "docs", f"{tmp_path}/html"]
     build = completed(command, cwd=ROOT, timeout=120)
@@ -119,6 +120,7 @@ def test_the_documentation_builds_without_a_warning_and_has_every_statistic(tmp_
     assert "fooproxy_messages_total" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activated", [False, True], ids=["alone", "with its socket"])
 def test_systemd_accepts_the_unit(tmp_path: Path, activated: bool) -> None:
     if shutil.which("systemd-analyze") is None:

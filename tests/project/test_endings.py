@@ -13,6 +13,8 @@ import pytest
 from tests.helpers.processes import GRACE, ROOT, completed, started
 from tests.helpers.proxyprocess import eventually
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import os, subprocess, sys, time
 from pathlib import Path

@@ -37,6 +37,7 @@ def fuzz(*arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.Completed
 
 
 @needs_atheris
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_is_found_in_a_few_seconds(name: str, tmp_path: Path) -> None:
     done = fuzz(name, "--seconds", str(SECONDS), "--findings", str(tmp_path))

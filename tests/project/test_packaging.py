@@ -22,6 +22,8 @@ import twisted
 from fooproxy import __version__
 from tests.helpers.processes import ROOT, completed
 
+pytestmark = pytest.mark.slow
+
 DEPENDENCIES = Path(twisted.__file__).parents[1]
 
 NOT_OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "dropin.cache", "_trial_temp*")

@@ -19,6 +19,7 @@ from tests.helpers.proxyprocess import eventually
 COMMAND = (sys.executable, "-m", "benchmarks.soak")
 
 
+@pytest.mark.slow
 def test_a_short_soak_passes_and_tells_its_figures(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     command = [*COMMAND, "--minutes", "0.1", "--json", str(figures)]
@@ -39,6 +40,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for folder in folders for child in folder.read_text().split()]
 
 
+@pytest.mark.slow
 def test_an_interrupted_soak_stops_what_it_started(tmp_path: Path) -> None:
     with (
         (tmp_path / "log").open("w+") as log,

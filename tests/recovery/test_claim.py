@@ -21,6 +21,8 @@ from tests.helpers.processes import started
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
 from tests.test_signals import daemonized
 
+pytestmark = pytest.mark.slow
+
 
 def refusal(folder: Path, proxy: Proxy, *twistd: str) -> str:
     """Start another proxy on the same file and even the same port; return its only error line."""

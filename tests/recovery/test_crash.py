@@ -18,6 +18,8 @@ import pytest
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 SAVE = 1.0
 """Seconds between two saves of the statistics: how much a crash can lose."""
 

@@ -15,6 +15,8 @@ from tests.helpers.fooserver import FooServer, exchange
 from tests.helpers.processes import completed
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 FINE: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": []})
 FAILING: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": ["recovery_failing"]})
 

@@ -26,6 +26,8 @@ from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import fooproxy
 from tests.recovery.test_crash import load
 
+pytestmark = pytest.mark.slow
+
 SAVE_FOR_EVER = """
 import os, sys
 from pathlib import Path

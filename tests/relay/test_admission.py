@@ -333,6 +333,7 @@ def clients(count: int, port: int) -> Iterator[list[socket.socket]]:
             client.close()
 
 
+@pytest.mark.slow
 def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is_served(tmp_path: Path) -> None:
     command = allowing(soft=170, hard=200)
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=command) as proxy:
@@ -355,6 +356,7 @@ def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is
         assert len(re.findall(f"session limit of {limit} reached", proxy.log)) == 1
 
 
+@pytest.mark.slow
 def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warning(tmp_path: Path) -> None:
     with fooproxy(tmp_path, "--max-connections", "5000", command=allowing(200, 200)) as proxy:
         limit = (200 - RESERVE) // 2
@@ -363,6 +365,7 @@ def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warn
         assert "--max-connections 5000" in line and f"to {limit}" in line and "LimitNOFILE" in line
 
 
+@pytest.mark.slow
 def test_a_number_that_is_less_is_taken_and_who_leaves_makes_room_at_once(tmp_path: Path) -> None:
     # So many that the last one would time out if each had to wait for the retry timer.
     count = int(PATIENCE / RETRY) + 10
@@ -382,6 +385,7 @@ def test_a_number_that_is_less_is_taken_and_who_leaves_makes_room_at_once(tmp_pa
         assert "session limit of 1 reached" in line
 
 
+@pytest.mark.slow
 def test_waiting_clients_do_not_keep_it_from_stopping(tmp_path: Path) -> None:
     with (
         FooServer() as server,
@@ -418,6 +422,7 @@ def lowest_free(proxy: Proxy) -> int:
     return min(looks)
 
 
+@pytest.mark.slow
 def test_without_descriptors_clients_wait_and_those_who_are_there_are_served(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
         with closing(connect(proxy.port)) as before:
@@ -448,6 +453,7 @@ def cpu_seconds(proxy: Proxy) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forward", ["127.0.0.1:{}", "tcp:127.0.0.1:{}", "localhost:{}"])
 def test_without_a_descriptor_for_the_upstream_a_client_waits_for_one_until_the_connect_timeout(
     tmp_path: Path, forward: str
@@ -466,6 +472,7 @@ def test_without_a_descriptor_for_the_upstream_a_client_waits_for_one_until_the_
                 assert read_lines(client, 1) == b"ACK 1 a\n"
 
 
+@pytest.mark.slow
 def test_who_is_not_allowed_is_closed_at_once_and_counted_and_the_first_is_named(tmp_path: Path) -> None:
     options = ("--allow", "192.0.2.0/24", "--allow", "2001:db8::7", "--log-sessions")
     with FooServer() as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
@@ -480,6 +487,7 @@ def test_who_is_not_allowed_is_closed_at_once_and_counted_and_the_first_is_named
         assert "rejected a client from 127.0.0.1" in line
 
 
+@pytest.mark.slow
 def test_who_is_allowed_is_served(tmp_path: Path) -> None:
     options = ("--allow", "192.0.2.0/24", "--allow", "127.0.0.1")
     with (

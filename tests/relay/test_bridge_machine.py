@@ -404,5 +404,8 @@ class Bridge(RuleBasedStateMachine):
 
 TestBridge = Bridge.TestCase
 TestBridge.settings = settings(
-    max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=settings().max_examples * 5 // 2,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )

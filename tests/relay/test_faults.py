@@ -149,7 +149,7 @@ class _Port:
         self._listener.close()
 
 
-@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+@pytest_twisted.async_yield_fixture(params=["ours", pytest.param("twisted's", marks=pytest.mark.slow)])
 async def stage(request: Any) -> AsyncIterator[Stage]:
     stage = Stage(request.param)
     await stage.start()

@@ -470,6 +470,7 @@ async def test_a_sweep_that_fails_is_not_the_last_one(bed: AnyBed) -> None:
 # The real process
 
 
+@pytest.mark.slow
 def test_the_process_ends_a_session_in_which_nothing_passes(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--idle-timeout", "0.3", upstream=server.port) as proxy:
         with closing(connect(proxy.port)) as client:
@@ -479,6 +480,7 @@ def test_the_process_ends_a_session_in_which_nothing_passes(tmp_path: Path) -> N
         assert "idle_timeout" in proxy.log
 
 
+@pytest.mark.slow
 def test_the_process_gives_up_replies_that_do_not_come_for_a_client_that_has_closed_its_side(tmp_path: Path) -> None:
     options = ("--client-fin-timeout", "0.3")
     with FooServer(holding=True) as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
@@ -493,6 +495,7 @@ def flooding(client: socket.socket) -> None:
             client.sendall(1000 * b"REQ 1 some-data\n")
 
 
+@pytest.mark.slow
 def test_the_process_gives_up_a_client_that_does_not_read(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--send-timeout", "0.3", upstream=server.port) as proxy:
         with closing(connect(proxy.port)) as client:
@@ -500,6 +503,7 @@ def test_the_process_gives_up_a_client_that_does_not_read(tmp_path: Path) -> Non
         settles(lambda: closed(proxy), {"send_timeout": 1})
 
 
+@pytest.mark.slow
 def test_the_process_gives_up_an_upstream_that_does_not_read(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--send-timeout", "0.3", upstream=server.port) as proxy:
         server.reading.clear()

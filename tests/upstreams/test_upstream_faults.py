@@ -17,6 +17,8 @@ from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
+pytestmark = pytest.mark.slow
+
 CROWD = 300
 
 

@@ -20,6 +20,8 @@ from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, re
 from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
 
+pytestmark = pytest.mark.slow
+
 CROWD = 500
 LITTLE = 30
 """Megabytes of memory that the crowd may cost."""

@@ -226,6 +226,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         yield Watched(proxy, watcher, traffic)
 
 
+@pytest.mark.slow
 def test_promtool_finds_no_fault_in_the_exposition_of_an_idle_proxy(tmp_path: Path) -> None:
     program("promtool")
     with fooproxy(tmp_path) as proxy:
@@ -233,35 +234,41 @@ def test_promtool_finds_no_fault_in_the_exposition_of_an_idle_proxy(tmp_path: Pa
     assert promtool("check", "metrics", given=text) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_promtool_finds_no_fault_in_the_exposition_after_traffic(watched: Watched) -> None:
     _, _, text = get(watched.proxy.http_port, "/metrics", accept="text/plain")
     assert f"fooproxy_request_duration_seconds_count {BATCH * BATCHES}.0" in text
     assert promtool("check", "metrics", given=text) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_promtool_accepts_the_rules() -> None:
     status, output, errors = promtool("check", "rules", RULES)
     assert (status, errors) == (0, "")
     assert "SUCCESS" in output
 
 
+@pytest.mark.slow
 def test_the_rules_pass_their_unit_tests() -> None:
     status, output, errors = promtool("test", "rules", RULES_TEST)
     assert status == 0, output + errors
 
 
+@pytest.mark.slow
 def test_promtool_accepts_the_configuration_and_finds_the_rules_by_it() -> None:
     status, output, errors = promtool("check", "config", CONFIGURATION)
     assert status == 0, output + errors
     assert "1 rule files found" in output
 
 
+@pytest.mark.slow
 def test_prometheus_scrapes_by_our_configuration(watched: Watched) -> None:
     target = watched.prometheus.target()
     assert (target["health"], target["lastError"]) == ("up", "")
     assert target["labels"] == {"instance": f"127.0.0.1:{watched.proxy.http_port}", "job": "fooproxy"}
 
 
+@pytest.mark.slow
 def test_a_rate_is_what_was_sent_per_second(watched: Watched) -> None:
     rate = watched.prometheus.query(
         f'rate(fooproxy_messages_total{{type="req"}}[{WINDOW}s])', at=watched.traffic.middle
@@ -269,12 +276,14 @@ def test_a_rate_is_what_was_sent_per_second(watched: Watched) -> None:
     assert rate == [pytest.approx(watched.traffic.rate, rel=0.15)]
 
 
+@pytest.mark.slow
 def test_an_increase_over_all_the_traffic_is_what_was_sent(watched: Watched) -> None:
     # Prometheus extrapolates by up to a scrape interval at each end.
     increase = watched.prometheus.query('increase(fooproxy_messages_total{type="req"}[10m])')
     assert increase == [pytest.approx(BATCH * BATCHES, rel=0.1)]
 
 
+@pytest.mark.slow
 def test_counters_are_exactly_what_was_sent_and_answered(watched: Watched) -> None:
     expected = {
         'fooproxy_messages_total{type="req"}': BATCH * BATCHES,
@@ -298,6 +307,7 @@ def test_counters_are_exactly_what_was_sent_and_answered(watched: Watched) -> No
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantile", [0.5, 0.99])
 def test_a_quantile_is_the_servers_delay_to_a_bucket(watched: Watched, quantile: float) -> None:
     # The latency that the proxy measures lies between the delay and what the client measures.
@@ -310,6 +320,7 @@ def test_a_quantile_is_the_servers_delay_to_a_bucket(watched: Watched, quantile:
     assert max(bound for bound in bounds if bound < least) < found <= min(bound for bound in bounds if bound > most)
 
 
+@pytest.mark.slow
 def test_the_sum_of_durations_is_between_the_servers_delay_and_what_the_client_waited(watched: Watched) -> None:
     (total,) = watched.prometheus.query("fooproxy_request_duration_seconds_sum")
     waited = sum(batch.latency for batch in watched.traffic.batches)
@@ -349,6 +360,7 @@ class Through:
         self._server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accept", "content_type"),
     [
@@ -370,12 +382,14 @@ def test_prometheus_reads_either_format(tmp_path: Path, accept: str | None, cont
     assert through.content_types == {content_type}
 
 
+@pytest.mark.slow
 def test_every_rule_can_be_evaluated_and_none_fires_at_a_healthy_proxy(watched: Watched) -> None:
     rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
     assert {rule["name"]: rule.get("lastError", "") for rule in rules if rule["health"] != "ok"} == {}
     assert [rule["name"] for rule in rules if rule.get("state") == "firing"] == []
 
 
+@pytest.mark.slow
 def test_every_alert_says_how_grave_it_is_what_happened_and_what_to_do(watched: Watched) -> None:
     alerts = watched.prometheus.rules("alerting")
     assert alerts
@@ -384,6 +398,7 @@ def test_every_alert_says_how_grave_it_is_what_happened_and_what_to_do(watched: 
     assert {frozenset(alert["annotations"]) for alert in alerts} == {frozenset({"summary", "description"})}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expected", [r" \[\]$", r"(?! \[\])"], ids=["it is silent", "it fires"])
 def test_every_alert_has_a_unit_test_in_which(watched: Watched, expected: str) -> None:
     checks = re.compile(rf"alertname: (\w+)\n +eval_time: \w+\n +exp_alerts:{expected}", re.MULTILINE)
@@ -391,6 +406,7 @@ def test_every_alert_has_a_unit_test_in_which(watched: Watched, expected: str) -
     assert tested == {alert["name"] for alert in watched.prometheus.rules("alerting")}
 
 
+@pytest.mark.slow
 def test_the_rules_record_rates_shares_and_quantiles_of_the_traffic(watched: Watched) -> None:
     eventually(lambda: watched.prometheus.query("instance:fooproxy_requests:rate5m > 0"))
     assert watched.prometheus.query("instance:fooproxy_naks:ratio_rate5m") == [pytest.approx(0.1, rel=0.1)]
@@ -398,6 +414,7 @@ def test_the_rules_record_rates_shares_and_quantiles_of_the_traffic(watched: Wat
     assert p99 > DELAY / 2
 
 
+@pytest.mark.slow
 def test_every_selector_in_the_rules_selects_something(watched: Watched) -> None:
     rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
     selectors = {selector for rule in rules for selector in SELECTORS.findall(rule["query"])}
@@ -421,6 +438,7 @@ TARGETS = [
 EXPRESSIONS: list[str] = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expression", TARGETS)
 def test_the_dashboards_expression_has_an_answer(watched: Watched, expression: str) -> None:
     asked = expression.replace("$__rate_interval", "10m").replace("$instance", f"127.0.0.1:{watched.proxy.http_port}")
@@ -428,6 +446,7 @@ def test_the_dashboards_expression_has_an_answer(watched: Watched, expression: s
     assert eventually(lambda: watched.prometheus.query(asked))
 
 
+@pytest.mark.slow
 def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: Watched) -> None:
     named = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
     known = exposed(watched)
