@@ -30,6 +30,13 @@ def server() -> Iterator[FooServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy that several tests only ask over HTTP."""
+    with fooproxy(tmp_path_factory.mktemp("idle")) as proxy:
+        yield proxy
+
+
 @contextmanager
 def late_server(delays: list[float]) -> Iterator[int]:
     """Serve one session: each chunk of requests is answered after the next of `delays`, invalid lines as servers do."""
@@ -158,9 +165,8 @@ def test_sessions_are_sorted_and_limited_as_asked(tmp_path: Path, server: FooSer
         "sort=%ff",
     ],
 )
-def test_wrong_parameters_are_refused_without_being_repeated(tmp_path: Path, query: str) -> None:
-    with fooproxy(tmp_path) as proxy:
-        status, answer = proxy.get(f"/live?{query}")
+def test_wrong_parameters_are_refused_without_being_repeated(idle: Proxy, query: str) -> None:
+    status, answer = idle.get(f"/live?{query}")
     assert status == 400
     assert "must be" in answer["error"]
     assert "script" not in answer["error"]
@@ -278,8 +284,8 @@ def saved_history(state: Path) -> list[str]:
     return str(text).split(";") if text else []
 
 
-def test_answers_are_compressed_for_those_who_take_that(tmp_path: Path) -> None:
-    with fooproxy(tmp_path) as proxy, closing(http.client.HTTPConnection("127.0.0.1", proxy.http_port)) as connection:
+def test_answers_are_compressed_for_those_who_take_that(idle: Proxy) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", idle.http_port)) as connection:
         answers = {}
         for accepted in ("gzip, deflate", "identity", "gzip;q=0", ""):
             connection.request("GET", "/stats", headers={"Accept-Encoding": accepted})

@@ -87,6 +87,19 @@ def relaying(folder: Path, **how: Any) -> Iterator[Relay]:
         relay.leaves_nothing()
 
 
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    with relaying(tmp_path_factory.mktemp("lasting")) as relay:
+        yield relay
+
+
+@pytest.fixture
+def shared(lasting: Relay) -> Iterator[Relay]:
+    """A proxy that other tests have used and will use; what it counts and what its server knows goes on."""
+    yield lasting
+    lasting.leaves_nothing()
+
+
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
     """A proxy that is checked, after the test, to hold nothing open that it did not hold before."""
@@ -98,20 +111,20 @@ def requests(count: int, first: int = 1) -> list[bytes]:
     return [b"REQ %d data-%d\n" % (seq, seq) for seq in range(first, first + count)]
 
 
-def test_requests_one_after_the_other_are_answered_one_by_one(relay: Relay) -> None:
-    with connect(relay.port) as client:
+def test_requests_one_after_the_other_are_answered_one_by_one(shared: Relay) -> None:
+    with connect(shared.port) as client:
         for request in requests(200):
             client.sendall(request)
             assert read_lines(client, 1) == replies_to(request)
-    relay.counts_exactly()
+    shared.counts_exactly()
 
 
-def test_a_thousand_pipelined_requests_are_answered_in_order(relay: Relay) -> None:
+def test_a_thousand_pipelined_requests_are_answered_in_order(shared: Relay) -> None:
     stream = b"".join(requests(1000))
-    with connect(relay.port) as client:
+    with connect(shared.port) as client:
         client.sendall(stream)
         assert read_lines(client, 1000) == replies_to(stream)
-    relay.counts_exactly()
+    shared.counts_exactly()
 
 
 def test_every_byte_may_be_a_packet_of_its_own(tmp_path: Path) -> None:
@@ -121,22 +134,23 @@ def test_every_byte_may_be_a_packet_of_its_own(tmp_path: Path) -> None:
         relay.counts_exactly()
 
 
-def test_a_message_may_come_in_three_packets(relay: Relay) -> None:
-    with connect(relay.port) as client:
+def test_a_message_may_come_in_three_packets(shared: Relay) -> None:
+    with connect(shared.port) as client:
         for seq in range(1, 101):
             for piece in (b"REQ %d" % seq, b" data", b"\n"):
                 client.sendall(piece)
             assert read_lines(client, 1) == b"ACK %d data\n" % seq
-    relay.counts_exactly()
+    shared.counts_exactly()
 
 
-def test_a_hundred_connections_at_once_do_not_mix(relay: Relay) -> None:
+def test_a_hundred_connections_at_once_do_not_mix(shared: Relay) -> None:
     streams = [b"".join(requests(50, first=1000 * number)) for number in range(100)]
+    before = len(shared.server.sessions)
     with ThreadPoolExecutor(len(streams)) as pool:
-        answers = list(pool.map(lambda stream: exchange(relay.port, stream), streams))
+        answers = list(pool.map(lambda stream: exchange(shared.port, stream), streams))
     assert answers == [replies_to(stream) for stream in streams]
-    assert sorted(relay.server.received[1:]) == sorted(streams)
-    relay.counts_exactly()
+    assert sorted(shared.server.received[before:]) == sorted(streams)
+    shared.counts_exactly()
 
 
 def test_a_line_of_100_mb_costs_no_memory(relay: Relay) -> None:
@@ -171,24 +185,24 @@ def test_a_client_that_reads_late_costs_no_memory(relay: Relay) -> None:
     relay.counts_exactly()
 
 
-def test_empty_lines_pass_and_count_as_invalid(relay: Relay) -> None:
+def test_empty_lines_pass_and_count_as_invalid(shared: Relay) -> None:
     stream = b"\n\nREQ 1 a\n\r\n\nREQ 2 b\n\n"
-    assert exchange(relay.port, stream) == replies_to(stream)
-    assert relay.server.received[-1] == stream
-    relay.counts_exactly()
+    assert exchange(shared.port, stream) == replies_to(stream)
+    assert shared.server.received[-1] == stream
+    shared.counts_exactly()
 
 
-def test_noise_passes_unchanged(relay: Relay) -> None:
+def test_noise_passes_unchanged(shared: Relay) -> None:
     noise = random.Random(1)
     stream = b"".join(noise.randbytes(noise.randrange(200)) + noise.choice(requests(9)) for _ in range(2000))
-    assert exchange(relay.port, stream) == replies_to(stream)
-    assert relay.server.received[-1] == stream
-    relay.counts_exactly()
+    assert exchange(shared.port, stream) == replies_to(stream)
+    assert shared.server.received[-1] == stream
+    shared.counts_exactly()
 
 
-def test_misdirected_messages_count_by_type_too(relay: Relay) -> None:
-    assert exchange(relay.port, b"ACK 1\nNAK 2 x\nREQ 3\n") == 2 * b"NAK 0 ERRDECODE\n" + b"ACK 3 \n"
-    relay.counts_exactly()
+def test_misdirected_messages_count_by_type_too(shared: Relay) -> None:
+    assert exchange(shared.port, b"ACK 1\nNAK 2 x\nREQ 3\n") == 2 * b"NAK 0 ERRDECODE\n" + b"ACK 3 \n"
+    shared.counts_exactly()
 
 
 def test_clients_that_reset_their_connections_harm_nobody(tmp_path: Path) -> None:
@@ -217,13 +231,13 @@ def test_a_client_that_resets_in_the_middle_of_a_flood_leaves_nothing(relay: Rel
     assert exchange(relay.port, b"REQ 1 after\n") == b"ACK 1 after\n"
 
 
-def test_a_server_that_resets_ends_the_session_of_that_client_alone(relay: Relay) -> None:
-    with connect(relay.port) as other, connect(relay.port) as client:
+def test_a_server_that_resets_ends_the_session_of_that_client_alone(shared: Relay) -> None:
+    with connect(shared.port) as other, connect(shared.port) as client:
         other.sendall(b"REQ 1 other\n")
         assert read_lines(other, 1) == b"ACK 1 other\n"
         client.sendall(b"REQ 1 a\n")
         assert read_lines(client, 1) == b"ACK 1 a\n"
-        client.sendall(b"REQ 2 " + relay.server.resets_at)
+        client.sendall(b"REQ 2 " + shared.server.resets_at)
         assert client.recv(1) == b""
         other.sendall(b"REQ 2 other\n")
         assert read_lines(other, 1) == b"ACK 2 other\n"
@@ -268,9 +282,9 @@ def test_two_thousand_half_closed_sessions_leave_nothing_though_the_server_never
     }
 
 
-def test_a_hundred_sessions_at_once_are_active(relay: Relay) -> None:
-    clients = [connect(relay.port) for _ in range(100)]
-    settles(lambda: relay.proxy.stats("connections_active"), {"connections_active": 100})
+def test_a_hundred_sessions_at_once_are_active(shared: Relay) -> None:
+    clients = [connect(shared.port) for _ in range(100)]
+    settles(lambda: shared.proxy.stats("connections_active"), {"connections_active": 100})
     for client in clients:
         client.close()
 

@@ -7,12 +7,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import Popen
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.fuzz.targets import TARGETS
-from tests.helpers.processes import ROOT, completed, environment
+from tests.helpers.processes import ROOT, completed, environment, started
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 SECONDS = 3
@@ -21,6 +25,14 @@ SECONDS = 3
 needs_atheris = pytest.mark.skipif(
     importlib.util.find_spec("atheris") is None, reason="atheris is not installed: pip install -e '.[fuzz]'"
 )
+
+
+class Fuzzer(NamedTuple):
+    """A fuzzer at work, what it says, and where it leaves inputs that fail."""
+
+    process: Popen[Any]
+    output: Path
+    findings: Path
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -36,15 +48,31 @@ def fuzz(*arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.Completed
     return completed(command, cwd=cwd, env={**environment(), **more}, timeout=120)
 
 
+@pytest.fixture(scope="module")
+def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fuzzer]]:
+    """All fuzzers at once, since they mostly wait for the time to pass."""
+    with ExitStack() as stack:
+
+        def fuzzer(name: str) -> Fuzzer:
+            findings, output = tmp_path_factory.mktemp(name), tmp_path_factory.mktemp("output") / name
+            command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS), "--findings", str(findings)]
+            log = stack.enter_context(output.open("wb"))
+            return Fuzzer(stack.enter_context(started(command, cwd=ROOT, stdout=log, stderr=log)), output, findings)
+
+        yield {name: fuzzer(name) for name in TARGETS}
+
+
 @needs_atheris
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_is_found_in_a_few_seconds(name: str, tmp_path: Path) -> None:
-    done = fuzz(name, "--seconds", str(SECONDS), "--findings", str(tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(tmp_path.iterdir())
+def test_nothing_is_found_in_a_few_seconds(name: str, fuzzers: dict[str, Fuzzer]) -> None:
+    fuzzer = fuzzers[name]
+    status = fuzzer.process.wait(120)
+    output = fuzzer.output.read_text(errors="replace")
+    assert status == 0, output
+    assert not list(fuzzer.findings.iterdir())
     # It did fuzz.
-    assert "Done " in done.stderr
+    assert "Done " in output
 
 
 FIRST = "--allow\n192.0.2.0/24"
@@ -68,17 +96,20 @@ def taken(tmp_path: Path, *kept: str) -> set[str]:
 
 
 @needs_atheris
+@pytest.mark.slow
 def test_take_adds_only_inputs_that_reach_more_code_than_the_corpus(tmp_path: Path) -> None:
     the_same_more_often, more = f"{FIRST}\n" * 20 + FIRST, "--max-connections\nx"
     assert taken(tmp_path, the_same_more_often, more) == {more}
 
 
 @needs_atheris
+@pytest.mark.slow
 def test_take_looks_at_the_whole_of_a_long_input(tmp_path: Path) -> None:
     long = f"{FIRST}\n" * 300 + "--max-connections\nx"
     assert taken(tmp_path, long) == {long}
 
 
+@pytest.mark.slow
 def test_without_atheris_one_line_says_how_to_install_it(tmp_path: Path) -> None:
     (tmp_path / "atheris.py").write_text("raise ModuleNotFoundError(\"No module named 'atheris'\")")
     done = fuzz("options", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
@@ -89,6 +120,7 @@ def test_without_atheris_one_line_says_how_to_install_it(tmp_path: Path) -> None
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_h_is_help_and_needs_no_atheris(tmp_path: Path) -> None:
     (tmp_path / "atheris.py").write_text("raise ImportError")
     done = fuzz("-h", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")

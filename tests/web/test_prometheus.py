@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import combinations
 from pathlib import Path
@@ -91,11 +91,11 @@ class Prometheus:
         when: dict[str, str | float] = {} if at is None else {"time": at}
         return [float(sample["value"][1]) for sample in self.ask("query", query=expression, **when)["result"]]
 
-    def target(self) -> dict[str, Any]:
-        """Return the only target, after it has been scraped."""
+    def target(self, job: str = "fooproxy") -> dict[str, Any]:
+        """Return the only target of a job, after it has been scraped."""
 
         def scraped() -> dict[str, Any] | None:
-            targets: list[dict[str, Any]] = self.ask("targets")["activeTargets"]
+            targets = [target for target in self.ask("targets")["activeTargets"] if target["labels"]["job"] == job]
             return next((target for target in targets if target["health"] != "unknown"), None)
 
         target = eventually(scraped)
@@ -360,26 +360,36 @@ class Through:
         self._server.server_close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("accept", "content_type"),
-    [
-        pytest.param(None, "application/openmetrics-text", id="as it asks by itself"),
-        pytest.param("text/plain;version=0.0.4;q=1,*/*;q=0.1", "text/plain", id="as one without OpenMetrics asks"),
-    ],
-)
-def test_prometheus_reads_either_format(tmp_path: Path, accept: str | None, content_type: str) -> None:
+FORMATS = {"application/openmetrics-text": None, "text/plain": "text/plain;version=0.0.4;q=1,*/*;q=0.1"}
+"""What is read, and how it is asked for: as Prometheus does by itself, and as one without OpenMetrics does."""
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Prometheus, dict[str, Through]]]:
+    """A Prometheus that reads one proxy in both formats, each as a job of its own, and what hands them on."""
     program("prometheus")
-    with fooproxy(tmp_path) as proxy, Through(proxy.http_port, accept) as through:
-        job = {"job_name": "fooproxy", "static_configs": [{"targets": [f"127.0.0.1:{through.port}"]}]}
+    folder = tmp_path_factory.mktemp("both")
+    with fooproxy(folder) as proxy, ExitStack() as stack:
+        ways = {name: stack.enter_context(Through(proxy.http_port, accept)) for name, accept in FORMATS.items()}
+        jobs = [
+            {"job_name": name, "static_configs": [{"targets": [f"127.0.0.1:{through.port}"]}]}
+            for name, through in ways.items()
+        ]
         # JSON is YAML.
-        configuration = json.dumps({"global": {"scrape_interval": SCRAPE_INTERVAL}, "scrape_configs": [job]})
-        with prometheus(tmp_path, configuration) as watcher:
-            target = watcher.target()
-            assert (target["health"], target["lastError"]) == ("up", "")
-            settles(lambda: watcher.query("fooproxy_ready"), [1.0])
-            assert watcher.query('fooproxy_request_duration_seconds_bucket{le="6.4e-05"}') == [0.0]
-    assert through.content_types == {content_type}
+        configuration = json.dumps({"global": {"scrape_interval": SCRAPE_INTERVAL}, "scrape_configs": jobs})
+        yield stack.enter_context(prometheus(folder, configuration)), ways
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content_type", FORMATS)
+def test_prometheus_reads_either_format(both: tuple[Prometheus, dict[str, Through]], content_type: str) -> None:
+    watcher, ways = both
+    target = watcher.target(content_type)
+    assert (target["health"], target["lastError"]) == ("up", "")
+    settles(lambda: watcher.query(f'fooproxy_ready{{job="{content_type}"}}'), [1.0])
+    bucket = f'fooproxy_request_duration_seconds_bucket{{le="6.4e-05", job="{content_type}"}}'
+    assert watcher.query(bucket) == [0.0]
+    assert ways[content_type].content_types == {content_type}
 
 
 @pytest.mark.slow
