@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fooproxy import __version__
 from fooproxy.options import OPTIONS
+from tests.helpers.processes import completed
 from tests.helpers.proxyprocess import TWIST, TWISTD, options, run
 
 pytestmark = pytest.mark.slow
@@ -41,21 +45,61 @@ WRONG_OPTIONS = [
 """The option, a wrong value, and what the line must name."""
 
 
+MANY = """
+import json, os, sys
+import fooproxy.service, twisted.scripts.twistd
+
+for number, arguments in enumerate(json.load(sys.stdin)):
+    child = os.fork()
+    if not child:
+        for fd, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{number}.{name}", os.O_WRONLY | os.O_CREAT), fd)
+        sys.argv[1:] = ["-n", "--pidfile", f"{number}.pid", "fooproxy", *arguments]
+        twisted.scripts.twistd.run()
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+"""Runs twistd once for each list of arguments, having loaded all that takes time before."""
+
+
 def refuses(folder: Path, *arguments: str) -> str:
     """Start the proxy with the arguments; give what it printed, having checked how it refused."""
-    pidfile = folder / "foo.pid"
-    end = run(folder, "-n", "--pidfile", str(pidfile), "fooproxy", *arguments)
-    assert end.returncode > 0
-    assert end.stdout == ""
-    assert "Traceback" not in end.stderr
-    assert not pidfile.exists()
+    end = run(folder, "-n", "--pidfile", "foo.pid", "fooproxy", *arguments)
+    return refusal(folder, "foo", end.returncode, end.stdout, end.stderr)
+
+
+def refusal(folder: Path, name: str, status: int, stdout: str, stderr: str) -> str:
+    assert status > 0
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    assert not (folder / f"{name}.pid").exists()
     assert not (folder / ".lock").is_symlink()
-    return end.stderr
+    return stderr
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], str]:
+    """What a proxy that was started with each of the wrong options printed."""
+    folder = tmp_path_factory.mktemp("refused")
+    lists = [[option, value] for option, value, _ in WRONG_OPTIONS]
+    end = completed([sys.executable, "-c", MANY], given=json.dumps(lists), cwd=folder)
+    assert (end.returncode, end.stderr) == (0, "")
+    statuses = list(map(int, end.stdout.split()))
+    assert len(statuses) == len(lists)
+
+    def printed(option: str, value: str) -> str:
+        number = lists.index([option, value])
+        streams = [(folder / f"{number}.{stream}").read_text() for stream in ("stdout", "stderr")]
+        return refusal(folder, str(number), statuses[number], *streams)
+
+    return printed
 
 
 @pytest.mark.parametrize(("option", "value", "named"), WRONG_OPTIONS)
-def test_a_wrong_value_is_refused_with_one_line(tmp_path: Path, option: str, value: str, named: str) -> None:
-    (line,) = refuses(tmp_path, option, value).splitlines()
+def test_a_wrong_value_is_refused_with_one_line(
+    refused: Callable[[str, str], str], option: str, value: str, named: str
+) -> None:
+    (line,) = refused(option, value).splitlines()
     assert line.startswith("fooproxy: ")
     assert option in line and named in line
 
