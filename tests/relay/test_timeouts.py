@@ -42,7 +42,10 @@ LATE = 2 * TIMEOUTS.interval
 """Seconds by which a timeout may be noticed late."""
 
 
-@pytest_twisted.async_yield_fixture(params=KINDS)
+# Each megabyte that passes here is encrypted, and decrypted by this process too.
+@pytest_twisted.async_yield_fixture(
+    params=[pytest.param(kind, marks=pytest.mark.slow) if kind == "ssl" else kind for kind in KINDS]
+)
 async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay with short timeouts, whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path, TIMEOUTS)
