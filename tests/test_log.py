@@ -13,6 +13,8 @@ from tests.helpers.fooserver import FooServer, connect
 from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy
 from tests.test_signals import daemonized
 
+pytestmark = pytest.mark.slow
+
 EXPECTED = (
     r"fooproxy\.[\w.]+#\w+",
     r"twisted\.scripts\._twistd_unix\.UnixAppLogger#info",

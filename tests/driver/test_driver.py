@@ -732,6 +732,7 @@ async def test_the_demo_shows_that_the_proxy_counts_correctly() -> None:
     assert started is not None and gone(int(started[1]))
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_the_demo_names_no_page_that_is_gone_when_it_ends() -> None:
     out, err, status = await command("demo", "--requests", "200")
@@ -739,6 +740,7 @@ async def test_the_demo_names_no_page_that_is_gone_when_it_ends() -> None:
     assert "http://" not in out
 
 
+@pytest.mark.slow
 @in_reactor
 async def test_a_kept_demo_names_its_page() -> None:
     async with process("demo", "--keep", "--requests", "200") as child:

@@ -75,6 +75,12 @@ def test_told_to_stay_awake_it_wakes_up_and_rests_no_more(case: Case) -> None:
     assert case.wakes_up() == 2
 
 
+def test_staying_awake_changes_nothing_while_it_is_awake(case: Case) -> None:
+    case.sampling.stay_awake()
+    case.pass_time(5)
+    assert case.wakes_up() == 2
+
+
 def test_neither_before_its_start_nor_after_its_stop_it_leaves_a_timer(case: Case) -> None:
     case.sampling.stop()
     case.ask(1)
