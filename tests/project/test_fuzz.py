@@ -75,7 +75,7 @@ def test_nothing_is_found_in_a_few_seconds(name: str, fuzzers: dict[str, Fuzzer]
     assert "Done " in output
 
 
-FIRST = "--allow\n192.0.2.0/24"
+FIRST = "--allow\n192.0.2.0/24\n--allow\n192.0.2.0/24"
 
 
 def taken(tmp_path: Path, *kept: str) -> set[str]:

@@ -121,7 +121,8 @@ class Stage(Bed):
     async def open(self) -> tuple[FaultyPeer, FaultyPeer]:
         """Connect the client and the upstream."""
         client = await self.connect()
-        await self.until(lambda: self.upstream is not None)
+        # The upstream's end of a connection exists before the proxy has noticed its own.
+        await self.until(lambda: self.upstream is not None and self.session().state == "open")
         assert self.upstream is not None
         return client, self.upstream
 
