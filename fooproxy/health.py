@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from fooproxy.upstreams.upstream import Upstream
 
@@ -29,21 +29,16 @@ class Health:
     """Whether the proxy is ready for traffic, and what an operator should check.
 
     The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
-    whether there are connected sessions, which say more about the `upstream` than a test would; `accepting` whether
-    new clients are accepted without waiting; `recovery_failing` whether saving the statistics fails.
+    whether there are connected sessions, which say more about the `upstream` than a test would; `warnings` has a
+    condition for each word that warns an operator.
     """
 
     def __init__(
-        self,
-        upstream: Upstream,
-        traffic: Callable[[], bool],
-        accepting: Callable[[], bool],
-        recovery_failing: Callable[[], bool],
+        self, upstream: Upstream, traffic: Callable[[], bool], warnings: Mapping[str, Callable[[], bool]]
     ) -> None:
         self._upstream = upstream
         self._traffic = traffic
-        self._accepting = accepting
-        self._recovery_failing = recovery_failing
+        self._warnings = warnings
         self._waiting: list[Deferred[None]] = []
         self.starting = True
         self.draining = False
@@ -72,9 +67,8 @@ class Health:
         return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:
-        """Return what an operator should check while traffic continues: ``recovery_failing``, ``clients_waiting``."""
-        words = {"recovery_failing": self._recovery_failing(), "clients_waiting": not self._accepting()}
-        return [word for word, holds in words.items() if holds]
+        """Return what an operator should check while traffic continues."""
+        return [word for word, holds in self._warnings.items() if holds()]
 
     def report(self) -> dict[str, Any]:
         """Return all of this as a JSON object: `ready`, `reasons` and `warnings`."""

@@ -88,6 +88,7 @@ class ProxyService(Service):
         self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
         self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self._poller is not None:
+            self._poller.after_silence.append(self.stats.times.mark)
             self._poller.afterwards.append(self._sampling.look)
         endpoint = client_endpoint(reactor, forward, self._poller)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
@@ -99,7 +100,14 @@ class ProxyService(Service):
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
         self._saving = Saving(recovery, saver, self.stats, reactor)
-        self.health = Health(self._upstream, self._has_traffic, self._accepts, lambda: self._saving.failing)
+        warnings = {
+            "upstream_stuck": lambda: bool(self.stats.upstream_stuck),
+            "upstream_drops_requests": lambda: self.stats.drops_requests,
+            "only_naks": lambda: self.stats.only_naks,
+            "clients_waiting": lambda: self._gate is not None and not self._gate.is_open,
+            "recovery_failing": lambda: self._saving.failing,
+        }
+        self.health = Health(self._upstream, self._has_traffic, warnings)
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
@@ -146,9 +154,6 @@ class ProxyService(Service):
 
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
-
-    def _accepts(self) -> bool:
-        return self._gate is None or self._gate.is_open
 
     def _announce(self) -> None:
         self.health.starting = False
@@ -237,7 +242,8 @@ class ProxyService(Service):
 
     def _log_end(self, session: SessionStats, reason: str) -> None:
         """Log the end of a session, at level debug if it ended cleanly and ``--log-sessions`` is not set."""
-        level = LogLevel.info if reason not in CLEAN or self._options["log-sessions"] else LogLevel.debug
+        clean = reason in CLEAN and not session.exchange.in_flight
+        level = LogLevel.debug if clean and not self._options["log-sessions"] else LogLevel.info
         if level is LogLevel.debug and not self._launch.tells_debug:
             # It would not be shown, and building it costs more than relaying a message.
             return

@@ -355,6 +355,15 @@ def test_rates_are_true_also_after_the_process_was_stopped_and_fall_to_zero(rela
     settles(lambda: rates()[:2], [0.0, 0.0])
 
 
+def test_what_came_just_before_the_process_was_stopped_is_over_when_it_goes_on(relay: Relay) -> None:
+    exchange(relay.port, b"".join(requests(1000)))
+    relay.proxy.signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    relay.proxy.signal(signal.SIGCONT)
+    rates = relay.proxy.stats("request_rate_1s", "response_rate_1s")
+    assert rates == {"request_rate_1s": 0.0, "response_rate_1s": 0.0}
+
+
 def wakes_in_half_a_second(proxy: Proxy) -> int:
     before = wakes(proxy)
     time.sleep(0.5)

@@ -181,6 +181,7 @@ class Analysis:
         if not self.waiting:
             return
         whole = self.waiting[:]
+        self._latency.seen = max(self._latency.seen, whole[-1][2])
         rest: list[_Fed] = []
         self.waiting.clear()
         chunks = [chunk for analyzer, chunk, _ in whole if chunk[-1] == _NEWLINE and not analyzer.apart]
@@ -268,6 +269,7 @@ class Analysis:
             if exchange.later:
                 exchange.done(0)
         latency.add(span, same)
+        latency.replied = time
         numbers, start = self.total.numbers, self.total.start
         numbers[start + _BYTES] += len(lines) - 1
         numbers[start + _ACK] += replies - naks

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 from fooproxy.foo.numbers import Block, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, MutableSequence
 
 LONGEST = (1 << 27) - 1
 """Microseconds (134 s); longer latencies count as this long."""
 
 _MOST_OPEN = 256
 """Chunks of open requests that a session keeps apart; the requests of further chunks join the last of these."""
+
+_LATE = 1 << 62
+"""Stands for the arrival time of requests whose replies will be late: after any time."""
 
 _ROUNDING = 1e-6
 """Smaller than any count, larger than any rounding error of floats."""
@@ -52,7 +55,7 @@ _BUCKETS = bucket(LONGEST) + 1
 BUCKETS = frozenset(map(str, range(_BUCKETS)))
 """All bucket numbers, as text: the keys in `Histogram.state`."""
 
-_SUM, _LONGEST, _FIRST = 3, 4, 5
+_SUM, _LONGEST, _FIRST = 4, 5, 6
 """The places of the sum, the longest latency and the first bucket in a `Latency`."""
 
 
@@ -124,15 +127,28 @@ class Histogram:
 class Latency(Block):
     """The requests of all sessions together, and the latencies of their replies.
 
-    `asked` counts all requests, `given_up` those still open when their session ended, and `unmatched` the replies that
-    arrived while no request was open.  `sum` and `longest` describe the latencies, in microseconds; the buckets follow
-    them.  All numbers except `longest` are additive.
+    `asked` counts all requests, `given_up` those still open when their session ended, `unmatched` the replies that
+    arrived while no request was open, and `late` those whose latency is not the server's (see `Exchange.resumed`).
+    `sum` and `longest` describe the latencies, in microseconds; the buckets follow them.  All numbers except `longest`
+    are additive.
     """
 
-    __slots__ = ()
+    __slots__ = ("replied", "seen")
 
-    names = ("asked", "given_up", "unmatched", "sum", "longest", *(f"bucket_{number}" for number in range(_BUCKETS)))
-    asked, given_up, unmatched, sum, longest = map(Number, range(5))
+    names = (
+        *("asked", "given_up", "unmatched", "late", "sum", "longest"),
+        *(f"bucket_{number}" for number in range(_BUCKETS)),
+    )
+    asked, given_up, unmatched, late, sum, longest = map(Number, range(6))
+
+    replied: int
+    """When a reply to a request was last read, in microseconds; 0 if none was."""
+    seen: int
+    """When the last of the data that has been counted was read, from either leg, in microseconds."""
+
+    def __init__(self, numbers: MutableSequence[int] | None = None, start: int = 0) -> None:
+        super().__init__(numbers, start)
+        self.replied = self.seen = 0
 
     def ask(self, count: int) -> None:
         """Add `count` requests."""
@@ -159,7 +175,7 @@ class Latency(Block):
     def in_flight(self) -> int:
         """Unanswered requests of open sessions."""
         first = self.start + _FIRST
-        return self.asked - self.given_up - sum(self.numbers[first : first + _BUCKETS])
+        return self.asked - self.given_up - self.late - sum(self.numbers[first : first + _BUCKETS])
 
     def restore(self, answered: Histogram) -> None:
         """Take over the latencies of an earlier process; none of its requests is still open."""
@@ -167,7 +183,7 @@ class Latency(Block):
         for number in range(_BUCKETS):
             self.numbers[first + number] = answered.buckets.get(number, 0)
         self.sum, self.longest = answered.sum, min(answered.longest, LONGEST)
-        self.asked, self.given_up = answered.count, 0
+        self.asked, self.given_up = answered.count + self.late, 0
 
 
 class Exchange:
@@ -178,19 +194,20 @@ class Exchange:
     and `reply` inline, since they run once per chunk.
     """
 
-    __slots__ = ("_cut_short", "_total", "_unmatched", "asked", "buckets", "last", "later", "open")
+    __slots__ = ("_cut_short", "_late", "_total", "_unmatched", "asked", "buckets", "last", "later", "open")
 
     def __init__(self, total: Latency) -> None:
         self.open = 0
         """Open requests of the oldest chunk that has any."""
         self.asked = 0
-        """When they arrived; if none is open, the time of an earlier chunk."""
+        """When they arrived; if none is open, the time of an earlier chunk; `_LATE` if their replies will be late."""
         self.later: list[list[int]] | None = None
         """The chunks after that one: the arrival time and the requests of each."""
         self.buckets = _NONE
         """The number of latencies in each bucket."""
         self.last = 0
         """When data last arrived, except for whole requests, whose times are kept above."""
+        self._late = 0
         self._unmatched = 0
         self._cut_short = 0
         self._total = total
@@ -203,17 +220,33 @@ class Exchange:
     @property
     def requests(self) -> int:
         """All complete lines from the client."""
-        return sum(self.buckets.values()) + self.in_flight - self._cut_short
+        return sum(self.buckets.values()) + self._late + self.in_flight - self._cut_short
 
     @property
     def replies(self) -> int:
         """All replies from the upstream."""
-        return sum(self.buckets.values()) + self._unmatched
+        return sum(self.buckets.values()) + self._late + self._unmatched
 
     @property
     def last_request(self) -> int:
-        """When the last request arrived."""
-        return self.later[-1][0] if self.later else self.asked
+        """When the last request arrived; 0 if `last` has that already."""
+        if self.later:
+            return self.later[-1][0]
+        return 0 if self.asked == _LATE else self.asked
+
+    @property
+    def waiting_since(self) -> int:
+        """When the oldest open request arrived, or, if its reply will be late, when data last arrived."""
+        return self.last if self.asked == _LATE else self.asked
+
+    def resumed(self) -> None:
+        """Mark the open requests: the upstream was not read for a while, so how long they took will be unknown.
+
+        Their replies may have been waiting in the kernel for a client that reads slowly; they count as late.
+        """
+        if self.open:
+            self.last = max(self.last, self.last_request)
+            self.open, self.later, self.asked = self.in_flight, None, _LATE
 
     def quantile(self, share: float) -> float | None:
         """Return the latency in seconds that `share` of the session's latencies do not exceed; `None` without any."""
@@ -242,13 +275,18 @@ class Exchange:
         """Match `count` replies with the oldest open requests."""
         self.last = time
         while count:
-            if not self.open or self.asked >= time:
+            if not self.open or time <= self.asked != _LATE:
                 self._unmatched += count
                 self._total.unmatched += count
                 return
             matched = min(count, self.open)
             count -= matched
-            self.answered(self._total.add(time - self.asked, matched), matched)
+            self._total.replied = time
+            if self.asked == _LATE:
+                self._late += matched
+                self._total.late += matched
+            else:
+                self.answered(self._total.add(time - self.asked, matched), matched)
             self.done(matched)
 
     def answered(self, number: int, count: int) -> None:

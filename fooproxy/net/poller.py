@@ -27,6 +27,9 @@ _OUT = 4
 _BATCH = 64
 """Maximum events per call of epoll."""
 
+_SILENCE = 100_000
+"""Microseconds without a batch after which the event loop may have been blocked."""
+
 _ROUNDS = 8
 _BUDGET = 10_000
 """Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
@@ -63,6 +66,9 @@ class Poller:
         self._reactor = reactor
         self.pump = Pump(self._do_afterwards, clock)
         """Relays between transports without calling their protocols."""
+        self.after_silence: list[Callable[[], None]] = []
+        """Functions to call before a batch is read that arrives more than `_SILENCE` after the last one."""
+        self._served_at = 0
         self.afterwards: list[Callable[[], None]] = []
         """Functions to call after each batch of events, when everything has been written."""
         self._soon: list[Callable[[], None]] = []
@@ -146,6 +152,9 @@ class Poller:
             if not events:
                 return
             now = self._clock()
+            if now - self._served_at > _SILENCE:
+                self._call_all(self.after_silence)
+            self._served_at = now
             others, stuck = relay(events, now)
             # Everything that was read is written before anything else happens to any transport.
             for sink, data in stuck:
@@ -162,7 +171,10 @@ class Poller:
             patience = self.patience
 
     def _do_afterwards(self) -> None:
-        for do in self.afterwards:
+        self._call_all(self.afterwards)
+
+    def _call_all(self, hooks: list[Callable[[], None]]) -> None:
+        for do in hooks:
             try:
                 do()
             except Exception:

@@ -55,6 +55,9 @@ if TYPE_CHECKING:
         def note_pause(self, leg: Leg) -> None:
             """Record that `leg` is not read for now, because the other leg cannot write."""
 
+        def note_resume(self, leg: Leg) -> None:
+            """Record that `leg` is read again after a pause."""
+
         def note_ignored(self, leg: Leg) -> None:
             """Record that `leg` drops what it receives from now on."""
 
@@ -140,8 +143,10 @@ class Leg(Protocol):
 
     def resumeProducing(self) -> None:
         """Resume reading."""
-        self.paused = False
         session = self.session
+        if self.paused:
+            self.paused = False
+            session.note_resume(self)
         self.transport.resumeProducing()
         if session.ending:
             session.proceed(self)

@@ -83,6 +83,9 @@ if TYPE_CHECKING:
         def paused(self, leg: str) -> None:
             """Record that `leg`, ``client`` or ``upstream``, is not read for now because the other leg cannot write."""
 
+        def resumed(self, leg: str) -> None:
+            """Record that a paused leg is read again."""
+
         def ignored(self, leg: str) -> None:
             """Record that what `leg`, ``client`` or ``upstream``, receives is dropped from now on, not relayed."""
 
@@ -359,6 +362,10 @@ class Session:
         """Record that `leg` is not read for now."""
         self.pauses += 1
         self.observer.paused(self._name(leg))
+
+    def note_resume(self, leg: Leg) -> None:
+        """Record that `leg` is read again."""
+        self.observer.resumed(self._name(leg))
 
     def note_ignored(self, leg: Leg) -> None:
         """Tell the observer that data received from `leg` is dropped from now on."""

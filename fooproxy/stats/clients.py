@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from fooproxy.foo.analyzer import Analyzer
+    from fooproxy.foo.latency import Exchange
 
 MOST = 2000
 """Addresses kept apart; beyond that, the half with the fewest messages is merged into the sum of all others."""
@@ -22,6 +23,9 @@ class Session(Protocol):
 
     client: Analyzer
     upstream: Analyzer
+    exchange: Exchange
+    is_held_up: bool
+    """Whether the upstream leg is not read, because the client does not read."""
 
     @property
     def host(self) -> str:

@@ -10,6 +10,9 @@ the relay's sessions count by way of `fooproxy.stats.session`; the web side, rec
 
 from __future__ import annotations
 
+from array import array
+from copy import copy
+from operator import sub
 from typing import TYPE_CHECKING
 
 from fooproxy import __version__
@@ -22,7 +25,7 @@ from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
 from fooproxy.stats.timetable import TimeTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableSequence
+    from collections.abc import Callable, Mapping, MutableSequence, Sequence
     from typing import Any
 
     from fooproxy.foo.latency import Exchange
@@ -30,9 +33,20 @@ if TYPE_CHECKING:
 
 _LEGS = ("client", "upstream")
 
+MANY_NAKS = 10
+"""Rejected requests in 10 seconds, without one that is accepted, from which on an operator should look."""
+
+STUCK_AFTER = 10.0
+"""Seconds that requests wait without any reply being read until the upstream counts as stuck."""
+
 
 def _ignore(session: Any, reason: str) -> None:
     """Do nothing when a session ends."""
+
+
+def _waiting_since(session: Session) -> int | None:
+    """Return when the oldest open request of a session was read; `None` if none is, or if the client holds it up."""
+    return None if session.is_held_up or not session.exchange.open else session.exchange.waiting_since
 
 
 class Stats(Declared):
@@ -127,6 +141,29 @@ class Stats(Declared):
         """Replies that arrived while their session had no request in flight."""
         return self.latency.unmatched
 
+    @computed("counter", "messages")
+    def replies_late(self) -> int:
+        """Replies to requests that were read before their upstream leg was last resumed; not part of the latency."""
+        return self.latency.late
+
+    requests_unanswered = Counters(
+        "messages", "Requests never answered because their session ended, by its reason.", "reason", CLOSED
+    )
+
+    @computed("counter", "messages", label="type", labels=("ack", "nak"), in_report=False)
+    def replies(self) -> dict[str, int]:
+        """Replies from the upstream, by type."""
+        return {"ack": self.upstream.ack, "nak": self.upstream.nak}
+
+    @computed("gauge", "0 or 1")
+    def upstream_stuck(self) -> int:
+        """1 if requests have been waiting and no reply has been read for 10 seconds, else 0."""
+        now = self.clock() * 1e6
+        stuck = STUCK_AFTER * 1e6
+        if not self.latency.in_flight or now - self._all.replied < stuck:
+            return 0
+        return int(any(now - since >= stuck for since in map(_waiting_since, self.sessions) if since is not None))
+
     @computed("histogram", "seconds", series="request_duration_seconds")
     def latency_seconds(self) -> Histogram:
         """Time from reading a request to reading its reply, since the counters began."""
@@ -185,7 +222,7 @@ class Stats(Declared):
     _client = Counted(Counts.names, saved="client")
     _upstream = Counted(Counts.names, saved="upstream")
     # The latencies themselves are saved as a histogram; open requests do not outlive the process.
-    _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched"})
+    _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched", "late": "replies_late"})
 
     def __init__(
         self,
@@ -194,19 +231,40 @@ class Stats(Declared):
         numbers: MutableSequence[int] | None = None,
     ) -> None:
         super().__init__(numbers)
-        self._all = Latency(self.numbers, Stats._latency.place)
-        client, upstream = (Counts(self.numbers, block.place) for block in (Stats._client, Stats._upstream))
-        self._requests = Analysis(self._all, requests=True, total=client)
-        self._replies = Analysis(self._all, requests=False, before=self._requests, total=upstream)
+        self._bind(self.numbers)
+        self._requests = Analysis(self._all, requests=True, total=self._from_clients)
+        self._replies = Analysis(self._all, requests=False, before=self._requests, total=self._from_upstream)
+        self._restored: Sequence[int] = self.numbers[:]
+        """The numbers as they were when this process began to count."""
         self.clock = clock
         self.on_end = on_end
         self.limit = 0
         """The maximum number of sessions open at once."""
+        self.dropped_at = float("-inf")
+        """When the upstream last ended a session without answering all its requests."""
         self.sessions: set[Session] = set()
         self.clients = Clients()
-        self.times = TimeTable(clock, lambda: (self.msg_req, self.responses))
+        self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), lambda: self._all.seen / 1e6)
         self.history = History(clock, self._totals, lambda: self.latency.answered)
         self._started = clock()
+
+    def _bind(self, numbers: MutableSequence[int]) -> None:
+        """Name the places in `numbers` that the analyzers count in."""
+        self.numbers = numbers
+        self._all = Latency(numbers, Stats._latency.place)
+        self._from_clients = Counts(numbers, Stats._client.place)
+        self._from_upstream = Counts(numbers, Stats._upstream.place)
+
+    def since_start(self) -> Stats:
+        """Return these statistics as they are without what earlier processes counted.
+
+        Prometheus takes a counter that is smaller than before for one that began at 0, and counts all of it again.  A
+        restored counter can be a little smaller than it was last scraped, so what is exposed begins at 0 instead.
+        """
+        self.catch_up()
+        view = copy(self)
+        view._bind(array("q", map(sub, self.numbers, self._restored)))
+        return view
 
     def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
         """Return new analyzers for the client leg and the upstream leg of a session."""
@@ -225,13 +283,13 @@ class Stats(Declared):
     def client(self) -> Counts:
         """The counts of all client legs."""
         self.catch_up()
-        return self._requests.total
+        return self._from_clients
 
     @property
     def upstream(self) -> Counts:
         """The counts of all upstream legs."""
         self.catch_up()
-        return self._replies.total
+        return self._from_upstream
 
     @property
     def latency(self) -> Latency:
@@ -243,6 +301,17 @@ class Stats(Declared):
     def responses(self) -> int:
         """ACK and NAK messages, from either leg."""
         return self.client.replies + self.upstream.replies
+
+    @property
+    def only_naks(self) -> bool:
+        """Whether the upstream has rejected every request of the last 10 seconds, and not just a few."""
+        acks, naks = self.history.recent_replies()
+        return naks >= MANY_NAKS and not acks
+
+    @property
+    def drops_requests(self) -> bool:
+        """Whether the upstream has ended a session without answering all its requests in the last 10 seconds."""
+        return self.clock() - self.dropped_at < STUCK_AFTER
 
     def not_allowed(self) -> None:
         """Count a client that was refused by --allow and never became a session."""
@@ -260,6 +329,8 @@ class Stats(Declared):
         self._all.restore(latencies)
         closed = self.connections_closed
         closed["crashed"] += max(self.connections_total - sum(closed.values()), 0)
+        self._restored = self.numbers[:]
 
     def _totals(self) -> Totals:
-        return Totals(self.msg_req, self.responses, self.msg_nak, len(self.sessions))
+        upstream = self.upstream
+        return Totals(self.msg_req, self.responses, self.msg_nak, len(self.sessions), upstream.ack, upstream.nak)

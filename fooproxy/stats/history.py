@@ -43,6 +43,8 @@ class Totals(NamedTuple):
     responses: int
     naks: int
     sessions: int
+    upstream_acks: int
+    upstream_naks: int
 
 
 class History:
@@ -60,7 +62,8 @@ class History:
         self._seconds: deque[Second] = deque(maxlen=LENGTH)
         self._texts: deque[str] = deque(maxlen=LENGTH)
         self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
-        self._counted = Totals(0, 0, 0, 0)
+        self._replies = deque([(0, 0)], maxlen=_RECENT + 1)
+        self._counted = Totals(0, 0, 0, 0, 0, 0)
         self._began: float | None = None
         self._recorded = 0
         self.last = 0
@@ -70,6 +73,8 @@ class History:
         self._counted = self._totals()
         self._latencies.clear()
         self._latencies.append(self._answered())
+        self._replies.clear()
+        self._replies.append(self._counted[-2:])
         self._began, self._recorded = self._clock(), 0
 
     def record(self) -> None:
@@ -89,10 +94,12 @@ class History:
         before, self._counted = self._counted, self._totals()
         answered = self._answered()
         p50, p99 = _microseconds(answered.since(self._latencies[-1]))
-        requests, responses, naks, _ = (now - then for now, then in zip(self._counted, before, strict=True))
+        requests, responses, naks, *_ = (now - then for now, then in zip(self._counted, before, strict=True))
         for _ in range(min(missed, _RECENT)):
             self._latencies.append(self._latencies[-1])
+            self._replies.append(self._replies[-1])
         self._latencies.append(answered)
+        self._replies.append(self._counted[-2:])
         self._append(Second(requests, responses, naks, p50, p99, self._counted.sessions))
 
     def skip(self, seconds: float) -> None:
@@ -103,6 +110,12 @@ class History:
     def recent(self) -> Histogram:
         """Return the latencies of the last ten seconds."""
         return self._answered().since(self._latencies[0])
+
+    def recent_replies(self) -> tuple[int, int]:
+        """Return the ACKs and NAKs that the upstream sent in the last 10 seconds."""
+        acks, naks = self._replies[0]
+        now = self._totals()
+        return now.upstream_acks - acks, now.upstream_naks - naks
 
     def report(self, since: int, time: float) -> dict[str, Any]:
         """Return all seconds after number `since`, as columns; `time` is the current wall clock time."""

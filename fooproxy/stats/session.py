@@ -20,13 +20,14 @@ class SessionStats:
     `address` is the client's; `opened` is a time on the clock of `stats`.
     """
 
-    __slots__ = ("_stats", "address", "client", "exchange", "number", "opened", "upstream")
+    __slots__ = ("_stats", "address", "client", "exchange", "is_held_up", "number", "opened", "upstream")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
         self.exchange = Exchange(stats.latency)
         self.client, self.upstream = stats.analyzers(self.exchange)
         self.address = ""
+        self.is_held_up = False
         self.opened = stats.clock()
         stats.connections_total += 1
         self.number = stats.connections_total
@@ -65,6 +66,15 @@ class SessionStats:
     def paused(self, leg: str) -> None:
         """Record that reading from a leg, ``client`` or ``upstream``, was paused."""
         self._stats.reads_paused[leg] += 1
+        if leg == "upstream":
+            self.is_held_up = True
+
+    def resumed(self, leg: str) -> None:
+        """Record that a paused leg is read again: replies may have been waiting for the client, not for the server."""
+        if leg == "upstream":
+            self._stats.catch_up()
+            self.is_held_up = False
+            self.exchange.resumed()
 
     def ignored(self, leg: str) -> None:
         """Record that the data of a leg is dropped from now on; it is not relayed, so it is not counted."""
@@ -76,6 +86,10 @@ class SessionStats:
         stats.catch_up()
         stats.sessions.discard(self)
         stats.connections_closed[reason] += 1
+        if unanswered := self.exchange.in_flight:
+            stats.requests_unanswered[reason] += unanswered
+            if reason.startswith("upstream_"):
+                stats.dropped_at = stats.clock()
         stats.clients.ended(self)
         self.exchange.end()
         stats.on_end(self, reason)

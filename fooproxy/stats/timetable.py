@@ -34,12 +34,19 @@ class Sample(NamedTuple):
 class TimeTable:
     """The last `FRAME` seconds of two growing counters.
 
-    `read` returns the current values of both counters, `clock` the monotonic time in seconds.
+    `read` returns the current values of both counters, `clock` the monotonic time in seconds, and `seen` the time at
+    which the last of what is counted was read.
     """
 
-    def __init__(self, clock: Callable[[], float], read: Callable[[], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        read: Callable[[], tuple[int, int]],
+        seen: Callable[[], float] = lambda: float("-inf"),
+    ) -> None:
         self._clock = clock
         self._read = read
+        self._seen = seen
         self._samples: deque[Sample] = deque([self._now()])
         self._passed_over = False
 
@@ -47,13 +54,25 @@ class TimeTable:
         """Add a sample of the counters, and drop samples that are older than the frame.
 
         The first late sample (after the event loop was blocked) is skipped: data that arrived during the gap has not
-        been read yet, so this sample would show no traffic.
+        been read yet, so this sample would show no traffic.  What was read before the gap belongs to the time before.
         """
         now = self._now()
         late = now.time - self._samples[-1].time > 2 * INTERVAL
         self._passed_over = late and not self._passed_over
         if not self._passed_over:
             self._append(now)
+        elif now.time - self._seen() > INTERVAL:
+            self.mark()
+
+    def mark(self) -> None:
+        """Add a sample for the time at which the last data was read, if that is after the last sample.
+
+        Call this after a silence, before anything more is read: the event loop may have been blocked in between.
+        """
+        counters = self._read()
+        seen = min(self._seen(), self._clock())
+        if seen > self._samples[-1].time:
+            self._append(Sample(seen, *counters))
 
     @property
     def is_quiet(self) -> bool:

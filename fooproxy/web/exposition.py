@@ -68,9 +68,10 @@ class _Collector:
         self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
+        stats = self._stats.since_start()
         for field in Stats.fields:
             if field.series is not None:
-                yield _family(field, field.value(self._stats))
+                yield _family(field, field.value(stats))
         yield GaugeMetricFamily("fooproxy_ready", "1 if the proxy should get traffic, else 0.", value=self._ready)
 
 

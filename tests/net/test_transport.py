@@ -628,6 +628,24 @@ async def test_an_end_that_its_own_batch_brings_about_is_no_failure(our_wire: Wi
 
 
 @ensure
+async def test_after_a_silence_something_may_be_done_before_anything_is_read(our_wire: Wire) -> None:
+    poller = our_wire.poller
+    assert poller is not None
+    end, skt = await our_wire.connect()
+    said: list[bytes] = []
+    now = 10_000_000
+    poller._clock = lambda: now
+    skt.sendall(b"a")
+    await until(lambda: end.received == b"a")
+    poller.after_silence.append(lambda: said.append(bytes(end.received)))
+    for later, text in ((100_000, b"ab"), (100_001, b"abc"), (5, b"abcd")):
+        now += later
+        skt.sendall(text[-1:])
+        await until(lambda: end.received == text)  # noqa: B023 (awaited in the same turn of the loop)
+    assert said == [b"ab"]
+
+
+@ensure
 async def test_after_each_batch_follows_what_was_asked_for_and_may_fail(our_wire: Wire) -> None:
     poller = our_wire.poller
     assert poller is not None

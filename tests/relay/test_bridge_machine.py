@@ -105,6 +105,9 @@ class Talk:
     def paused(self, leg: str) -> None:
         assert leg in ("client", "upstream")
 
+    def resumed(self, leg: str) -> None:
+        assert leg in ("client", "upstream")
+
     def ignored(self, leg: str) -> None:
         assert leg in ("client", "upstream")
 

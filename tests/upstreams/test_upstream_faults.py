@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -253,3 +256,65 @@ def test_a_name_that_is_none_is_not_resolved(tmp_path: Path) -> None:
     with fooproxy(tmp_path, "--forward", "foo..example:8001", "--connect-timeout", "0.5") as proxy:
         assert is_refused(proxy)
         assert closed(proxy) == {"upstream_unresolved": 1}
+
+
+def warnings(proxy: Proxy) -> list[str]:
+    found: list[str] = proxy.get("/ready")[1]["warnings"]
+    return found
+
+
+def test_a_server_that_takes_requests_and_closes_without_an_answer_is_noticed(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        fooproxy(tmp_path, upstream=server.getsockname()[1]) as proxy,
+    ):
+        for _ in range(3):
+            with connect(proxy.port) as client:
+                client.sendall(b"REQ 1 a\nREQ 2 b\n")
+                peer, _ = server.accept()
+                with peer:
+                    assert read_lines(peer, 2)
+                assert read_to_end(client) == b""
+        settles(lambda: proxy.stats("requests_unanswered")["requests_unanswered"]["upstream_closed"], 6)
+        assert "upstream_drops_requests" in warnings(proxy)
+        assert len(re.findall("ended: upstream_closed, .* unanswered=2 ", proxy.log)) == 3
+
+
+def test_a_server_that_hangs_is_stuck_after_ten_seconds_and_not_when_it_answers_again(tmp_path: Path) -> None:
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, upstream=server.port) as proxy,
+        connect(proxy.port) as client,
+    ):
+        client.sendall(b"REQ 1 a\n")
+        settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
+        assert warnings(proxy) == []
+        # Forged replies of a client change nothing.
+        client.sendall(b"ACK 1\n")
+        settles(lambda: warnings(proxy), ["upstream_stuck"])
+        assert unready(proxy) == []
+        server.release()
+        assert read_lines(client, 2) == b"ACK 1 a\nNAK 0 ERRDECODE\n"
+        eventually(lambda: not warnings(proxy))
+
+
+def test_a_client_that_reads_late_does_not_make_the_server_look_slow(tmp_path: Path) -> None:
+    data = b"x" * 1000
+    requests = 20_000
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+            client.settimeout(PATIENCE)
+            client.connect(("127.0.0.1", proxy.port))
+            sent = b"".join(b"REQ %d %s\n" % (number, data) for number in range(requests))
+            sender = threading.Thread(target=client.sendall, args=[sent], daemon=True)
+            sender.start()
+            settles(lambda: proxy.stats("reads_paused")["reads_paused"]["upstream"] > 0, True)
+            time.sleep(3)
+            read_lines(client, requests)
+            sender.join(PATIENCE)
+        report = proxy.stats("latency_seconds", "replies_late", "msg_req", "msg_ack", "requests_in_flight")
+    assert report["replies_late"] > 0
+    assert report["latency_seconds"]["count"] + report["replies_late"] == requests
+    assert (report["msg_req"], report["msg_ack"], report["requests_in_flight"]) == (requests, requests, 0)
+    assert report["latency_seconds"]["max"] < 3

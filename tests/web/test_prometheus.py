@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from docutils import nodes
 
-from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, read_lines
+from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, exchange, read_lines
 from tests.helpers.processes import ROOT, completed, started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 from tests.project.test_docs import parsed
@@ -515,3 +516,37 @@ def test_the_readme_tells_of_each_file_beside_it() -> None:
     named = {node.astext() for node in parsed("contrib/prometheus/README.rst").findall(nodes.literal)}
     files = {path.name for path in FOLDER.iterdir()} - {"README.rst"}
     assert files - named == set()
+
+
+def ask_many(port: int, requests: int) -> None:
+    """Have so many requests answered."""
+    lines = b"".join(b"REQ %d a\n" % (number + 1) for number in range(requests))
+    assert exchange(port, lines).count(b"\n") == requests
+
+
+@pytest.mark.slow
+def test_a_crash_whose_last_second_was_not_saved_is_no_second_start_of_the_counters(tmp_path: Path) -> None:
+    program("prometheus")
+    query = 'increase(fooproxy_messages_total{type="req"}[2m])'
+    with FooServer() as server, ExitStack() as stack:
+        with fooproxy(tmp_path, upstream=server.port) as proxy:
+            port = proxy.http_port
+            watcher = stack.enter_context(prometheus(tmp_path, shipped_configuration(tmp_path, port)))
+            settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [0.0])
+            ask_many(proxy.port, 1000)
+            settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [1000.0])
+            proxy.signal(signal.SIGKILL)
+            proxy.process.wait(PATIENCE)
+        # As if the last of them had come after the last save.
+        path = tmp_path / "recovery.json"
+        saved = json.loads(path.read_text())
+        saved["counters"]["client_req"] = 990
+        path.write_text(json.dumps(saved))
+        again = stack.enter_context(fooproxy(tmp_path, "--http", f"127.0.0.1:{port}", upstream=server.port))
+        assert again.stats("msg_req") == {"msg_req": 990}
+        settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [0.0])
+        ask_many(again.port, 500)
+        settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [500.0])
+        assert again.stats("msg_req") == {"msg_req": 1490}
+        # Prometheus extrapolates to the edges of its window.
+        assert watcher.query(query) == [pytest.approx(1500, rel=0.25)]

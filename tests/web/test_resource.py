@@ -61,7 +61,7 @@ class Site:
         self.upstream = Reachability()
         self.recovery: dict[str, Any] = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
         upstream: Any = self.upstream
-        self.health = Health(upstream, lambda: False, lambda: True, lambda: self.recovery["failing"])
+        self.health = Health(upstream, lambda: False, {"recovery_failing": lambda: self.recovery["failing"]})
         self.health.starting = False
         self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0)
         self._treq: Any = StubTreq(self._web.app.resource())

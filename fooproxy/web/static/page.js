@@ -106,6 +106,15 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
     return ["not-ready", `Clients cannot be served: the proxy cannot connect to ${peer}: ${error}`];
   }
   if (!ready) return ["not-ready", `The proxy is not ready for clients: ${reasons.map(words).join(", ")}.`];
+  if (warnings.includes("upstream_stuck")) {
+    return ["degraded", `Requests are waiting, and ${peer} has not answered any for 10 seconds.`];
+  }
+  if (warnings.includes("only_naks")) {
+    return ["degraded", `For 10 seconds, ${peer} has rejected every request with NAK.`];
+  }
+  if (warnings.includes("upstream_drops_requests")) {
+    return ["degraded", `Lately, ${peer} has closed connections without answering all their requests.`];
+  }
   if (recovery.failing || warnings.includes("recovery_failing")) {
     const lost = "a restart would lose the counts since the last save";
     return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];
