@@ -74,7 +74,7 @@ def urls() -> Iterator[tuple[str, ...]]:
     yield "URL", "What it answers"
     for endpoint in Web.app.endpoints:
         aliases = sorted(f"``{rule.rule}``" for rule in Web.app.url_map.iter_rules(endpoint))
-        yield ", ".join(aliases), str(getattr(Web, endpoint).__doc__).splitlines()[0]
+        yield ", ".join(aliases), (getattr(Web, endpoint).__doc__ or "").partition("\n")[0]
 
 
 TABLES: dict[str, Callable[[], Iterator[tuple[str, ...]]]] = {
@@ -100,6 +100,8 @@ def simple_table(headings: tuple[str, ...], *rows: tuple[str, ...]) -> str:
     border = "  ".join("=" * width for width in widths)
     lines = [border, _line(widths, headings), border]
     for *cells, last in rows:
+        if not last:
+            raise SystemExit(f"{cells[0]} has no meaning: write a docstring or a meaning where it is declared")
         first, *rest = textwrap.wrap(last, widths[-1], break_long_words=False, break_on_hyphens=False)
         lines += [_line(widths, (*cells, first)), *(" " * margin + part for part in rest)]
     return "\n".join([*lines, border])
@@ -140,7 +142,7 @@ def main() -> None:
             "\n".join(f"{which} differs from the code: run `python docs/tables.py`" for which in differing)
         )
     for which in differing:
-        print(f"{which} is written anew")
+        print(f"{which} was regenerated")
 
 
 if __name__ == "__main__":

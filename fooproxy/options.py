@@ -37,13 +37,13 @@ class Option:
     """What a value is (ADDRESS) or is counted in (SECONDS); empty for a flag, which takes none."""
 
     default: str
-    """The default's text, as an operator would write it; empty for no value at all, where it `repeats`."""
+    """The default, as an operator would write it; without one it is empty, and the value `None` or an empty list."""
 
     absence: str = ""
-    """What no value at all amounts to, in a word."""
+    """What the tables show if there is no default, such as ``all``."""
 
     check: Callable[[str], Any]
-    """Makes a value of a text; its `ValueError` quotes the text and says what would be right."""
+    """Converts a text to a value; raises `ValueError`, which quotes the text and says what would be right."""
 
     repeats: bool = False
     """Whether it may be given several times; its value is then a list."""
@@ -63,7 +63,7 @@ class Option:
 
     @property
     def variable(self) -> str:
-        """The environment variable that is asked when the command line does not have the option."""
+        """The environment variable that is used if the option is not on the command line."""
         return f"FOOPROXY_{self.name.upper().replace('-', '_')}"
 
     @property
@@ -178,7 +178,7 @@ OPTIONS = (
 class Options(usage.Options):
     """The options' values, by name: the command line decides, then `environment`, then the default.
 
-    Until the command line has been parsed, they are the defaults' texts.
+    Until the command line has been parsed, they are the texts of the defaults.
     """
 
     synopsis = "[options]"
@@ -218,7 +218,7 @@ An option not given on the command line is read from the environment: FOOPROXY_C
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}; expected only options (see --help)")
 
     def postOptions(self) -> None:
-        """Make the values of the texts, and see whether they go together."""
+        """Convert the texts to values, and check whether they can be combined."""
         for option in OPTIONS:
             self[option.name] = self._value(option)
         listen, forward = host_port(self["listen"]), host_port(self["forward"])
@@ -234,7 +234,7 @@ An option not given on the command line is read from the environment: FOOPROXY_C
                 "such as 'tcp-request connection reject' in the load balancer"
             )
 
-    # Twisted leaves the letter to those who have no use for it.
+    # Twisted takes only the long form.
     opt_h = usage.Options.opt_help
 
     def opt_version(self) -> None:
@@ -247,13 +247,14 @@ An option not given on the command line is read from the environment: FOOPROXY_C
         if len(given) > 1 and not option.repeats:
             which = "" if option.is_flag else f" ({', '.join(map(repr, given))})"
             raise usage.UsageError(f"--{option.name}: given {len(given)} times{which}; expected only once")
-        # What is empty there is not set: a container cannot take away a variable that its image has.
+        # An empty variable counts as not set, because a container cannot unset a variable of its image.
         text = self._environment.get(option.variable) or option.default
         try:
-            found = [option.check(each) for each in given or (text.split() if option.repeats else [text])]
+            texts = given or (text.split() if option.repeats else [text] if text else [])
+            found = [option.check(each) for each in texts]
         except ValueError as error:
             raise usage.UsageError(f"{self._source(option.name)}: {error}") from error
-        return found if option.repeats else found[0]
+        return found if option.repeats else found[0] if found else None
 
     def _source(self, name: str) -> str:
         """Name the place that an operator has to change for another value."""
@@ -263,7 +264,7 @@ An option not given on the command line is read from the environment: FOOPROXY_C
 
 
 class _Given(dict[str, Any]):
-    """The texts that the command line has for each option, in their order: a second one does not replace the first."""
+    """The texts that the command line gives for each option, in order: a second one does not replace the first."""
 
     def __setitem__(self, name: str, text: object) -> None:
         self.setdefault(name, []).append(str(text))

@@ -1,6 +1,6 @@
-"""What makes an option's value of its text, or says what is wrong with the text and what would be right.
+"""Converts the text of an option to its value, or says what is wrong with the text and what would be right.
 
-Each check raises a `ValueError` that quotes the text; who says where the text came from is `fooproxy.options`.
+Each check raises a `ValueError` that quotes the text; `fooproxy.options` adds which option or variable it came from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 
 def listening(text: str) -> str:
-    """Check an ADDRESS to listen on; it stays as it was written."""
-    # Imported late: by now a --reactor option has been heard.
+    """Check an ADDRESS to listen on, and return it unchanged."""
+    # Imported here, because --reactor must have been processed first.
     from twisted.internet import reactor
 
     server_endpoint(reactor, text)
@@ -26,7 +26,7 @@ def listening(text: str) -> str:
 
 
 def upstream(text: str) -> str:
-    """Check an ADDRESS to connect to; it stays as it was written."""
+    """Check an ADDRESS to connect to, and return it unchanged."""
     from twisted.internet import reactor
 
     client_endpoint(reactor, text)
@@ -45,7 +45,7 @@ def seconds(text: str) -> float:
 
 
 def positive_seconds(text: str) -> float:
-    """Read a time that must leave some time."""
+    """Read a time of more than 0 seconds."""
     found = seconds(text)
     if not found:
         raise ValueError(f"{text!r} is too short; expected more than 0 seconds, such as 5 or 0.5")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
@@ -57,9 +58,11 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     left = session.config.stash[WATCH].end()
+    # With -n, the processes that run tests have no reporter.
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    say = reporter.line if reporter else partial(print, file=sys.__stderr__)
     for line in left:
-        reporter.line(f"left behind and killed: process {line}", red=True)
+        say(f"left behind and killed: process {line}")
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

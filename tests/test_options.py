@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from twisted.python.usage import UsageError
 
+from fooproxy import service
 from fooproxy.options import OPTIONS, Option, Options
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
@@ -57,7 +59,8 @@ def test_an_option_is_in_the_help(option: Option) -> None:
 
 @each
 def test_an_options_default_passes_its_own_check(option: Option) -> None:
-    assert parsed()[option.name] == ([] if option.repeats and not option.default else option.check(option.default))
+    empty: Any = [] if option.repeats else None
+    assert parsed()[option.name] == (option.check(option.default) if option.default else empty)
 
 
 @each
@@ -69,7 +72,6 @@ def test_an_options_meaning_is_one_sentence(option: Option) -> None:
 @each
 def test_an_option_has_a_default_or_a_word_for_having_none(option: Option) -> None:
     assert bool(option.default) != bool(option.absence)
-    assert option.default or option.repeats
 
 
 def test_no_two_options_have_a_form_in_common() -> None:
@@ -86,6 +88,16 @@ SAMPLES = {
     "": "on",
 }
 """A value of each kind that is no option's default."""
+
+
+@each
+def test_there_is_a_sample_for_the_unit_of_an_option(option: Option) -> None:
+    assert option.unit in SAMPLES, f"give SAMPLES a value for {option.unit}"
+
+
+@each
+def test_the_service_uses_an_option(option: Option) -> None:
+    assert f'ptions["{option.name}"]' in inspect.getsource(service), f"nothing uses --{option.name}"
 
 
 @each

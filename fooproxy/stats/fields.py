@@ -48,7 +48,7 @@ class Declared:
 
     def report(self) -> dict[str, Any]:
         """Return every statistic of the report under its public name, in order of declaration."""
-        return {field.name: field.told(self) for field in self.reported}
+        return {field.name: field.reported_value(self) for field in self.reported}
 
     def counters(self) -> dict[str, int]:
         """Return the numbers that are saved, by their names in the recovery file."""
@@ -125,7 +125,7 @@ class Field:
         """Return the current value in `stats`: a number, a mapping of labels to numbers, a `Histogram`, or a text."""
         return getattr(stats, self.name)
 
-    def told(self, stats: Any) -> Any:
+    def reported_value(self, stats: Any) -> Any:
         """Return the value in the form of the report."""
         value = self.value(stats)
         if self.kind == "histogram":
@@ -182,8 +182,19 @@ class Counted(Field):
 class Computed(Field, Generic[T]):
     """A value that a method computes on request, read as an attribute; the method's docstring is the meaning."""
 
-    def __init__(self, read: Callable[[Any], T], kind: str, unit: str, **options: Any) -> None:
-        super().__init__(kind, unit, read.__doc__ or "", **options)
+    def __init__(
+        self,
+        read: Callable[[Any], T],
+        kind: str,
+        unit: str,
+        label: str = "",
+        labels: Sequence[str] | Mapping[str, str] = (),
+        series: str | None = "",
+        in_report: bool = True,
+        summed: bool = False,
+        title: str = "",
+    ) -> None:
+        super().__init__(kind, unit, read.__doc__ or "", label, labels, series, in_report, summed, title=title)
         self._read = read
 
     @overload

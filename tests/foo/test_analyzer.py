@@ -27,7 +27,7 @@ def reference(stream: bytes) -> dict[str, int]:
 
 
 def as_dict(counts: Counts | Analyzer) -> dict[str, int]:
-    return {name: getattr(counts, name) for name in ("bytes", "req", "ack", "nak", "invalid")}
+    return {name: getattr(counts, name) for name in Counts.names}
 
 
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:

@@ -240,8 +240,9 @@ PHASES = (
     half_closed_by_client,
     half_closed_by_upstream,
     draining,
-    client_does_not_read,
-    upstream_does_not_read,
+    # Filling the kernel's buffers takes time.
+    pytest.param(client_does_not_read, marks=pytest.mark.slow, id="client_does_not_read"),
+    pytest.param(upstream_does_not_read, marks=pytest.mark.slow, id="upstream_does_not_read"),
 )
 
 UNDISTURBED = (idle, in_flight, mid_message, mid_reply)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fooproxy
 from fooproxy.foo.numbers import zeros
 from fooproxy.recovery.saver import Saver
 from fooproxy.recovery.state import Recovery
@@ -15,6 +17,7 @@ from fooproxy.stats.counters import Stats
 from fooproxy.stats.fields import Counter, Counters, Declared, Field, computed
 from fooproxy.web.exposition import exposition
 
+COUNTED = [field for field in Stats.fields if isinstance(field, Counter | Counters)]
 CELLS = [(field, number) for field in Stats.fields for number in range(len(field.cells))]
 
 SHOWN_OTHERWISE = {
@@ -96,6 +99,13 @@ def test_the_names_in_the_recovery_file_are_those_of_earlier_versions() -> None:
     known = {"client_req", "upstream_bytes", "connections_total", "closed_drained", "paused_client", "saves_failed"}
     known |= {"accepts_paused_limit", "responses_unmatched"}
     assert known <= Stats.lasting().keys()
+
+
+@pytest.mark.parametrize("field", COUNTED, ids=lambda field: field.name)
+def test_every_counter_is_counted_somewhere(field: Field) -> None:
+    uses = re.compile(rf"stats\.{field.name}\b(?: \+=|\[)|\bself\.{field.name}\b(?: \+=|\[)|stats\.{field.name},")
+    sources = [path.read_text() for path in Path(fooproxy.__file__).parent.rglob("*.py")]
+    assert any(uses.search(source) for source in sources), f"{field.name} is declared, but nothing counts it"
 
 
 @pytest.mark.parametrize("field", Stats.reported, ids=lambda field: field.name)

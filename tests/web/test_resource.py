@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -326,3 +327,11 @@ def test_odd_requests_get_proper_answers(site: Site, head: bytes, status: int) -
 def test_a_body_is_dropped_as_it_comes(site: Site) -> None:
     answer = site.say(b"POST /stats HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1_000_000)
     assert answer.startswith(b"HTTP/1.1 405 ")
+
+
+@pytest.mark.parametrize("endpoint", sorted(Web.app.endpoints))
+def test_a_route_says_what_it_answers_and_only_reads(endpoint: str) -> None:
+    meaning = (getattr(Web, endpoint).__doc__ or "").partition("\n")[0]
+    assert re.match(r"[A-Z0-9].*", meaning), f"write a docstring for {endpoint}: its first line is the table's row"
+    for rule in Web.app.url_map.iter_rules(endpoint):
+        assert rule.methods == {"GET", "HEAD"}, f"{rule.rule} must have methods=['GET']"
