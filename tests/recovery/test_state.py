@@ -467,3 +467,25 @@ def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
     second.recovery.load()
     assert second.stats.history.state() == process.stats.history.state()
     assert second.stats.counters() == process.stats.counters()
+
+
+def test_a_crash_is_counted_once_over_any_number_of_restores(path: Path) -> None:
+    first = Process(path, wall=1e9)
+    for _ in range(3):
+        SessionStats(first.stats)
+    SessionStats(first.stats).ended("client_closed")
+    first.save()
+    second = Process(path, wall=1e9)
+    second.recovery.load()
+    assert second.stats.report()["connections_closed"]["crashed"] == 3
+    SessionStats(second.stats)
+    second.save()
+    third = Process(path, wall=1e9)
+    third.recovery.load()
+    report = third.stats.report()
+    assert report["connections_closed"]["crashed"] == 4
+    assert (report["connections_closed"]["client_closed"], report["connections_total"]) == (1, 5)
+    third.save()
+    fourth = Process(path, wall=1e9)
+    fourth.recovery.load()
+    assert fourth.stats.report()["connections_closed"]["crashed"] == 4

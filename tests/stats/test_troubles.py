@@ -297,3 +297,12 @@ def test_what_is_read_first_after_a_stall_belongs_to_the_stall() -> None:
     stalled.wake()
     assert stalled.world.stats.msg_req == before + 1500
     assert stalled.world.report("request_rate_1s") == pytest.approx(900, rel=0.1)
+
+
+def test_the_exposed_histogram_counts_each_latency_from_its_own_bound_on(world: World) -> None:
+    for microseconds in (63, 64, 65, 127, 128, 1 << 26, (1 << 26) + (1 << 22)):
+        world.stats.latency.add(microseconds, 1)
+    bucket = 'fooproxy_request_duration_seconds_bucket{le="%s"}'
+    counts = {bound: exposed(world.stats, bucket % bound) for bound in ("6.4e-05", "0.000128", "0.000256", "67.108864")}
+    assert counts == {"6.4e-05": 1, "0.000128": 4, "0.000256": 5, "67.108864": 5}
+    assert exposed(world.stats, bucket % "+Inf") == 7

@@ -335,3 +335,14 @@ def test_a_route_says_what_it_answers_and_only_reads(endpoint: str) -> None:
     assert re.match(r"[A-Z0-9].*", meaning), f"write a docstring for {endpoint}: its first line is the table's row"
     for rule in Web.app.url_map.iter_rules(endpoint):
         assert rule.methods == {"GET", "HEAD"}, f"{rule.rule} must have methods=['GET']"
+
+
+def test_a_proxy_that_drains_makes_no_attempt_to_connect_when_it_is_asked_whether_it_is_ready(site: Site) -> None:
+    site.upstream.silence = 60
+    site.health.draining = True
+    answer = site.ask("/ready")
+    assert (answer.status, answer.json["reasons"]) == (503, ["draining"])
+    assert site.upstream.probes == 0
+    site.health.draining = False
+    site.ask("/ready")
+    assert site.upstream.probes == 1
