@@ -74,7 +74,8 @@ def running(
             stdout=subprocess.PIPE if piped else out,
             stderr=out,
             text=True,
-            env={**os.environ, **(environment or {})},
+            # A proxy must not take the options of another one.
+            env={k: v for k, v in os.environ.items() if not k.startswith("FOOPROXY_")} | dict(environment or {}),
             start_new_session=True,  # Ctrl-C is for us; we stop our children.
         )
     try:

@@ -138,7 +138,8 @@ async def running(reactor: Any, name: str, code: str, arguments: Sequence[str]) 
 
 
 def _environment() -> dict[str, str]:
-    """Let the child find this project, and twistd its plugin, even in a checkout that is not installed."""
+    """Let the child find this project, even in a checkout that is not installed, and no options of another proxy."""
     here = str(Path(__file__).resolve().parents[2])
     paths = [here, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FOOPROXY_")}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -32,9 +32,6 @@ _ENOUGH = 32
 """The smallest number of chunks that is worth counting as a batch."""
 
 
-_BYTES, _REQ, _ACK, _NAK, _INVALID = range(5)
-
-
 class Counts(Block):
     """Cumulative, additive counts of one leg.
 
@@ -43,8 +40,11 @@ class Counts(Block):
 
     __slots__ = ()
 
-    names = ("bytes", "req", "ack", "nak", "invalid")
-    bytes, req, ack, nak, invalid = map(Number, range(5))
+    bytes = Number()
+    req = Number()
+    ack = Number()
+    nak = Number()
+    invalid = Number()
 
     @property
     def lines(self) -> int:
@@ -55,6 +55,10 @@ class Counts(Block):
     def replies(self) -> int:
         """ACK and NAK together."""
         return self.ack + self.nak
+
+
+_BYTES, _REQ, _ACK = Counts.bytes.place, Counts.req.place, Counts.ack.place
+_NAK, _INVALID = Counts.nak.place, Counts.invalid.place
 
 
 class Analyzer:

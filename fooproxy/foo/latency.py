@@ -55,9 +55,6 @@ _BUCKETS = bucket(LONGEST) + 1
 BUCKETS = frozenset(map(str, range(_BUCKETS)))
 """All bucket numbers, as text: the keys in `Histogram.state`."""
 
-_SUM, _LONGEST, _FIRST = 4, 5, 6
-"""The places of the sum, the longest latency and the first bucket in a `Latency`."""
-
 
 def quantile(buckets: Mapping[int, int], share: float, longest: int) -> float | None:
     """Return the latency in seconds that `share` of the latencies in `buckets` do not exceed; `None` without any.
@@ -135,11 +132,13 @@ class Latency(Block):
 
     __slots__ = ("replied", "seen")
 
-    names = (
-        *("asked", "given_up", "unmatched", "late", "sum", "longest"),
-        *(f"bucket_{number}" for number in range(_BUCKETS)),
-    )
-    asked, given_up, unmatched, late, sum, longest = map(Number, range(6))
+    asked = Number()
+    given_up = Number()
+    unmatched = Number()
+    late = Number()
+    sum = Number()
+    longest = Number()
+    more = tuple(f"bucket_{number}" for number in range(_BUCKETS))
 
     replied: int
     """When a reply to a request was last read, in microseconds; 0 if none was."""
@@ -152,7 +151,7 @@ class Latency(Block):
 
     def ask(self, count: int) -> None:
         """Add `count` requests."""
-        self.numbers[self.start] += count
+        self.numbers[self.start + _ASKED] += count
 
     def add(self, microseconds: int, count: int) -> int:
         """Add `count` latencies of this length; return the number of their bucket."""
@@ -184,6 +183,11 @@ class Latency(Block):
             self.numbers[first + number] = answered.buckets.get(number, 0)
         self.sum, self.longest = answered.sum, min(answered.longest, LONGEST)
         self.asked, self.given_up = answered.count + self.late, 0
+
+
+_ASKED, _SUM, _LONGEST = Latency.asked.place, Latency.sum.place, Latency.longest.place
+_FIRST = _LONGEST + 1
+"""The place of the first bucket."""
 
 
 class Exchange:

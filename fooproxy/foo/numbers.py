@@ -24,12 +24,24 @@ def zeros(size: int) -> array[int]:
 
 
 class Block:
-    """A run of numbers from place `start` of `numbers` on; without an array, the block creates its own."""
+    """A run of numbers from place `start` of `numbers` on; without an array, the block creates its own.
+
+    A subclass declares each number as an attribute, a `Number`; their order is that of the places.
+    """
 
     __slots__ = ("numbers", "start")
 
-    names: ClassVar[tuple[str, ...]] = ()
-    """The names of the places, in order."""
+    more: ClassVar[tuple[str, ...]] = ()
+    """The names of the places that follow those of the attributes."""
+    names: ClassVar[tuple[str, ...]]
+    """The names of all places, in order."""
+
+    def __init_subclass__(cls) -> None:
+        """Assign the places."""
+        numbers = {name: value for name, value in vars(cls).items() if isinstance(value, Number)}
+        for place, number in enumerate(numbers.values()):
+            number.place = place
+        cls.names = (*numbers, *cls.more)
 
     def __init__(self, numbers: MutableSequence[int] | None = None, start: int = 0) -> None:
         self.numbers = zeros(len(self.names)) if numbers is None else numbers
@@ -39,8 +51,7 @@ class Block:
 class Number:
     """The number at `place` of a block, as an attribute of the block."""
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    place = -1
 
     @overload
     def __get__(self, block: None, owner: type[Block]) -> Number: ...

@@ -142,7 +142,7 @@ def _latencies(content: Any) -> Histogram:
         raise Unusable("its latency has unknown buckets")
     buckets = {int(name): _count(counts, name) for name in counts}
     total, longest = content.get("sum"), _count(content, "longest")
-    if type(total) is not int or total > LARGEST or not _adds_up(buckets, total, longest):
+    if type(total) is not int or max(total, sum(buckets.values())) > LARGEST or not _adds_up(buckets, total, longest):
         raise Unusable("the sum or the maximum of its latency contradicts the buckets")
     return Histogram(buckets, total, longest)
 

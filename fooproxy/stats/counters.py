@@ -184,7 +184,9 @@ class Stats(Declared):
         """Maximum number of sessions open at once."""
         return self.limit
 
-    connections_total = Counter("sessions", "Client connections accepted.", series="connections")
+    connections_total = Counter(
+        "sessions", "Client connections accepted.", series="connections", title="Connections accepted"
+    )
     connections_closed = Counters("sessions", "Sessions that have ended, by reason.", "reason", CLOSED, saved="closed")
 
     @computed("counter", "sessions", label="reason", labels=tuple(CONNECT_FAILURES), summed=True)
@@ -269,6 +271,11 @@ class Stats(Declared):
     def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
         """Return new analyzers for the client leg and the upstream leg of a session."""
         return Analyzer(self._requests, exchange), Analyzer(self._replies, exchange)
+
+    def counters(self) -> dict[str, int]:
+        """Return the numbers that outlive the process, by the names in the recovery file."""
+        self.catch_up()
+        return super().counters()
 
     def catch_up(self) -> None:
         """Count all chunks fed to the analyzers; every figure of traffic above does this first."""

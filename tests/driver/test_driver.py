@@ -742,6 +742,14 @@ async def test_the_demo_names_no_page_that_is_gone_when_it_ends() -> None:
 
 @pytest.mark.slow
 @in_reactor
+async def test_the_demo_takes_no_options_of_another_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOOPROXY_ALLOW", "10.0.0.1")
+    _, err, status = await command("demo", "--requests", "20")
+    assert status == 0, err
+
+
+@pytest.mark.slow
+@in_reactor
 async def test_a_kept_demo_names_its_page() -> None:
     async with process("demo", "--keep", "--requests", "200") as child:
         page = child.expect(STDOUT, r"^page: http://127\.0\.0\.1:[0-9]+/$")

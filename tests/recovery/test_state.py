@@ -207,6 +207,9 @@ BROKEN: dict[str, bytes] = {
     "a bucket that there is not": json.dumps(
         {**FOREIGN, "latency": {"sum": 0, "longest": 0, "buckets": {"9999": 1}}}
     ).encode(),
+    "more latencies than can be counted": json.dumps(
+        {**FOREIGN, "latency": {"sum": LARGEST, "longest": 1, "buckets": {"0": LARGEST, "1": LARGEST}}}
+    ).encode(),
     "a bucket below zero": json.dumps({**FOREIGN, "latency": {"sum": 0, "longest": 0, "buckets": {"9": -1}}}).encode(),
     "a latency without a sum": json.dumps({**FOREIGN, "latency": {"buckets": {}}}).encode(),
     "a sum of nothing": json.dumps({**FOREIGN, "latency": {"sum": 1, "longest": 0, "buckets": {}}}).encode(),
@@ -420,6 +423,12 @@ def is_whole_or_nothing(content: object, stats: Stats) -> None:
     assert None in quantiles or quantiles == sorted(quantiles)
     assert not latency["count"] or latency["mean"] <= latency["max"]
     json.dumps(shown, allow_nan=False)
+    # Counting goes on from whatever came back.
+    session = SessionStats(stats)
+    session.client.feed(b"REQ 1\n", 5_000_000)
+    session.upstream.feed(b"ACK 1\n", 5_000_001)
+    session.ended("client_closed")
+    assert stats.msg_req == shown["msg_req"] + 1
 
 
 @given(JSON | st.fixed_dictionaries(dict.fromkeys(FOREIGN, JSON), optional=dict.fromkeys(OURS, JSON)) | mutations())

@@ -341,6 +341,12 @@ def test_a_reply_that_nobody_asked_for_settles_nothing() -> None:
     assert session.settled
 
 
+def test_the_counters_to_save_include_what_waits_to_be_counted() -> None:
+    everything = stats()
+    SessionStats(everything).client.feed(b"REQ 1\n", 0)
+    assert everything.counters()["client_req"] == 1
+
+
 def test_counters_come_back_as_they_were() -> None:
     before, after = stats(), stats()
     session = SessionStats(before)
