@@ -23,6 +23,7 @@ from twisted.logger import (
 from twisted.python.components import Componentized
 from twisted.python.util import runAsEffectiveUser
 
+from fooproxy.early import let_go
 from fooproxy.process import StandardError
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class _Starter:
         # A daemon forks twice.
         if os.getpid() != self._pid:
             return
+        let_go()
         os.close(self._writing)
         status = 1
         try:

@@ -4,12 +4,14 @@ twistd finds `Options` and `makeService` here through the plugin.  `ProxyService
 saves the statistics, handles signals, and drains the sessions when it is stopped.
 
 Signals are handled here instead of by the reactor: after a SIGTERM handled by Twisted, the process would end by that
-signal instead of with exit status 0, and a second SIGTERM would be ignored.
+signal instead of with exit status 0, and a second SIGTERM would be ignored.  SIGHUP and SIGINT that are ignored at
+start stay ignored, as ``nohup`` and shells mean it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
+from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.net.addresses import client_endpoint, is_polled, server_endpoint, shown
@@ -41,6 +44,7 @@ from fooproxy.stats.counters import Stats
 from fooproxy.stats.reasons import CLEAN
 from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
+from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.upstream import Upstream
 from fooproxy.web.resource import Web
 
@@ -79,6 +83,7 @@ class ProxyService(Service):
         look_up_apart(reactor)
         self._options = options
         self._launch = Launch(options)
+        self._supervisor = Supervisor(os.environ, reactor)
         self._reactor = reactor
         self._stopping = False
         self._patience = options["drain-timeout"]
@@ -145,9 +150,10 @@ class ProxyService(Service):
         if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
             self._answer(signal.SIGUSR1, self._report)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self._answer(number, self._stop)
-            # Again once the reactor runs: it sets its own handlers when it starts.
-            self._reactor.callWhenRunning(self._answer, number, self._stop)
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                self._answer(number, self._stop)
+                # Again once the reactor runs: it sets its own handlers when it starts.
+                self._reactor.callWhenRunning(self._answer, number, self._stop)
         self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
@@ -159,6 +165,7 @@ class ProxyService(Service):
         self.health.starting = False
         self.log.info("listening for clients on {address}", address=_listening(self._relay_port))
         self.log.info("serving HTTP on {url}", url=_url(self._http_port))
+        self._supervisor.ready()
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, drain the sessions and save the statistics; the Deferred fires when all is done."""
@@ -167,6 +174,7 @@ class ProxyService(Service):
 
     async def _drain_and_save(self) -> None:
         self.health.draining = True
+        self._supervisor.stopping()
         self._sampling.stay_awake()
         await _closed(self._relay_port)
         if self.bridge.sessions:
@@ -185,6 +193,7 @@ class ProxyService(Service):
         self._sampling.stop()
         await self._saving.stop()
         await _closed(self._http_port)
+        self._supervisor.stopped()
 
     def _cut_short(self) -> None:
         if self.bridge.sessions:
@@ -274,7 +283,9 @@ class ProxyService(Service):
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
         # A signal handler may interrupt any code, so it only schedules `answer`.
-        signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
+        before = signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
+        if isinstance(before, Held) and before.came:
+            self._reactor.callWhenRunning(answer)
 
 
 def _observer(leg: Leg) -> SessionStats:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
-from tests.helpers.processes import started
+from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
 
 pytestmark = pytest.mark.slow
@@ -359,6 +359,72 @@ def test_a_stop_is_heeded_as_soon_as_the_ports_are_announced(tmp_path: Path) -> 
         assert any(b"serving HTTP" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("command", [(*TWISTD, "-n"), TWIST], ids=["twistd", "twist"])
+def test_sighup_and_sigint_that_are_ignored_at_start_stay_ignored(tmp_path: Path, command: Any) -> None:
+    # What nohup does, and a shell for what it runs in the background.
+    ignoring = ("sh", "-c", 'trap "" HUP INT; exec "$@"', "sh", *command)
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=ignoring) as proxy:
+        proxy.signal(signal.SIGHUP)
+        proxy.signal(signal.SIGINT)
+        # The report comes after a stop has begun, if there is one.
+        assert is_report(ask(proxy))
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+
+
+EARLY = """
+import os, sys
+
+class Importing:
+    def find_spec(name, *_):
+        if name == "klein":
+            os.kill(os.getpid(), {number:d})
+
+sys.meta_path.insert(0, Importing)
+"""
+"""Sends a signal while the proxy is being loaded."""
+
+
+@stop_signals
+@pytest.mark.parametrize("command", [TWISTD, TWIST], ids=["twistd", "twist"])
+def test_a_stop_that_comes_while_the_proxy_is_loaded_ends_it_with_status_0(
+    tmp_path: Path, number: signal.Signals, command: Any
+) -> None:
+    run = {
+        TWISTD: "from twisted.scripts.twistd import run; sys.argv[:] = ['twistd', '-n', *sys.argv[1:]]; run()",
+        TWIST: "from twisted.application.twist._twist import Twist; Twist.main(['twist', *sys.argv[1:]])",
+    }[command]
+    program = EARLY.format(number=number) + run
+    end = completed([sys.executable, "-c", program, "fooproxy", *options(tmp_path, None)], cwd=tmp_path)
+    assert end.returncode == 0, end.stderr
+    assert json.loads((tmp_path / "recovery.json").read_text())
+
+
+def test_a_report_that_is_asked_for_while_the_proxy_is_loaded_is_printed(tmp_path: Path) -> None:
+    program = EARLY.format(number=signal.SIGUSR2) + "from twisted.scripts.twistd import run; run()"
+    with fooproxy(tmp_path, command=(sys.executable, "-c", program, "-n")) as proxy:
+        eventually(lambda: proxy.printed.endswith("\n"))
+        assert is_report(proxy.printed)
+
+
+def test_a_signal_ends_the_process_that_waits_for_a_daemon_to_start(tmp_path: Path) -> None:
+    # A daemon that comes no further.
+    program = "import os, time; os.setsid = lambda: time.sleep(600); from twisted.scripts.twistd import run; run()"
+    command = [sys.executable, "-c", program, "fooproxy", *options(tmp_path, None)]
+    with started(command, cwd=tmp_path) as starter:
+        of_starter = Path(f"/proc/{starter.pid}")
+        eventually((of_starter / f"task/{starter.pid}/children").read_text)
+        eventually(lambda: not catches(of_starter, signal.SIGTERM))
+        starter.send_signal(signal.SIGTERM)
+        assert starter.wait(PATIENCE) == -signal.SIGTERM
+
+
+def catches(process: Path, number: signal.Signals) -> bool:
+    (caught,) = re.findall(r"^SigCgt:\s*(\w+)", (process / "status").read_text(), re.MULTILINE)
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def release(server: FooServer) -> None:

@@ -1,8 +1,22 @@
 """Tells twistd that fooproxy exists; everything else is imported when it is used."""
 
+from typing import Any
+
 from twisted.application.service import ServiceMaker
 
-fooproxy = ServiceMaker(
+
+class _Maker(ServiceMaker):
+    """Remembers signals from when twistd asks for the options, before it loads the rest of fooproxy."""
+
+    @property
+    def options(self) -> Any:
+        from fooproxy.early import hold
+
+        hold()
+        return super().options
+
+
+fooproxy = _Maker(
     "fooproxy",
     "fooproxy.service",
     "A proxy for the Foo protocol that counts what passes and tells its operators.",

@@ -1,0 +1,40 @@
+"""Signals that arrive before the service can act on them.
+
+Starting takes half a second, mostly for imports, and until then a SIGTERM or SIGINT would kill the process by that
+signal.  So the plugin calls `hold` before anything else is loaded, and the service asks each handler that it replaces
+whether its signal came.  This module imports only what is loaded anyway, and knows nothing about the proxy.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+_HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+"""Not SIGUSR1: twistd uses it to rotate its log only while nobody else handles it."""
+
+
+class Held:
+    """A signal handler that only remembers that its signal came."""
+
+    came = False
+
+    def __call__(self, *_: object) -> None:
+        """Handle the signal."""
+        self.came = True
+
+
+def hold() -> None:
+    """Remember the signals from now on, except those that the parent process had us ignore."""
+    # Only the main thread may do this, and only there does Python handle signals.
+    if threading.current_thread() is threading.main_thread():
+        for number in _HELD:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, Held())
+
+
+def let_go() -> None:
+    """Let the signals have their usual effect again: this process will not become the proxy."""
+    for number in _HELD:
+        if isinstance(signal.getsignal(number), Held):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
