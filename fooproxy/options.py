@@ -102,6 +102,15 @@ OPTIONS = (
         meaning="ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host).",
     ),
     Option(
+        name="http-host",
+        unit="NAME",
+        default="",
+        absence="none",
+        check=values.host,
+        repeats=True,
+        meaning="Serve HTTP under this host name too, besides addresses and localhost, and under no other.",
+    ),
+    Option(
         name="max-connections",
         unit="SESSIONS",
         default="auto",

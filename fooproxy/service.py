@@ -25,7 +25,7 @@ from twisted.logger import Logger, LogLevel
 from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
-from fooproxy.net.addresses import client_endpoint, is_polled, server_endpoint, shown
+from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint, shown
 from fooproxy.net.listening import listen_now
 from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.pump import LARGEST_READ
@@ -46,6 +46,7 @@ from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
 from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.upstream import Upstream
+from fooproxy.web.hosts import Hosts
 from fooproxy.web.resource import Web
 
 if TYPE_CHECKING:
@@ -132,7 +133,9 @@ class ProxyService(Service):
         self._put_up_gate(self._relay_port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
-        self._http_port = self._listen("http", http, web.site(self._reactor))
+        hosts = Hosts(self._options["http-host"], getattr(host_port(self._options["http"]), "host", ""))
+        self._http_port = self._listen("http", http, web.site(self._reactor, hosts))
+        hosts.listening_at(self._http_port.getHost())
 
     def startService(self) -> None:
         """Restore the statistics and start all parts; the process has dropped its privileges by now."""

@@ -10,8 +10,9 @@ import re
 
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.relay.admission import network
+from fooproxy.web.hosts import read_host_name as host
 
-__all__ = ["listening", "network", "path", "positive_seconds", "seconds", "sessions", "switch", "upstream"]
+__all__ = ["host", "listening", "network", "path", "positive_seconds", "seconds", "sessions", "switch", "upstream"]
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 

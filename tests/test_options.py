@@ -85,6 +85,7 @@ SAMPLES = {
     "FILE": "/var/lib/foo.json",
     "SECONDS": "7",
     "NETWORK": "192.0.2.7",
+    "NAME": "stats.example",
     "": "on",
 }
 """A value of each kind that is no option's default."""

@@ -91,7 +91,7 @@ def test_http_clients_that_hang_on_do_not_delay_a_stop(tmp_path: Path) -> None:
         for said in (
             b"",
             b"GET / HT",
-            b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
             b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx",
         ):
             stack.enter_context(connect(proxy.http_port)).sendall(said)

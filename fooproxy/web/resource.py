@@ -10,17 +10,21 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401
 import gzip
 import json
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from klein import Klein
 from twisted.logger import Logger
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__
 from fooproxy.web import overview, page
 from fooproxy.web.exposition import exposition
+from fooproxy.web.hosts import Hosts
 from fooproxy.web.site import QuietSite
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
     from twisted.web.iweb import IRequest
+    from twisted.web.resource import IResource
 
     from fooproxy.relay.session import Session
     from fooproxy.stats.counters import Stats
@@ -117,9 +122,9 @@ class Web:
         self._clock = clock
         self._static = page.files()
 
-    def site(self, clock: IReactorTime) -> QuietSite:
-        """Return a server factory for the routes."""
-        return QuietSite(self.app.resource(), clock)
+    def site(self, clock: IReactorTime, hosts: Hosts | None = None) -> QuietSite:
+        """Return a server factory for the routes, which serves only some `hosts`."""
+        return QuietSite(_Door(self.app.resource(), hosts or Hosts([])), clock)
 
     @app.route("/", methods=["GET"])
     def index(self, request: IRequest) -> bytes:
@@ -230,12 +235,34 @@ class Web:
         return _json(request, 500, {"error": "internal server error"})
 
 
+class _Door(Resource):
+    """Lets requests for the right hosts through to the resource behind it."""
+
+    isLeaf = True
+
+    def __init__(self, behind: IResource, hosts: Hosts) -> None:
+        super().__init__()
+        self._behind = behind
+        self._hosts = hosts
+
+    def render(self, request: Any) -> Any:
+        """Answer a request, one of the site's."""
+        refusal = self._hosts.refusal(request.hosts)
+        if refusal is None:
+            return self._behind.render(request)
+        status, why = refusal
+        request.write(_json(request, status, {"error": why}))
+        request.finish()
+        return NOT_DONE_YET
+
+
 def _json(request: Any, status: int, content: object) -> bytes:
     return _answer(request, status, "application/json", json.dumps(content).encode() + b"\n")
 
 
 def _answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
-    request.setResponseCode(status)
+    # Twisted has no words for some.
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
     for name, value in _SECURITY.items():
         request.setHeader(name, value)
     request.setHeader("Content-Type", content_type)

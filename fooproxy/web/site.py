@@ -68,6 +68,8 @@ class PlainRequest(Request):
     """A request of which only the method, the path, the query and the headers matter; the rest is neutralised."""
 
     channel: Any
+    hosts: list[bytes]
+    """The hosts that the request is for, as it names them: usually one."""
     _body = 0
     _refused = False
 
@@ -93,11 +95,14 @@ class PlainRequest(Request):
         """Queue the request, the only one of its connection, so that pipelined requests cannot stall the relay."""
         self.channel.persistent = False
         self.setHeader("Connection", "close")
+        self.hosts = list(self.requestHeaders.getRawHeaders(b"host", []))
         # No route depends on the host, and malformed ones make the routing fail.
         self.requestHeaders.setRawHeaders(b"host", [b"fooproxy"])
-        if b"://" in self.path:
-            # The absolute form of the target, which every server must accept.
-            self.path = b"/" + self.path.split(b"://", 1)[1].partition(b"/")[2]
+        if not self.path.startswith(b"/") and b"://" in self.path:
+            # The absolute form of the target, which every server must accept; its host counts instead of the header's.
+            authority, _, path = self.path.split(b"://", 1)[1].partition(b"/")
+            self.path = b"/" + path
+            self.hosts[:1] = [authority]
         try:
             unquote_to_bytes(self.path).decode()
         except UnicodeDecodeError:

@@ -61,7 +61,7 @@ def test_many_requests_at_once_are_all_answered_and_so_are_foo_clients(tmp_path:
         foo = stack.enter_context(connect(proxy.port))
         asking = [stack.enter_context(connect(proxy.http_port)) for _ in range(MOST_CONNECTIONS)]
         for client in asking:
-            client.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            client.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         for seq in range(1, 101):
             foo.sendall(b"REQ %d data\n" % seq)
             assert read_lines(foo, 1) == b"ACK %d data\n" % seq

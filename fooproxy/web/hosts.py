@@ -1,0 +1,76 @@
+"""The host names under which the web side may be asked for.
+
+A page of another site can have its own name point to 127.0.0.1, and then reads what is served there as if it were its
+own (DNS rebinding).  Its requests carry that name, in the Host header.  So on loopback only names that nobody else can
+own are served: addresses, ``localhost``, and those that the operator gave.
+
+This module knows no requests; `fooproxy.web.resource` asks it, and the service tells it where the site listens.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+_HOST = re.compile(r"(?:\[(?P<bracketed>[^]]*)\]|(?P<plain>[^:]*))(?::[0-9]*)?")
+_NAME = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
+
+
+def host_name(text: str) -> str:
+    """Return the name or address in a Host header, as names are compared: without port, brackets, case and last dot."""
+    match = _HOST.fullmatch(text)
+    host = text if match is None else match["bracketed"] or match["plain"] or ""
+    return host.lower().removesuffix(".")
+
+
+def read_host_name(text: str) -> str:
+    """Return the name that an operator gave.
+
+    :raises ValueError: `text` is not a host name; the message says what is expected.
+    """
+    name = host_name(text)
+    if not (_NAME.fullmatch(name) or _is_address(name)):
+        raise ValueError(f"{text!r} is not a host name; expected one such as stats.example")
+    return name
+
+
+class Hosts:
+    """Which hosts are served: any, until `listening_at` finds a loopback address, or if operators gave `names`.
+
+    `own` is the host in the address of the site itself, if it has one.
+    """
+
+    def __init__(self, names: Collection[str], own: str = "") -> None:
+        self._checked = bool(names)
+        self._served = {"localhost", *names, *filter(None, [host_name(own)])}
+
+    def listening_at(self, address: Any) -> None:
+        """Check hosts if `address`, the `IAddress` at which the site listens, is a loopback address."""
+        host = getattr(address, "host", "")
+        self._checked = self._checked or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+    def refusal(self, hosts: Sequence[bytes]) -> tuple[int, str] | None:
+        """Return the status and the reason with which to refuse a request for `hosts`, or `None` if it is served.
+
+        Without any host, it comes from a program of HTTP/1.0, such as a health check, and not from a browser.
+        """
+        if len(hosts) > 1:
+            return 400, "more than one Host header"
+        if not (self._checked and hosts):
+            return None
+        name = host_name(hosts[0].decode("latin-1").strip())
+        if name in self._served or _is_address(name):
+            return None
+        return 421, "not served under this host name; --http-host adds one"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
