@@ -3,8 +3,7 @@
 At any instant, even when the power fails, the path holds either the latest content or the previous one, complete.  To
 that end, new content is written to a temporary file beside it and synced to disk, then renamed over the old file, and
 then the directory is synced.  The rename makes it a different file each time, so the lock is on a separate file that
-stays.  The kernel releases the lock when the process ends, however it ends; the content of the lock file only serves
-people and error messages.
+stays.
 
 This module does not know what it stores, and reads no clock.  `fooproxy.recovery.state` reads the file, and
 `fooproxy.recovery.saving` claims and writes it.
@@ -16,20 +15,17 @@ import errno
 import fcntl
 import json
 import os
-import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from fooproxy.locking import Held, Lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST = 1 << 20
 """Bytes; a larger file cannot be ours, since a state never reaches a fifth of this."""
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
-"""Errors from file systems that do not support locks."""
 
 
 class Unusable(Exception):
@@ -48,10 +44,13 @@ class Saver:
 
     def __init__(self, path: Path, flock: Callable[[int, int], None] = fcntl.flock) -> None:
         self.path = path
-        self.is_locked = False
-        """Whether the file is locked against other processes; `False` on file systems without locks."""
         self._flock = flock
-        self._lock: int | None = None
+        self._lock: Lock | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the file is locked against other processes; `False` on file systems without locks."""
+        return self._lock is not None and self._lock.is_held
 
     def claim(self) -> None:
         """Lock the file until this process ends, and check that it can be written; its content does not change.
@@ -59,9 +58,12 @@ class Saver:
         A symbolic link is followed once, here; from then on its target is replaced.  Missing directories are created.
 
         :raises InUse: another process uses the file.
-        :raises OSError: the file cannot be written, or is not a regular file.
+        :raises OSError: the file cannot be written, is not a regular file, or is another user's symbolic link.
         """
         if self.path.is_symlink():
+            if self.path.lstat().st_uid not in (0, os.geteuid()):
+                # Whoever may write to the directory could have us replace any file.
+                raise OSError(errno.EPERM, "it is a symbolic link that belongs to another user")
             self.path = Path(os.path.realpath(self.path))
         self._hold()
         self._exists()
@@ -71,8 +73,7 @@ class Saver:
     def release(self) -> None:
         """Unlock the file for other processes; write nothing after this."""
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            self._lock.release()
 
     def read(self) -> object:
         """Return the content of the file.
@@ -138,52 +139,15 @@ class Saver:
 
     def _hold(self) -> None:
         """Take the lock, unless we hold it and its file has not been removed since."""
-        path = self._beside("lock")
-        if self._lock is not None:
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._lock), path.lstat()):
-                    return
-            self.release()
-        _make_directory(path.parent)
-        # A file open for writing would prevent the disk from being remounted read-only, so try read-only access first;
-        # NFS grants exclusive locks only with write access.
-        for access in (os.O_RDONLY, os.O_RDWR):
-            self._lock = self._take(path, access)
-            self.is_locked = self._lock is not None
-            if self.is_locked:
-                _sign(path)
-                return
-
-    def _take(self, path: Path, access: int) -> int | None:
-        """Lock the file at `path`; return the descriptor that holds the lock, or `None` if locks are not supported."""
-        # Do not follow a link, and do not block on a pipe.
-        lock = os.open(path, access | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        if self._lock is None:
+            self._lock = Lock(self._beside("lock"), self._flock)
+        if self._lock.is_intact:
+            return
+        _make_directory(self.path.parent)
         try:
-            self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(lock)
-            os.close(lock)
+            self._lock.take()
+        except Held as holder:
             raise InUse(f"the recovery file {self.path} is in use by {holder}") from None
-        except OSError as error:
-            os.close(lock)
-            if error.errno not in _NO_LOCKS:
-                raise
-            return None
-        return lock
-
-
-def _sign(path: Path) -> None:
-    """Write our process ID and host name to the lock file; its modification time says since when we hold it."""
-    # The lock is valid even if a full disk prevents this.
-    with suppress(OSError):
-        path.write_text(f"{os.getpid()} on {os.uname().nodename}\n")
-
-
-def _holder(lock: int) -> str:
-    """Describe the process that holds the lock, as far as the lock file says."""
-    said = re.fullmatch(r"(\d{1,10} on [\w.-]{1,64})\n", os.read(lock, 100).decode("ascii", "replace"), re.ASCII)
-    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(os.fstat(lock).st_mtime))
-    return f"process {said[1]} since {since}" if said else "another process"
 
 
 def _make_directory(directory: Path) -> None:

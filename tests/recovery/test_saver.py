@@ -197,6 +197,21 @@ def test_a_link_is_followed_and_stays(tmp_path: Path, path: Path, there: bool, c
     assert names(path) == {"recovery.json"}
 
 
+def test_a_link_of_another_user_is_refused(path: Path, claim: Claim, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    victim = path.with_name("victim")
+    victim.write_text("precious")
+    path.symlink_to(victim)
+    if user := os.geteuid():
+        monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    else:
+        os.chown(path, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(OSError, match="a symbolic link that belongs to another user"):
+        claim(path)
+    assert names(path) == {"recovery.json", "victim"}
+    assert victim.read_text() == "precious"
+
+
 @pytest.fixture
 def umask() -> Iterator[None]:
     before = os.umask(0o027)
@@ -310,6 +325,14 @@ def test_a_lock_that_was_removed_is_taken_again(path: Path, claim: Claim) -> Non
     first.write({"state": 1})
     with pytest.raises(InUse):
         claim(path)
+
+
+def test_a_directory_that_was_removed_is_made_again(path: Path, claim: Claim) -> None:
+    saver = claim(path)
+    beside(path, "lock").unlink()
+    path.parent.rmdir()
+    saver.write({"state": 1})
+    assert saver.is_locked and saver.read() == {"state": 1}
 
 
 def test_a_file_that_another_process_has_taken_meanwhile_is_left_to_it(path: Path, claim: Claim) -> None:

@@ -5,18 +5,19 @@ from typing import Any
 from twisted.application.service import ServiceMaker
 
 
-class _Maker(ServiceMaker):
+class Maker(ServiceMaker):
     """Remembers signals from when twistd asks for the options, before it loads the rest of fooproxy."""
 
     @property
     def options(self) -> Any:
+        """The class of the options."""
         from fooproxy.early import hold
 
         hold()
         return super().options
 
 
-fooproxy = _Maker(
+fooproxy = Maker(
     "fooproxy",
     "fooproxy.service",
     "A proxy for the Foo protocol that counts what passes and tells its operators.",
