@@ -25,8 +25,9 @@ from twisted.logger import Logger, LogLevel
 from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
-from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint, shown
+from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint
 from fooproxy.net.listening import listen_now
+from fooproxy.net.peers import shown
 from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart

@@ -168,6 +168,7 @@ def test_a_unix_socket_that_another_process_has_keeps_its_lock(tmp_path: Path, m
     lock.symlink_to(str(os.getpid()))
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))
+        other.listen()
         line = critical(refuses(tmp_path, *options(tmp_path, None, "--listen", f"unix:{path}{more}")))
     assert f"cannot listen on unix:{path}" in line
     assert lock.readlink() == Path(str(os.getpid()))

@@ -16,9 +16,11 @@ from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
 from fooproxy.net.endpoints import ClientEndpoint, ServerEndpoint, adopt
+from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
+from fooproxy.net.unixport import Listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +94,7 @@ def server_endpoint(
     if short is None:
         if expects_proxy_header(text):
             return ProxyHeaderEndpoint(_balancers(reactor, text))
-        described = _described(endpoints.serverFromString, reactor, text)
+        described = _described(_server, reactor, text)
         if poller is not None and is_polled(text):
             described.reactor = _Adopting(reactor, poller)
         endpoint: IStreamServerEndpoint = described
@@ -153,13 +155,6 @@ class _Adopting:
         return adopt(self._reactor, fd, factory, self._poller)
 
 
-def shown(address: Any) -> str:
-    """Format an `IAddress` as operators write it."""
-    if not hasattr(address, "port"):
-        return os.fsdecode(getattr(address, "name", None) or "unix")
-    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
-
-
 def _balancers(reactor: Any, text: str) -> Any:
     """Make the endpoint that load balancers connect to."""
     description = text.partition(":")[2]
@@ -168,7 +163,12 @@ def _balancers(reactor: Any, text: str) -> Any:
             f"{text!r} is not an address; expected a Twisted endpoint description after haproxy:, "
             "such as haproxy:tcp:8002"
         )
-    return _described(endpoints.serverFromString, reactor, description)
+    return _described(_server, reactor, description)
+
+
+def _server(reactor: Any, text: str) -> Any:
+    is_unix = text.partition(":")[0].lower() == "unix"
+    return endpoints.serverFromString(Listening(reactor) if is_unix else reactor, text)
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
@@ -192,7 +192,7 @@ def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) 
 
 
 def _check_path(endpoint: Any, text: str) -> None:
-    """Refuse a unix socket's path that no socket can have; Twisted would fail after it has left a lock there."""
+    """Refuse a unix socket's path that no socket can have."""
     path = unix_path(endpoint)
     if path is None:
         return

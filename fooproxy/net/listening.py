@@ -1,18 +1,14 @@
 """Listening at an endpoint, of ours or of Twisted's, as an operator wants it.
 
-Twisted logs a line for each port that it opens and closes, by the name of a class, with no setting to turn that off;
-and it leaves the lock of a unix socket behind when the socket cannot be had.  The service calls this.
+Twisted logs a line for each port that it opens and closes, by the name of a class, with no setting to turn that off.
+The service calls this.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.error import CannotListenError
 from twisted.python import log
 from twisted.python.failure import Failure
 
@@ -32,20 +28,8 @@ def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IL
     log.callWithContext(_SILENT, endpoint.listen, factory).addBoth(results.append)
     (port,) = results
     if isinstance(port, Failure):
-        if isinstance(port.value, CannotListenError):
-            _unlock(port.value)
         port.raiseException()
     # What is called when it has been closed.
     port.connectionLost = partial(log.callWithContext, _SILENT, port.connectionLost)
     listening: IListeningPort = port
     return listening
-
-
-def _unlock(refusal: CannotListenError) -> None:
-    """Remove the lock of a unix socket that could not be bound, if it is ours."""
-    if isinstance(refusal.port, bytes):
-        lock = Path(os.fsdecode(refusal.port) + ".lock")
-        # A link whose target is the process.
-        with suppress(OSError):
-            if str(lock.readlink()) == str(os.getpid()):
-                lock.unlink()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from twisted.internet import tcp
+
 if TYPE_CHECKING:
     from twisted.internet.abstract import FileDescriptor
 
@@ -20,7 +22,7 @@ class Use(NamedTuple):
     """A private name that is used here."""
 
     owner: str
-    """The class that has it, in full."""
+    """The class or module that has it, in full."""
     name: str
     purpose: str
     """What it is used for; completes "uses for …"."""
@@ -34,9 +36,7 @@ _NO_PUBLIC_COUNT = (
     "that writes at each call"
 )
 
-_NO_PUBLIC_PATH = (
-    "an endpoint tells its path only to the reactor, when it is used; by then Twisted has left a lock at that path"
-)
+_NO_PUBLIC_PATH = "an endpoint tells its path only to the reactor, when it is used; that is too late for a usage error"
 
 USED = (
     Use(
@@ -57,6 +57,12 @@ USED = (
         "ClosesWithoutShutdown: one system call fewer for each connection that closes",
         "connectionLost() shuts the socket down first, which costs a microsecond and would also end the connection for "
         "another process that holds the socket",
+    ),
+    Use(
+        "twisted.internet.tcp",
+        "_reservedFD",
+        "reserve_descriptor(): a file descriptor to accept and close clients with when there are no others",
+        "only Port.startListening() reserves it, and that of unix sockets binds by itself",
     ),
     Use(
         "twisted.protocols.tls.TLSMemoryBIOProtocol",
@@ -88,6 +94,11 @@ def drop_unsent(transport: FileDescriptor) -> None:
     """Drop all bytes that wait in `transport` to be sent."""
     transport.dataBuffer, transport.offset = b"", 0
     transport._tempDataBuffer, transport._tempDataLen = [], 0
+
+
+def reserve_descriptor() -> None:
+    """Do what Twisted does before it listens: keep a file descriptor for when they run out."""
+    tcp._reservedFD.reserve()
 
 
 def unsent_cleartext(transport: Any) -> int:

@@ -23,7 +23,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fooproxy.net.addresses import shown
+from fooproxy.net.peers import shown
 from fooproxy.net.proxy_header import ProxyHeaderProtocol
 from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.net.transport import Transport

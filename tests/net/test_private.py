@@ -37,8 +37,8 @@ def is_private(name: str) -> bool:
 
 
 @cache
-def names_of(kind: type) -> frozenset[str]:
-    """List the private names that the source of a class gives to it or to its instances."""
+def names_of(kind: Any) -> frozenset[str]:
+    """List the private names that the source of a class gives to it or to its instances, or of a module to itself."""
     try:
         return frozenset(own_names(ast.parse(textwrap.dedent(inspect.getsource(kind)))))
     except (OSError, TypeError):
@@ -66,7 +66,7 @@ def missing(use: Use) -> str | None:
     """Say in a sentence that Twisted has not what is used; `None` if it has."""
     try:
         owner = namedAny(use.owner)
-        if any(use.name in names_of(kind) for kind in inspect.getmro(owner)):
+        if any(use.name in names_of(kind) for kind in getattr(owner, "__mro__", [owner])):
             return None
     except AttributeError:
         pass

@@ -1,0 +1,137 @@
+"""A listening unix socket that belongs to one process at a time, whatever an earlier one has left behind.
+
+Twisted's own lock names a process, and that number may belong to another process after a crash, as it always does in a
+container.  Twisted also sets the mode of the file after it has made it, by its path, which by then may lead elsewhere.
+
+`fooproxy.net.addresses` makes its endpoints use this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.error import CannotListenError
+
+from fooproxy.locking import Held, Lock
+from fooproxy.net.private import reserve_descriptor
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+    from twisted.python.failure import Failure
+
+
+class Listening:
+    """Stands for `reactor` where one of Twisted's endpoints listens on a unix socket."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def listenUNIX(
+        self, address: str, factory: IProtocolFactory, backlog: int, mode: int, wantPID: bool
+    ) -> IListeningPort:
+        """Listen; without `wantPID` (``lockfile=0``), there is no lock, and nothing is replaced.
+
+        :raises CannotListenError: the socket cannot be had; this says why.
+        """
+        port = Port(address, factory, backlog, mode, self._reactor, wantPID)
+        port.startListening()
+        return port
+
+
+class Port(unix.Port):
+    """The listening socket, with a lock on the file beside it whose name ends in ``.lock``."""
+
+    def __init__(
+        self, path: str, factory: IProtocolFactory, backlog: int, mode: int, reactor: Any, is_locked: bool
+    ) -> None:
+        super().__init__(os.fsencode(path), factory, backlog, mode, reactor)
+        self._place = Path(path)
+        self._lock = Lock(Path(f"{path}.lock")) if is_locked else None
+        self._made: os.stat_result | None = None
+
+    def startListening(self) -> None:
+        """Take the lock, replace a socket on which nobody listens, and listen."""
+        if self._lock is not None:
+            self._take(self._lock)
+        try:
+            skt = self._bound()
+        except OSError as error:
+            if self._lock is not None:
+                self._lock.remove()
+            raise self._refusal(error) from error
+        reserve_descriptor()
+        factory: Any = self.factory
+        factory.doStart()
+        self.connected = True
+        self.socket = skt
+        self.fileno = skt.fileno  # type: ignore[method-assign]
+        self.numberAccepts = 100
+        self.startReading()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Remove the socket and its lock."""
+        # A user without the right to remove them leaves them to the next process.
+        with suppress(OSError):
+            if self._made is not None and os.path.samestat(self._made, self._place.lstat()):
+                self._place.unlink()
+        tcp.Port.connectionLost(self, reason)
+        if self._lock is not None:
+            self._lock.remove()
+
+    def _take(self, lock: Lock) -> None:
+        try:
+            try:
+                lock.take()
+            except OSError as error:
+                # A link is the lock of Twisted's, which has no meaning when nobody listens.
+                if error.errno != errno.ELOOP or self._is_alive():
+                    raise
+                lock.path.unlink()
+                lock.take()
+        except Held as holder:
+            raise self._refusal(f"it is in use by {holder}") from None
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _is_alive(self) -> bool:
+        """Whether somebody listens there, or might."""
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.setblocking(False)
+            return asking.connect_ex(bytes(self._place)) not in (errno.ECONNREFUSED, errno.ENOENT)
+
+    def _bound(self) -> socket.socket:
+        if self._lock is not None and self._is_socket() and not self._is_alive():
+            self._place.unlink()
+        skt: socket.socket = self.createInternetSocket()
+        try:
+            # The file has its mode from the start.
+            before = os.umask(0o777 & ~self.mode)
+            try:
+                skt.bind(bytes(self._place))
+            finally:
+                os.umask(before)
+            self._made = self._place.lstat()
+            skt.listen(self.backlog)
+        except OSError:
+            skt.close()
+            raise
+        return skt
+
+    def _is_socket(self) -> bool:
+        try:
+            return stat.S_ISSOCK(self._place.lstat().st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _refusal(self, why: Any) -> CannotListenError:
+        if getattr(why, "errno", None) == errno.ELOOP:
+            # The lock of a program of Twisted's that listens.
+            why = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return CannotListenError(None, bytes(self._place), why)
