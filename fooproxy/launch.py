@@ -69,11 +69,23 @@ class Launch:
     def unprivileged(self, action: Callable[[], None]) -> None:
         """Do something as the user that twistd is about to become, whom the files must belong to."""
         uid, gid = self._options.get("uid"), self._options.get("gid")
-        if os.geteuid() or (uid is None and gid is None):
+        # twistd needs the user's name for its groups, whatever --gid says.
+        if uid is not None and (gid is None or uid != os.getuid()):
+            group = self._group(uid)
+            gid = group if gid is None else gid
+        if os.geteuid() or gid is None:
             action()
-            return
-        uid = 0 if uid is None else uid
-        runAsEffectiveUser(uid, pwd.getpwuid(uid).pw_gid if gid is None else gid, action)
+        else:
+            runAsEffectiveUser(0 if uid is None else uid, gid, action)
+
+    def _group(self, uid: int) -> int:
+        try:
+            return pwd.getpwuid(uid).pw_gid
+        except KeyError:
+            self.refuse(
+                f"cannot become user {uid}: /etc/passwd has no user of that number; "
+                "add one, or start fooproxy as that user, without --uid"
+            )
 
     def refuse(self, why: str) -> NoReturn:
         """End the start with one line.

@@ -29,6 +29,7 @@ from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
 from fooproxy.net.poller import Poller, is_available, microseconds
+from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
 from fooproxy.options import Options
@@ -115,6 +116,9 @@ class ProxyService(Service):
             "recovery_failing": lambda: self._saving.failing,
         }
         self.health = Health(self._upstream, self._has_traffic, warnings)
+        # Here, since both open files that may be out of reach after a change of root.
+        reserve_descriptor()
+        self._web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 
@@ -133,9 +137,8 @@ class ProxyService(Service):
         self._relay_port = self._listen("listen", listen, tapped)
         self._put_up_gate(self._relay_port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
         hosts = Hosts(self._options["http-host"], getattr(host_port(self._options["http"]), "host", ""))
-        self._http_port = self._listen("http", http, web.site(self._reactor, hosts))
+        self._http_port = self._listen("http", http, self._web.site(self._reactor, hosts))
         hosts.listening_at(self._http_port.getHost())
 
     def startService(self) -> None:

@@ -129,6 +129,20 @@ def test_report_sessions_clients_and_exposition_agree(tmp_path: Path, server: Fo
     assert series["fooproxy_request_duration_seconds_sum"] == pytest.approx(latency["mean"] * 35)
 
 
+def test_an_ipv4_client_of_an_ipv6_listener_is_shown_as_what_it_is(tmp_path: Path, server: FooServer) -> None:
+    listen = ("--listen", "[::]:0", "--log-sessions")
+    with fooproxy(tmp_path, *listen, upstream=server.port) as proxy:
+        with connect(proxy.port) as client:
+            client.sendall(b"REQ 1 a\n")
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+            own = "{}:{}".format(*client.getsockname())
+            _, open_now = proxy.get("/connections")
+            assert [session["client"] for session in open_now["connections"]] == [own]
+        _, clients = proxy.get("/clients")
+        assert [client["client"] for client in clients["clients"]] == ["127.0.0.1"]
+        eventually(lambda: f"session 1 of {own} ended" in proxy.log)
+
+
 def test_sessions_are_sorted_and_limited_as_asked(tmp_path: Path, server: FooServer) -> None:
     with fooproxy(tmp_path, upstream=server.port) as proxy:
         clients = [connect(proxy.port) for _ in range(4)]

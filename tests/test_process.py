@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -27,7 +28,7 @@ from tests.helpers.fooserver import (
     replies_to,
     reset,
 )
-from tests.helpers.proxyprocess import TWIST, Proxy, eventually, fooproxy, settles
+from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
 
@@ -287,6 +288,23 @@ def test_a_hundred_sessions_at_once_are_active(shared: Relay) -> None:
     settles(lambda: shared.proxy.stats("connections_active"), {"connections_active": 100})
     for client in clients:
         client.close()
+
+
+def test_it_runs_in_a_root_directory_that_is_empty(tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to change the root directory")
+    (root := tmp_path / "root").mkdir()
+    command = (*TWISTD, "-n", "--pidfile=", "--chroot", str(root))
+    path = ("--recovery-path", "/recovery.json")
+    with FooServer() as server, fooproxy(tmp_path, *path, upstream=server.port, command=command) as proxy:
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        assert [proxy.get(url)[0] for url in ("/live", "/metrics", "/ready", "/nothing")] == [200, 200, 200, 404]
+        with connect(proxy.http_port) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b"<html" in read_to_end(client)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+    assert {file.name for file in root.iterdir()} == {"recovery.json", "recovery.json.lock"}
 
 
 def test_it_runs_under_twist_as_well(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ It knows only Twisted's addresses; the relay and the service use it.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from typing import Any
 
@@ -13,4 +14,19 @@ def shown(address: Any) -> str:
     """Format an `IAddress` as operators write it."""
     if not hasattr(address, "port"):
         return os.fsdecode(getattr(address, "name", None) or "unix")
-    return f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}"
+    host = shown_host(address.host)
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+
+
+def shown_host(host: str) -> str:
+    """Return the one spelling of an IP address that is shown, the shortest.
+
+    A listener on ``[::]`` sees IPv4 clients under IPv6 addresses; these are shown as IPv4.
+    """
+    if ":" not in host:
+        return host
+    try:
+        address = ipaddress.IPv6Address(host)
+    except ValueError:
+        return host
+    return str(address.ipv4_mapped or address)

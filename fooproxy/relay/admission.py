@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.logger import Logger
 
+from fooproxy.net.peers import shown_host
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, MutableMapping
 
@@ -172,7 +174,7 @@ class Gate:
             self._told_at = now
             self.log.info(
                 "rejected a client from {host}, which no --allow covers (logged at most once every {seconds:g} s)",
-                host=host,
+                host=shown_host(host),
                 seconds=TELL_INTERVAL,
             )
 

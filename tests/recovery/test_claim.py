@@ -181,5 +181,17 @@ def test_a_path_that_only_root_could_write_is_refused_before_a_port_is_opened(
     assert list(open_folder.iterdir()) == []
 
 
+@pytest.mark.usefixtures("nobody")
+@pytest.mark.parametrize("more", [[], ["--gid", "54321"]], ids=["uid", "uid and gid"])
+def test_a_user_without_a_name_is_refused_with_one_line(tmp_path: Path, more: list[str]) -> None:
+    as_user = (*TWISTD, "--uid", "54321", *more)
+    end = run(tmp_path, "-n", "--pidfile", "foo.pid", "fooproxy", *options(tmp_path, None), command=as_user)
+    assert end.returncode == 1
+    assert "Traceback" not in end.stderr
+    (line,) = re.findall(r".*#critical\].*", end.stderr)
+    assert "cannot become user 54321: /etc/passwd has no user of that number" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def run_as(user: pwd.struct_passwd) -> tuple[str, ...]:
     return (*TWISTD, "--uid", str(user.pw_uid), "--gid", str(user.pw_gid))

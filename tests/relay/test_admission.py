@@ -473,8 +473,9 @@ def test_without_a_descriptor_for_the_upstream_a_client_waits_for_one_until_the_
 
 
 @pytest.mark.slow
-def test_who_is_not_allowed_is_closed_at_once_and_counted_and_the_first_is_named(tmp_path: Path) -> None:
-    options = ("--allow", "192.0.2.0/24", "--allow", "2001:db8::7", "--log-sessions")
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::]:0"])
+def test_who_is_not_allowed_is_closed_at_once_and_counted_and_the_first_is_named(tmp_path: Path, listen: str) -> None:
+    options = ("--listen", listen, "--allow", "192.0.2.0/24", "--allow", "2001:db8::7", "--log-sessions")
     with FooServer() as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
         before = len(proxy.log.splitlines())
         for _ in range(5):
