@@ -96,15 +96,29 @@ class Page:
         )
         return int(self.run(script))
 
-    def fits(self, width: int) -> bool:
-        """Return whether the page fits into a window of this width without scrolling sideways."""
+    @contextlib.contextmanager
+    def as_wide_as(self, width: int) -> Iterator[None]:
+        """Have a window of this width."""
         metrics = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": False}
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         try:
             eventually(lambda: self.run("return innerWidth") == width)
-            return int(self.run("return document.documentElement.scrollWidth")) <= width
+            yield
         finally:
             self.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def fits(self, width: int) -> bool:
+        """Return whether the page fits into a window of this width without scrolling sideways."""
+        with self.as_wide_as(width):
+            return int(self.run("return document.documentElement.scrollWidth")) <= width
+
+    def hide(self, hidden: bool) -> None:
+        """Have the page believe that its tab is hidden, or is seen again."""
+        script = """
+            Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        """
+        self.run(script, hidden)
 
     def complaints(self) -> list[str]:
         """Return the messages in the browser's console: errors, and violations of the content security policy."""
@@ -391,12 +405,8 @@ def test_one_request_is_under_way_at_most(page: Page) -> None:
 
 
 def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page) -> None:
-    hide = """
-        Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
-        document.dispatchEvent(new Event("visibilitychange"));
-    """
     eventually(lambda: page.points("requests-chart") >= 2)
-    page.run(hide, True)
+    page.hide(True)
     # An answer that was pending is still shown.
     eventually(
         lambda: page.run("return performance.now() - performance.getEntriesByType('resource').at(-1).startTime > 900")
@@ -405,7 +415,7 @@ def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page
     last = page.proxy.get("/history")[1]["last"]
     eventually(lambda: page.proxy.get("/history")[1]["last"] >= last + 3)
     assert page.requests() == before
-    page.run(hide, False)
+    page.hide(False)
     eventually(lambda: page.points("requests-chart") >= points + 3)
 
 
@@ -426,6 +436,61 @@ def test_nothing_sticks_out_on_a_narrow_screen(page: Page) -> None:
         settles(lambda: len(page.column("id")), 1)
         assert page.fits(360)
         assert page.fits(700)
+
+
+LARGE = """
+    const given = window.fetch;
+    const large = 123456789012345;
+    window.fetch = async (...request) => {
+        const answer = await (await given(...request)).json();
+        const { report, connections: { connections } } = answer;
+        for (const [name, value] of Object.entries(report)) {
+            if (name.endsWith("_rate_1s") || name.endsWith("_rate_10s")) report[name] = 12345678.9;
+            else if (Number.isInteger(value)) report[name] = large;
+        }
+        report.connections_active = 1234567;
+        for (const reason of Object.keys(report.connections_closed)) report.connections_closed[reason] = large;
+        for (const row of connections) {
+            for (const [name, value] of Object.entries(row)) if (Number.isInteger(value)) row[name] = large;
+            Object.assign(row, { id: 1234567890, age_seconds: 1e9, idle_seconds: 1e9 });
+        }
+        return { ok: true, json: async () => answer };
+    };
+"""
+"""Makes all numbers large that the proxy answers."""
+
+
+@pytest.mark.parametrize("width", [400, 800, 1366])
+def test_large_numbers_are_whole(page: Page, width: int) -> None:
+    cut = """
+        const whole = (element) => element.scrollWidth <= element.clientWidth + 1;
+        const lines = (element) => {
+            const range = document.createRange();
+            range.selectNodeContents(element.firstChild);
+            return range.getClientRects().length;
+        };
+        const numbers = document.querySelectorAll("td.number, [data-as=count], [data-as=rate], #closed dd");
+        const cut = [...numbers].filter((element) => !(whole(element) && lines(element) === 1));
+        return cut.map((element) => `${element.dataset.show ?? element.className}: ${element.textContent}`);
+    """
+    with clients(page.proxy, 1, 1), page.as_wide_as(width):
+        page.run(LARGE)
+        settles(lambda: page.column("id"), 2 * ["1,234,567,890"])
+        settles(lambda: page.figure("report.msg_total"), "123,456,789,012,345")
+        assert page.column("msg_req") == 2 * ["123,456,789,012,345"]
+        assert page.run(cut) == []
+        assert page.run("return document.documentElement.scrollWidth") <= width
+
+
+def test_session_numbers_from_a_thousand_on_are_whole(page: Page) -> None:
+    script = """
+        const cell = document.querySelector("#rows tr td");
+        cell.textContent = "9,999";
+        return cell.scrollWidth <= cell.clientWidth && cell.title === "";
+    """
+    with clients(page.proxy, 1):
+        settles(lambda: len(page.column("id")), 1)
+        assert page.run(script)
 
 
 def test_a_pointer_on_a_chart_reads_it_out(page: Page) -> None:
