@@ -120,6 +120,7 @@ class Web:
         self._sessions = sessions
         self._recovery = recovery
         self._clock = clock
+        self._started = clock()
         self._static = page.files()
 
     def site(self, clock: IReactorTime, hosts: Hosts | None = None) -> QuietSite:
@@ -174,6 +175,7 @@ class Web:
         """Everything the page shows, in one answer."""
         query, upstream = Query(request), self._upstream
         content = {
+            "started": self._started,
             "report": self._stats.report(),
             "health": self._health.report(),
             "upstream": {"address": upstream.name, "state": upstream.state, "error": upstream.error},

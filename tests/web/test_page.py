@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -363,6 +364,32 @@ def test_a_restarted_proxy_is_followed_again(fresh_page: Page, server: FooServer
         settles(lambda: fresh_page.word, "OK")
         settles(lambda: fresh_page.figure("report.msg_req"), "0")
         eventually(lambda: fresh_page.points("requests-chart") >= before + 2)
+
+
+def test_a_page_that_was_hidden_while_the_proxy_restarted_does_not_join_old_seconds_to_new(
+    fresh_page: Page, server: FooServer, tmp_path: Path
+) -> None:
+    page, old = fresh_page, fresh_page.proxy
+    eventually(lambda: page.points("sessions-chart") >= 2)
+    page.hide(True)
+    old.process.kill()
+    old.process.wait()
+    (tmp_path / "recovery.json").unlink()
+    # Seconds that nobody has counted.
+    time.sleep(2)
+    seen = page.points("sessions-chart")
+    with fooproxy(tmp_path, "--http", f"127.0.0.1:{old.http_port}", upstream=server.port) as new:
+        # Until it has as many seconds as the old one had, and has run for longer.
+        eventually(lambda: new.get("/history")[1]["last"] >= seen + 3)
+        page.hide(False)
+        eventually(lambda: page.points("sessions-chart") > seen)
+        line = page.run("return document.querySelector('#sessions-chart .line').getAttribute('d')")
+        parts = [part.count(",") for part in line.split("M")[1:]]
+        known = new.get("/history")[1]["last"]
+    # The old seconds, a gap, and all of the new ones.
+    assert len(parts) == 2, line
+    assert parts[0] <= seen + 1
+    assert known - 2 <= parts[1] <= known
 
 
 def test_a_drain_is_announced(browser: Any, tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     assert answer["recovery"] == site.recovery
     assert answer["upstream"] == {"address": "127.0.0.1:8001", "state": "reachable", "error": None}
     assert answer["history"]["responses"] == [1]
+    assert answer["started"] == 1000.0
     (bucket,) = answer["latency_buckets"]
     assert bucket[0] == pytest.approx(0.002, rel=0.07)
     assert bucket[1] == 1

@@ -26,7 +26,7 @@ class History {
   series = { requests: [], responses: [], naks: [], p50: [], p99: [], sessions: [] };
   last = null;
 
-  // A restarted proxy renumbers its seconds, and may resend known ones, so the clock tells how many have passed.
+  // A restarted proxy numbers its seconds anew, so the clock tells how many have passed; it may resend known ones.
   add(entries, restarted) {
     const fresh = entries.requests.length;
     const numbered = entries.last - (this.last ?? entries.last - fresh);
@@ -59,8 +59,8 @@ const pointAll = (place) => Object.values(charts).forEach((chart) => chart.point
 for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 
 const figures = document.querySelectorAll("[data-show]");
-let answered = null; // When the last answer arrived, and the uptime of the proxy at that time.
-let uptime = 0;
+let answered = null; // When the last answer arrived, and when the proxy that gave it was started.
+let started = null;
 let busy = false;
 let again = false;
 let paused = false;
@@ -143,8 +143,8 @@ function showClosed(reasons) {
 
 function show(answer, asked) {
   const { history, report } = answer;
-  past.add(history, past.last !== null && (history.last < past.last || report.uptime_seconds < uptime));
-  uptime = report.uptime_seconds;
+  past.add(history, started !== null && started !== answer.started);
+  started = answer.started;
   answered = Date.now();
   answer.nak_share = past.sum("naks", 10) / past.sum("responses", 10);
   for (const element of figures) {
@@ -178,7 +178,10 @@ async function ask(query) {
 async function update() {
   const asked = sessions.query;
   try {
-    show(await ask(past.last === null ? asked : { ...asked, since: past.last }), asked);
+    let answer = await ask(past.last === null ? asked : { ...asked, since: past.last });
+    // To a restarted proxy, that number means another second; so this takes all that it has.
+    if (started !== null && started !== answer.started) answer = await ask(asked);
+    show(answer, asked);
     root.classList.remove("old");
   } catch (error) {
     const seen = answered ? ` The figures shown are from ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";
