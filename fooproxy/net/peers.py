@@ -6,14 +6,15 @@ It knows only Twisted's addresses; the relay and the service use it.
 from __future__ import annotations
 
 import ipaddress
-import os
 from typing import Any
+
+from fooproxy.text import one_line
 
 
 def shown(address: Any) -> str:
-    """Format an `IAddress` as operators write it."""
+    """Format an `IAddress` as operators write it; the name of a unix socket may consist of any bytes."""
     if not hasattr(address, "port"):
-        return os.fsdecode(getattr(address, "name", None) or "unix")
+        return one_line(getattr(address, "name", None) or "unix")
     host = shown_host(address.host)
     return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
 

@@ -21,6 +21,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from fooproxy.text import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -75,7 +77,7 @@ class Saving:
             if not self._saver.is_locked:
                 self.log.warn(
                     "the file system of {path} does not support locks; make sure that no other proxy uses this file",
-                    path=str(self._saver.path),
+                    path=one_line(str(self._saver.path)),
                 )
 
     def start(self) -> None:
@@ -99,7 +101,7 @@ class Saving:
         except TimeoutError:
             self.log.error(
                 "could not save the statistics to {path} in time; counts since the last save may be lost",
-                path=str(self._saver.path),
+                path=one_line(str(self._saver.path)),
             )
         else:
             self._thread.stop()
@@ -108,7 +110,7 @@ class Saving:
     def report(self) -> dict[str, Any]:
         """Return the path of the file, whether saves fail, and the age of the last save in seconds."""
         age = None if self._saved_at is None else self._stats.clock() - self._saved_at
-        return {"path": str(self._saver.path), "failing": self.failing, "saved_seconds_ago": age}
+        return {"path": one_line(str(self._saver.path)), "failing": self.failing, "saved_seconds_ago": age}
 
     @contextmanager
     def _unless_full(self) -> Iterator[None]:
@@ -136,7 +138,7 @@ class Saving:
             # A slow save that succeeds in the end does not mean that the disk is well again.
             if self.failing and not slow.called:
                 self.failing = False
-                self.log.info("saving statistics to {path} works again", path=str(self._saver.path))
+                self.log.info("saving statistics to {path} works again", path=one_line(str(self._saver.path)))
 
         return saving.addBoth(returned).addCallbacks(saved, self._not_saved)
 
@@ -150,7 +152,7 @@ class Saving:
             # The stop has given up waiting for this save.
             return failure
         self._stats.recovery_saves["failed"] += 1
-        self._failing(failure.getErrorMessage())
+        self._failing(one_line(failure.getErrorMessage()))
         return None
 
     def _failing(self, why: str) -> None:
@@ -158,6 +160,6 @@ class Saving:
             self.failing = True
             self.log.error(
                 "cannot save the statistics to {path}: {why}; a crash would now lose the counts since the last save",
-                path=str(self._saver.path),
+                path=one_line(str(self._saver.path)),
                 why=why,
             )

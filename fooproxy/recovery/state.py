@@ -18,6 +18,7 @@ from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.stats import history
 from fooproxy.stats.timetable import FRAME
+from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -69,9 +70,9 @@ class Recovery:
             self.log.warn(
                 "cannot use the recovery file {path}: {error}; "
                 "the file was moved to {aside}, and all statistics start from zero",
-                path=str(self._saver.path),
-                error=error,
-                aside=str(aside),
+                path=one_line(str(self._saver.path)),
+                error=one_line(str(error)),
+                aside=one_line(str(aside)),
             )
             return
         age = self._clock() - state.saved_at
@@ -79,17 +80,19 @@ class Recovery:
         if -self._max_age <= age <= self._max_age:
             self._restore(state, max(age, 0.0))
             self.log.info(
-                "restored the statistics from {path}, saved {when}", path=str(self._saver.path), when=_when(age)
+                "restored the statistics from {path}, saved {when}",
+                path=one_line(str(self._saver.path)),
+                when=_when(age),
             )
         else:
             aside = self._saver.put_aside("old")
             self.log.warn(
                 "the recovery file {path} was saved {when}, more than --recovery-max-age ({max_age:g} s) allows; "
                 "the file was moved to {aside}, and all statistics start from zero",
-                path=str(self._saver.path),
+                path=one_line(str(self._saver.path)),
                 when=_when(age),
                 max_age=self._max_age,
-                aside=str(aside),
+                aside=one_line(str(aside)),
             )
 
     def _restore(self, state: SavedState, age: float) -> None:

@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fooproxy.net.deadlines import Deadlines
+from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import (
@@ -62,7 +63,7 @@ class Upstream:
 
     def __init__(self, endpoint: IStreamClientEndpoint, name: str, clock: IReactorTime, timeout: float) -> None:
         self._endpoint = endpoint
-        self.name = name
+        self.name = one_line(name)
         self._clock = clock
         self._timeout = timeout
         self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
@@ -218,7 +219,7 @@ class Upstream:
     def _failed(self, reason: Any) -> None:
         self._failed_at = self._heard_at = self._clock.seconds()
         self._last = reason
-        why = str(reason) or type(reason).__name__
+        why = one_line(str(reason)) or type(reason).__name__
         if self.error is None:
             self.log.warn("cannot connect to upstream {name}: {error}", name=self.name, error=why)
         self.error = why
