@@ -7,64 +7,104 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from twisted.logger import (
-    FilteringLogObserver,
-    ILogObserver,
-    Logger,
-    LogLevel,
-    LogLevelFilterPredicate,
-    textFileLogObserver,
-)
+from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, textFileLogObserver
 from twisted.python.components import Componentized
 from twisted.python.util import runAsEffectiveUser
 
 from fooproxy.early import let_go
-from fooproxy.process import StandardError
+from fooproxy.logs.sinks import Stream, to_descriptor, to_file, to_syslog
+from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fooproxy.logs.log import Log
+    from fooproxy.logs.sinks import Sink
+    from fooproxy.logs.writer import Writer
     from fooproxy.options import Options
 
 
 class Launch:
-    """How the proxy was started, by those options on the command line that stand before its own `options`."""
+    """How the proxy was started, by those options on the command line that stand before its own `options`.
+
+    All log lines of the process go through `logs`, unless ``--logger`` names another observer.
+    """
 
     log = Logger()
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, logs: Log) -> None:
         # twistd's, or twist's, or none.
         self._options: dict[str, Any] = getattr(options, "parent", None) or {}
         self.daemonized = not self._options.get("nodaemon", True)
         """Whether the proxy runs in the background."""
-        self.tells_debug = True
-        """Whether messages of level debug go anywhere."""
+        self._logs = logs
         self._starter: _Starter | None = None
 
     def prepare(self, application: Any) -> None:
         """Make ready what has to be there before twistd logs, and before it goes to the background."""
-        self._direct_log(application)
+        if "fileLogObserverFactory" in self._options:
+            self._direct_twist()
+        elif isinstance(application, Componentized) and not self._options.get("logger"):
+            self._direct_twistd(application)
         if self.daemonized:
             self._starter = _Starter()
+
+    def settled(self) -> None:
+        """Begin to write the log: the process does not fork any more."""
+        self._logs.writer.start()
 
     def succeeded(self) -> None:
         """Let the process that waits for the start go: nothing will be refused any more."""
         if self._starter is not None:
             self._starter.release()
 
-    def _direct_log(self, application: Any) -> None:
-        """In the foreground, keep standard output for reports, and log to standard error."""
-        elsewhere = self.daemonized or self._options.get("logfile") or self._options.get("syslog")
-        if isinstance(application, Componentized) and not elsewhere:
-            observer = textFileLogObserver(cast("IO[str]", StandardError()))
-            quiet = FilteringLogObserver(observer, [LogLevelFilterPredicate(LogLevel.info)])
-            application.setComponent(ILogObserver, quiet)
-            self.tells_debug = False
+    def _direct_twistd(self, application: Componentized) -> None:
+        """Log to where twistd would, except that the foreground keeps standard output for reports."""
+        path = self._options.get("logfile")
+        writer = self._logs.writer
+        sink: Sink
+        if self._options.get("syslog"):
+            sink = to_syslog(writer, self._options.get("prefix", ""))
+        elif path == "-" and self.daemonized:
+            # twistd refuses this.
+            return
+        elif path == "-":
+            sink = _standard(writer, 1)
+        elif path or self.daemonized:
+            try:
+                sink, file = to_file(writer, path or "twistd.log")
+            except OSError as error:
+                why = f"cannot open the log file {error.filename or path}: {error.strerror}"
+                raise SystemExit(f"fooproxy: {one_line(why)}; choose another one with --logfile") from error
+            # As twistd does it.
+            if file is not None and not signal.getsignal(signal.SIGUSR1):
+                rotate = file.rotate
+                signal.signal(signal.SIGUSR1, lambda *_: writer.order(rotate))
+        else:
+            sink = _standard(writer, 2)
+        application.setComponent(ILogObserver, self._logs.observer(sink))
+
+    def _direct_twist(self) -> None:
+        """Log to the file that twist has opened and in the format that it has chosen, but by our writer."""
+        chosen = self._options["fileLogObserverFactory"]
+        if self._options["logLevel"] is LogLevel.info:
+            # twist's own level, if it was not set.
+            self._options["logLevel"] = self._logs.level
+
+        def observer(file: Any) -> Any:
+            if file is None:
+                return LogPublisher()
+            if chosen is textFileLogObserver:
+                return self._logs.observer(to_descriptor(self._logs.writer, file.fileno()))
+            return self._logs.observer(chosen(Stream(self._logs.writer, file.fileno())))
+
+        self._options["fileLogObserverFactory"] = observer
 
     def unprivileged(self, action: Callable[[], None]) -> None:
         """Do something as the user that twistd is about to become, whom the files must belong to."""
@@ -93,6 +133,7 @@ class Launch:
         A plain exception would show the operator a traceback.  But it is what makes twistd remove its pidfile, and
         tell the process that waits for a daemon to start, so both are done here.
         """
+        why = one_line(why)
         self.log.critical("{why}", why=why)
         pidfile = self._options.get("pidfile")
         if pidfile:
@@ -102,6 +143,12 @@ class Launch:
         if self._starter is not None:
             self._starter.tell(f"fooproxy: {why}")
         raise SystemExit(1)
+
+
+def _standard(writer: Writer, descriptor: int) -> Sink:
+    """Log to standard output or error, unless it was closed at start: then it may be something else by now."""
+    stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
+    return LogPublisher() if stream is None else to_descriptor(writer, descriptor)
 
 
 class _Starter:

@@ -181,6 +181,13 @@ OPTIONS = (
         check=values.switch,
         meaning="Log the end of every session with its counts, not just of sessions that failed.",
     ),
+    Option(
+        name="log-level",
+        unit="LEVEL",
+        default="info",
+        check=values.level,
+        meaning="Log only lines of this level and above: debug, info, warn or error.",
+    ),
 )
 
 

@@ -1,69 +1,59 @@
-"""Settings of the process itself: standard output and error, the clock of timers, garbage collection, memory.
+"""Settings of the process itself: standard output, the clock of timers, garbage collection, memory.
 
-It knows nothing about the proxy.  The service calls it at start and to print reports; `launch` logs through
-`StandardError`.
+It knows nothing about the proxy.  The service calls it at start and to print reports.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
-import os
 import select
 import sys
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.base import ReactorBase
 
-_PATIENCE = 50
-"""Milliseconds that writing a log line may block the proxy while its reader keeps up."""
+from fooproxy.logs.writer import Writer, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def print_line(line: str) -> bool:
-    """Write `line` to the real standard output; twistd turns what `print` writes into log lines.
+class Printer:
+    """Prints lines on the real standard output; twistd turns what `print` writes into log lines."""
 
-    Returns whether the line was written.  It never blocks: a reader that stopped reading must not stop the relay.
-    """
+    def __init__(self) -> None:
+        # One line at a time: what nobody reads is not worth keeping.
+        self._writer = Writer("standard output", most=0)
+        atexit.register(self._writer.close)
+
+    def print_line(self, line: str, otherwise: Callable[[], object]) -> None:
+        """Print `line`, or call `otherwise`, from any thread, if it is not read, or cannot be written.
+
+        It never blocks: a reader that stopped reading must not stop the relay.
+        """
+        data = line.encode() + b"\n"
+
+        def write() -> None:
+            try:
+                write_all(1, data)
+            except OSError:
+                otherwise()
+
+        self._writer.start()
+        if not _is_read() or not self._writer.put(write, len(data)):
+            otherwise()
+
+
+def _is_read() -> bool:
+    """Return whether standard output takes data now."""
     if sys.__stdout__ is None:
         # It was closed at start, so descriptor 1 may belong to something else by now.
         return False
-    return _write(1, line.encode() + b"\n")
-
-
-class StandardError:
-    """The real standard error as a log file: drops lines when nobody reads them, and later says how many."""
-
-    def __init__(self) -> None:
-        self._dropped = 0
-
-    def write(self, text: str) -> None:
-        """Write `text`, which consists of whole lines, or drop it if standard error is not being read."""
-        if sys.__stderr__ is None:
-            return
-        if self._dropped:
-            text = f"(log entries dropped because standard error was not read: {self._dropped})\n{text}"
-        data = text.encode(errors="backslashreplace")
-        # A pipe takes up to PIPE_BUF bytes either whole or not at all.
-        pieces = (data[start : start + select.PIPE_BUF] for start in range(0, len(data), select.PIPE_BUF))
-        # A slow reader gets a moment; one that stopped reading costs that delay only once.
-        patience = 0 if self._dropped else _PATIENCE
-        self._dropped = 0 if all(_write(2, piece, patience) for piece in pieces) else self._dropped + 1
-
-    def flush(self) -> None:
-        """Do nothing: nothing is buffered."""
-
-
-def _write(fd: int, data: bytes, patience: int = 0) -> bool:
-    """Write `data`, at most `select.PIPE_BUF` bytes, and return whether this worked within `patience` milliseconds."""
-    try:
-        waiting = select.poll()
-        waiting.register(fd, select.POLLOUT)
-        if not waiting.poll(patience):
-            return False
-        os.write(fd, data)
-    except OSError:
-        return False
-    return True
+    waiting = select.poll()
+    waiting.register(1, select.POLLOUT)
+    return waiting.poll(0) == [(1, select.POLLOUT)]
 
 
 def keep_time(reactor: Any) -> None:

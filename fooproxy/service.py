@@ -25,6 +25,7 @@ from twisted.logger import Logger, LogLevel
 from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
+from fooproxy.logs.log import Log
 from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
@@ -33,7 +34,7 @@ from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
 from fooproxy.options import Options
-from fooproxy.process import keep_large_blocks, keep_time, print_line, spare_the_collector
+from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_collector
 from fooproxy.recovery.saver import InUse, Saver
 from fooproxy.recovery.saving import Saving
 from fooproxy.recovery.state import Recovery
@@ -85,7 +86,9 @@ class ProxyService(Service):
         keep_time(reactor)
         look_up_apart(reactor)
         self._options = options
-        self._launch = Launch(options)
+        self._logs = Log(options["log-level"], reactor)
+        self._launch = Launch(options, self._logs)
+        self._printer = Printer()
         self._supervisor = Supervisor(os.environ, reactor)
         self._reactor = reactor
         self._stopping = False
@@ -130,6 +133,7 @@ class ProxyService(Service):
     def privilegedStartService(self) -> None:
         """Claim the recovery file as the user who will write it, and open the listeners while still privileged."""
         super().privilegedStartService()
+        self._launch.settled()
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
@@ -201,6 +205,8 @@ class ProxyService(Service):
         await self._saving.stop()
         await _closed(self._http_port)
         self._supervisor.stopped()
+        # While there still is a log.
+        self._logs.limits.finish()
 
     def _cut_short(self) -> None:
         if self.bridge.sessions:
@@ -258,10 +264,12 @@ class ProxyService(Service):
 
     def _log_end(self, session: SessionStats, reason: str) -> None:
         """Log the end of a session, at level debug if it ended cleanly and ``--log-sessions`` is not set."""
-        clean = reason in CLEAN and not session.exchange.in_flight
-        level = LogLevel.debug if clean and not self._options["log-sessions"] else LogLevel.info
-        if level is LogLevel.debug and not self._launch.tells_debug:
-            # It would not be shown, and building it costs more than relaying a message.
+        everything = self._options["log-sessions"]
+        kind, level = "session ends", LogLevel.info
+        if reason in CLEAN and not session.exchange.in_flight and not everything:
+            kind, level = "clean session ends", LogLevel.debug
+        # Building the line costs more than relaying a message, so ask first whether it will be shown.
+        if not self._logs.shows(level) or not (everything or self._logs.limits.admits(kind, reason, level)):
             return
         client, upstream = session.client, session.upstream
         self.log.emit(
@@ -280,13 +288,20 @@ class ProxyService(Service):
             unanswered=session.exchange.in_flight,
             bytes_from_client=client.bytes,
             bytes_from_upstream=upstream.bytes,
+            limited="",
         )
 
     def _report(self) -> None:
         """Print the report as one line; if that fails, or in the background, log it too."""
         line = json.dumps(self.stats.report())
-        if not print_line(line) or self._launch.daemonized:
-            self.log.info("{report}", report=line)
+
+        def log_it() -> None:
+            self.log.info("{report}", report=line, limited="")
+
+        if self._launch.daemonized:
+            log_it()
+        else:
+            self._printer.print_line(line, lambda: self._reactor.callFromThread(log_it))
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
         # A signal handler may interrupt any code, so it only schedules `answer`.

@@ -7,14 +7,38 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
+
+from twisted.logger import LogLevel
 
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.relay.admission import network
 from fooproxy.web.hosts import read_host_name as host
 
-__all__ = ["host", "listening", "network", "path", "positive_seconds", "seconds", "sessions", "switch", "upstream"]
+__all__ = [
+    "host",
+    "level",
+    "listening",
+    "network",
+    "path",
+    "positive_seconds",
+    "seconds",
+    "sessions",
+    "switch",
+    "upstream",
+]
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+_LEVELS = ("debug", "info", "warn", "error")
+
+
+def level(text: str) -> Any:
+    """Read the lowest level of the log lines that are shown; it is one of Twisted's."""
+    if text not in _LEVELS:
+        raise ValueError(f"{text!r} is not a level; expected one of {', '.join(_LEVELS)}")
+    return LogLevel.levelWithName(text)
 
 
 def listening(text: str) -> str:

@@ -86,6 +86,7 @@ SAMPLES = {
     "SECONDS": "7",
     "NETWORK": "192.0.2.7",
     "NAME": "stats.example",
+    "LEVEL": "warn",
     "": "on",
 }
 """A value of each kind that is no option's default."""

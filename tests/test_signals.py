@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -130,36 +129,6 @@ def test_a_standard_output_that_was_closed_does_not_stop_the_relay(tmp_path: Pat
             client.sendall(b"REQ 1 a\n")
             assert read_lines(client, 1) == b"ACK 1 a\n"
         assert server.received == [b"REQ 1 a\n"]
-
-
-def test_a_log_that_nobody_reads_does_not_stop_the_relay(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 14)
-    with (
-        os.fdopen(reading, "rb", buffering=0) as log,
-        FooServer() as server,
-        started(
-            [*TWISTD, "-n", "fooproxy", *options(tmp_path, server.port), "--log-sessions"],
-            stderr=writing,
-            cwd=tmp_path,
-        ) as process,
-    ):
-        os.close(writing)
-        told = b""
-        while b"serving HTTP" not in told:
-            piece = log.read(4096)
-            assert piece, told
-            told += piece
-        found = re.search(rb"listening for clients on 127.0.0.1:(\d+)", told)
-        assert found is not None
-        port = int(found[1])
-        for _ in range(100):
-            assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
-        log.read(4096)
-        assert exchange(port, b"REQ 1 a\n") == b"ACK 1 a\n"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
-        assert re.search(rb"\(log entries dropped because standard error was not read: \d+\)\n", log.read(65536))
 
 
 class Daemon(Proxy):

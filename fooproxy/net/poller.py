@@ -34,6 +34,9 @@ _ROUNDS = 8
 _BUDGET = 10_000
 """Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
 
+_FAILURES = "failures of a connection's protocol"
+"""What these log lines are called when there are too many of them."""
+
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
@@ -114,7 +117,7 @@ class Poller:
             try:
                 do()
             except Exception:
-                self.log.failure("a protocol failed in connectionLost")
+                self.log.failure("a protocol failed in connectionLost", limited=_FAILURES)
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
@@ -207,11 +210,11 @@ class Poller:
 
     def _failed(self, selectable: Any) -> None:
         """Close a connection whose protocol raised, so that the others are not affected."""
-        self.log.failure("closing a connection whose protocol failed")
+        self.log.failure("closing a connection whose protocol failed", limited=_FAILURES)
         try:
             selectable.connectionLost(Failure())
         except Exception:
-            self.log.failure("its protocol failed again in connectionLost")
+            self.log.failure("its protocol failed again in connectionLost", limited=_FAILURES)
 
     def _disconnect(self, selectable: Any, why: Exception) -> None:
         if isinstance(why, ConnectionDone) and not selectable.disconnecting:

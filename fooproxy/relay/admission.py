@@ -35,9 +35,6 @@ RETRY = 1.0
 CALM = 5.0
 """Seconds without a pause after which the log says that clients are accepted again."""
 
-TELL_INTERVAL = 60.0
-"""Minimum seconds between two log lines about rejected clients."""
-
 _BATCH = 100
 """Most clients rejected in one reactor turn, so that a flood of them does not delay everything else."""
 
@@ -136,7 +133,6 @@ class Gate:
         """When accepting was last paused or resumed."""
         self._told: set[str] = set()
         """The causes already logged since accepting last worked without pauses."""
-        self._told_at = float("-inf")
         self._timer: IDelayedCall | None = None
         port.socket = self
 
@@ -164,19 +160,13 @@ class Gate:
                 return client, address
             client.close()
             self._turn_away()
-            self._tell_of(address[0])
-        raise _nobody()
-
-    def _tell_of(self, host: str) -> None:
-        """Log one rejected client now and then, so that a wrong ``--allow`` is noticed."""
-        now = self._clock.seconds()
-        if now - self._told_at >= TELL_INTERVAL:
-            self._told_at = now
+            # So that a wrong --allow is noticed.
             self.log.info(
-                "rejected a client from {host}, which no --allow covers (logged at most once every {seconds:g} s)",
-                host=shown_host(host),
-                seconds=TELL_INTERVAL,
+                "rejected a client from {host}, which no --allow covers",
+                host=shown_host(address[0]),
+                limited="rejected clients",
             )
+        raise _nobody()
 
     @property
     def is_open(self) -> bool:

@@ -46,7 +46,10 @@ class Interceptor(Protocol):
         try:
             self.tap.feed(data, self.clock())
         except Exception:
-            self.log.failure("the analyzer failed; traffic continues, but its figures may be wrong from now on")
+            self.log.failure(
+                "the analyzer failed; traffic continues, but its figures may be wrong from now on",
+                limited="failures of the analyzer",
+            )
         self.wrapped.dataReceived(data)
 
     def readConnectionLost(self) -> None:

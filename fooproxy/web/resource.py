@@ -233,7 +233,9 @@ class Web:
     @app.handle_errors(Exception)
     def failed(self, request: IRequest, failure: Failure) -> bytes:
         """Answer 500 for a bug of ours; the details go to the log, not to the client."""
-        self.log.failure("could not answer an HTTP request; this is a bug in fooproxy", failure)
+        self.log.failure(
+            "could not answer an HTTP request; this is a bug in fooproxy", failure, limited="failed HTTP requests"
+        )
         return _json(request, 500, {"error": "internal server error"})
 
 

@@ -1,0 +1,172 @@
+"""The sinks: where log lines go, each written by the `Writer` it is given, in whole lines of printable UTF-8.
+
+A sink is called with one event at a time.  It knows nothing of levels and limits; `launch` chooses the sink.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import LegacyLogObserverWrapper, formatEvent, formatEventAsClassicLogText, formatTime
+from twisted.python.logfile import LogFile
+from twisted.python.syslog import SyslogObserver
+
+from fooproxy.logs.writer import write_all
+from fooproxy.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from fooproxy.logs.writer import Writer
+
+    Sink: TypeAlias = Callable[[dict[str, Any]], object]
+
+
+def to_descriptor(writer: Writer, descriptor: int) -> Sink:
+    """Write text to a file descriptor, which may belong to a pipe."""
+    return _Text(writer, partial(write_all, descriptor))
+
+
+def to_file(writer: Writer, path: str) -> tuple[Sink, LogFile | None]:
+    """Append text to a file; it is returned too if it can be rotated, which has to be ordered from the writer.
+
+    :raises OSError: it cannot be opened.
+    """
+    descriptor = _special(path)
+    if descriptor is not None:
+        return to_descriptor(writer, descriptor), None
+    file = _File.fromFullPath(path)
+    return _Text(writer, file.write), file
+
+
+def to_syslog(writer: Writer, prefix: str) -> Sink:
+    """Send to the syslog daemon."""
+    emit: Any = _Syslog(writer, prefix).emit
+    send = LegacyLogObserverWrapper(emit)
+
+    def sink(event: dict[str, Any]) -> None:
+        if "log_failure" not in event:
+            text = formatEvent(event)
+            if not text:
+                return
+            # Else there would be an entry for each line, or what an old-style event consists of would come first.
+            event = {name: event[name] for name in event if name not in ("format", "message")}
+            event.update(log_format="{line}", line=one_line(text))
+        send(event)
+
+    return sink
+
+
+class Stream:
+    """A text file for Twisted's own observers, such as that for JSON; they call `flush` after each event."""
+
+    def __init__(self, writer: Writer, descriptor: int) -> None:
+        self._writer = writer
+        self._descriptor = descriptor
+
+    def write(self, text: str) -> None:
+        """Have `text` written."""
+        data = text.encode(errors="backslashreplace")
+        self._writer.put(partial(write_all, self._descriptor, data), len(data))
+
+    def flush(self) -> None:
+        """Do nothing: the writer keeps nothing back."""
+
+
+class _Text:
+    """Formats events as text, and has them written by `write`."""
+
+    def __init__(self, writer: Writer, write: Callable[[bytes], object]) -> None:
+        self._writer = writer
+        self._write = write
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        text = formatEventAsClassicLogText(event, formatTime)
+        if text:
+            data = _printable(text.removesuffix("\n"), "log_failure" in event).encode() + b"\n"
+            self._writer.put(partial(self._write, data), len(data))
+
+
+def _printable(text: str, has_lines: bool) -> str:
+    """Escape what would break the line; a traceback keeps its lines, which Twisted has indented."""
+    return "\n".join(map(one_line, text.split("\n"))) if has_lines else one_line(text.replace("\n\t", "\n"))
+
+
+class _File(LogFile):
+    """A log file that notices, when it is to rotate, that somebody else has already moved it.
+
+    From then on it leaves rotation to them.  A new file has the permissions of the one before, which Twisted would
+    ensure by changing the umask, for all threads.
+    """
+
+    def __init__(self, name: str, directory: str) -> None:
+        super().__init__(name, directory)
+        self._identity = self._found()
+
+    def rotate(self) -> None:
+        """Rotate, or open the file anew if it was moved; if that fails, go on with the old one."""
+        with suppress(OSError):
+            if self._found() == self._identity:
+                self.defaultMode = stat.S_IMODE(Path(self.path).stat().st_mode)
+                for number in reversed(self.listLogs()):
+                    Path(f"{self.path}.{number}").rename(f"{self.path}.{number + 1}")
+                Path(self.path).rename(f"{self.path}.1")
+            else:
+                self.rotateLength = None
+            self._create()
+            self.reopen()
+            self._identity = self._found()
+
+    def _create(self) -> None:
+        """Create the new file, unless who has moved the old one has done so, with the permissions they want."""
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, self.defaultMode or 0o666))
+        except FileExistsError:
+            self.defaultMode = stat.S_IMODE(Path(self.path).stat().st_mode)
+
+    def _found(self) -> tuple[int, int] | None:
+        try:
+            found = Path(self.path).stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
+class _Syslog(SyslogObserver):
+    """Twisted's observer, but the calls to syslog, which may block, are the writer's."""
+
+    def __init__(self, writer: Writer, prefix: str) -> None:
+        self._writer = writer
+        super().__init__(prefix)
+        self._send = SyslogObserver.syslog
+
+    def syslog(self, priority: int, line: str) -> None:
+        """Have a line sent."""
+        self._writer.put(partial(self._send, priority, one_line(line)), len(line))
+
+
+def _special(path: str) -> int | None:
+    """Open what is not a regular file of its own, such as a pipe, a device or ``/dev/stdout``; else return `None`.
+
+    It cannot be rotated, and Twisted's log files fail if it cannot be read or has no positions.
+    """
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    for descriptor, stream in (1, sys.__stdout__), (2, sys.__stderr__):
+        if stream is not None and os.path.samestat(found, os.fstat(descriptor)):
+            # Going to the background replaces the original.
+            return os.dup(descriptor)
+    if stat.S_ISREG(found.st_mode):
+        return None
+    # Opened for writing only, a FIFO would wait for its reader.
+    mode = os.O_RDWR if stat.S_ISFIFO(found.st_mode) else os.O_WRONLY
+    return os.open(path, mode | os.O_APPEND | os.O_NOCTTY)
