@@ -20,7 +20,7 @@ import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines
 from tests.helpers.processes import started
-from tests.helpers.proxyprocess import TWISTD, eventually, options
+from tests.helpers.proxyprocess import TWISTD, eventually, fooproxy, options
 
 pytestmark = pytest.mark.slow
 
@@ -126,6 +126,46 @@ def test_entries_that_were_dropped_are_counted_once_the_log_is_read_again(tmp_pa
             assert proxy.process.wait(PATIENCE) == 0
     assert b"log entries dropped because the log was not being written fast enough" in proxy.log
     assert b"Main loop terminated" in proxy.log
+
+
+def test_a_disk_that_hangs_stops_neither_relay_nor_http_nor_the_stop(tmp_path: Path) -> None:
+    # The first session is the last thing that is written.
+    program = (
+        "import threading; from twisted.python.logfile import LogFile; write = LogFile.write\n"
+        "def hang(file, data): write(file, data); b' session 1 of ' in data and threading.Event().wait()\n"
+        "LogFile.write = hang; from twisted.scripts.twistd import run; run()"
+    )
+    command = (sys.executable, "-c", program, "-n", "--logfile=foo.log")
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, "--log-sessions", upstream=server.port, command=command, log="foo.log") as proxy,
+    ):
+        exchange(proxy.port, b"REQ 1 a\n")
+        eventually(lambda: " session 1 of " in proxy.log)
+        for _ in range(100):
+            exchange(proxy.port, b"REQ 1 a\n")
+            proxy.signal(signal.SIGUSR1)
+        assert proxy.get("/health")[0] == 200
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+        assert " session 2 of " not in proxy.log
+
+
+def test_rotating_all_the_time_loses_no_line(tmp_path: Path) -> None:
+    command = (*TWISTD, "-n", "--logfile=foo.log")
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, "--log-sessions", upstream=server.port, command=command, log="foo.log") as proxy,
+    ):
+        for _ in range(20):
+            for _ in range(20):
+                exchange(proxy.port, b"REQ 1 a\n")
+            proxy.signal(signal.SIGUSR1)
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+    text = "".join(path.read_text() for path in tmp_path.glob("foo.log*"))
+    assert sorted(map(int, re.findall(r" session (\d+) of ", text))) == list(range(1, 401))
+    assert len(list(tmp_path.glob("foo.log*"))) > 5
 
 
 @pytest.mark.parametrize(
