@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import select
+from collections import defaultdict
 from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -100,16 +101,22 @@ class Writer:
         self._done += size
 
 
+_turns: defaultdict[tuple[int, int], Lock] = defaultdict(Lock)
+"""Who may write to a file, by its identity: the log and the reports may share a pipe, perhaps by two descriptors."""
+
+
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data` to a file descriptor, however long that takes.
+    """Write all of `data` to a file descriptor, in one piece and however long that takes.
 
     :raises OSError: it cannot be written.
     """
-    while data:
-        try:
-            data = data[os.write(descriptor, data) :]
-        except BlockingIOError:
-            # Another process that shares the pipe may have made it non-blocking.
-            waiting = select.poll()
-            waiting.register(descriptor, select.POLLOUT)
-            waiting.poll()
+    file = os.fstat(descriptor)
+    with _turns[file.st_dev, file.st_ino]:
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:
+                # Another process that shares the pipe may have made it non-blocking.
+                waiting = select.poll()
+                waiting.register(descriptor, select.POLLOUT)
+                waiting.poll()

@@ -111,6 +111,19 @@ def test_a_writer_that_is_stuck_delays_the_end_for_a_moment_only() -> None:
         assert done == []
 
 
+def test_what_two_writers_write_to_one_pipe_stays_in_pieces() -> None:
+    reading, writing = os.pipe()
+    other = os.dup(writing)
+    writers = [Writer("test"), Writer("test")]
+    for writer, descriptor, letter in zip(writers, (writing, other), (b"a", b"b"), strict=True):
+        writer.start()
+        for _ in range(20):
+            writer.put(partial(write_all, descriptor, 9999 * letter + b"\n"), 10_000)
+        writer.order(partial(os.close, descriptor))
+    with os.fdopen(reading, "rb") as pipe:
+        assert sorted(pipe.read().splitlines()) == 20 * [9999 * b"a"] + 20 * [9999 * b"b"]
+
+
 def test_all_is_written_to_a_pipe_that_is_full_and_does_not_block() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
