@@ -1,6 +1,6 @@
-"""The launch: what the proxy owes to twistd or twist, which start it.
+"""How twistd or twist started the proxy: they decide its user, whether it is in the background, and where it logs.
 
-These decide as whom it runs, whether it goes to the background, and where the log goes.
+The service calls this; it does not know what is started.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Launch:
-    """How the proxy was started, by those options on the command line that stand before its own `options`.
+    """How the proxy was started: by the options on the command line before its own `options`.
 
     All log lines of the process go through `logs`, unless ``--logger`` names another observer.
     """
@@ -47,7 +47,7 @@ class Launch:
         self._starter: _Starter | None = None
 
     def prepare(self, application: Any) -> None:
-        """Make ready what has to be there before twistd logs, and before it goes to the background."""
+        """Prepare what twistd needs before it logs and before it goes to the background."""
         if "fileLogObserverFactory" in self._options:
             self._direct_twist()
         elif isinstance(application, Componentized) and not self._options.get("logger"):
@@ -60,7 +60,7 @@ class Launch:
         self._logs.writer.start()
 
     def succeeded(self) -> None:
-        """Let the process that waits for the start go: nothing will be refused any more."""
+        """Let the process that waits for the start exit: nothing is refused from here on."""
         if self._starter is not None:
             self._starter.release()
 
@@ -107,7 +107,7 @@ class Launch:
         self._options["fileLogObserverFactory"] = observer
 
     def unprivileged(self, action: Callable[[], None]) -> None:
-        """Do something as the user that twistd is about to become, whom the files must belong to."""
+        """Do `action` as the user that twistd is about to become, so that this user owns the files."""
         uid, gid = self._options.get("uid"), self._options.get("gid")
         # twistd needs the user's name for its groups, whatever --gid says.
         if uid is not None and (gid is None or uid != os.getuid()):
@@ -137,7 +137,7 @@ class Launch:
         self.log.critical("{why}", why=why)
         pidfile = self._options.get("pidfile")
         if pidfile:
-            # Privileges that were dropped may not suffice.
+            # The privileges may have been dropped.
             with suppress(OSError):
                 Path(pidfile).unlink(missing_ok=True)
         if self._starter is not None:
@@ -152,7 +152,7 @@ def _standard(writer: Writer, descriptor: int) -> Sink:
 
 
 class _Starter:
-    """The process that an operator has started, which waits until it knows what has become of the daemon.
+    """The process that the operator started, which waits until the daemon has started or failed.
 
     twistd has a pipe of its own for that, but takes 100 bytes from it, and prints them as a Python literal together
     with a second line.  So the process is made to read from this pipe before that one, as soon as it has forked; if
@@ -165,11 +165,11 @@ class _Starter:
         os.register_at_fork(after_in_parent=self._wait)
 
     def tell(self, line: str) -> None:
-        """Have it print `line` and end with status 1."""
+        """Make the waiting process print `line` and exit with status 1."""
         os.write(self._writing, line.encode(errors="backslashreplace"))
 
     def release(self) -> None:
-        """Let it go on."""
+        """Let the waiting process continue."""
         os.close(self._reading)
         os.close(self._writing)
 

@@ -1,4 +1,4 @@
-"""Listening at an endpoint, of ours or of Twisted's, as an operator wants it.
+"""Opens and closes listening ports, ours and Twisted's, without noise in the log.
 
 Twisted logs a line for each port that it opens and closes, by the name of a class, with no setting to turn that off.
 The service calls this.
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
 _SILENT = {"log_format": ""}
-"""A context for Twisted's old way to log, which its ports use: an event without a text is not a line of a log."""
+"""A context for Twisted's legacy log, which its ports use: an event without a text does not become a line."""
 
 
 def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IListeningPort:
-    """Listen; Twisted's own endpoints do so at once.
+    """Listen, and return the port; Twisted's own endpoints have it at once.
 
     :raises CannotListenError: or another exception of the endpoint's.
     """
@@ -29,7 +29,7 @@ def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IL
     (port,) = results
     if isinstance(port, Failure):
         port.raiseException()
-    # What is called when it has been closed.
+    # Called when the port has been closed.
     port.connectionLost = partial(log.callWithContext, _SILENT, port.connectionLost)
     listening: IListeningPort = port
     return listening

@@ -27,7 +27,7 @@ _MARK = "FOOPROXY_TEST_RUN"
 
 
 def environment() -> dict[str, str]:
-    """Give the environment for a child; the checkout need not be installed."""
+    """Return the environment for a child; the checkout need not be installed."""
     paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
