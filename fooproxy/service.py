@@ -33,6 +33,7 @@ from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
+from fooproxy.net.turnstile import Turnstile
 from fooproxy.options import Options
 from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_collector
 from fooproxy.recovery.saver import InUse, Saver
@@ -228,13 +229,16 @@ class ProxyService(Service):
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:
-            return listen_now(endpoint, factory)
+            port = listen_now(endpoint, factory)
         except Exception as error:
             reason = getattr(error, "socketError", error)
             self._launch.refuse(
                 f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
+        if _has_socket(port):
+            Turnstile(port, self._reactor)
+        return port
 
     def _or_refuse(self, step: Callable[[], None]) -> None:
         try:
@@ -252,8 +256,7 @@ class ProxyService(Service):
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
         stats.limit = limit = session_limit(self._options["max-connections"])
-        # The endpoint stdio: is a single session without a listening socket.
-        if hasattr(port, "socket"):
+        if _has_socket(port):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
             self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
 
@@ -313,6 +316,11 @@ class ProxyService(Service):
 def _observer(leg: Leg) -> SessionStats:
     """Return the observer of the leg's session, which the service itself created."""
     return cast("SessionStats", cast("Session", leg.session).observer)
+
+
+def _has_socket(port: Any) -> bool:
+    """Return whether `port` accepts connections; the endpoint stdio: is a single session without a listening socket."""
+    return hasattr(port, "socket")
 
 
 def _listening(port: Any) -> str:

@@ -26,6 +26,7 @@ from fooproxy.driver.accepting import Acceptor
 from fooproxy.driver.figures import counted
 from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
 from fooproxy.net.addresses import server_endpoint
+from fooproxy.net.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -228,6 +229,7 @@ async def serve(reactor: Any, options: Namespace) -> int:
         reason = getattr(cause, "strerror", None) or cause
         raise command.Stop(f"cannot listen on {options.listen}: {reason}") from error
     if hasattr(port, "socket"):
+        Turnstile(port, reactor)
         Acceptor(port, reactor, lambda error: _tell_exhausted(error, factory.connections, options))
     sys.stdout.write(f"listening on {_address(port.getHost())}\n")
     sys.stdout.flush()

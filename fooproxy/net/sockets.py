@@ -1,6 +1,6 @@
-"""How much a transport still has to send, and how much its peer has taken, whatever layers are above the socket.
+"""What a transport still has to send, what its peer has taken, and its end, whatever layers are above the socket.
 
-It changes nothing.  Legs and sessions use it, and the sweep that finds peers that do not read.
+Legs and sessions use it, and the sweep that finds peers that do not read.  The web side aborts connections with it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import termios
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionAborted
+from twisted.python.failure import Failure
 
 from fooproxy.net.private import unsent, unsent_cleartext
 
@@ -57,6 +59,18 @@ def acknowledged(transport: Any) -> int:
     except (OSError, struct.error):
         return -unsent(bottom) - unacknowledged(bottom)
     return int(count)
+
+
+def abort_now(transport: Any) -> None:
+    """Reset the connection and release its file descriptor before this returns; Twisted does so in a later turn.
+
+    The protocol's `connectionLost` is called from within, so its `dataReceived` must not be the caller.
+    """
+    bottom = bottom_of(transport)
+    if bottom is None:
+        transport.abortConnection()
+    else:
+        bottom.connectionLost(Failure(ConnectionAborted()))
 
 
 def bottom_of(transport: Any) -> Any:

@@ -1,7 +1,8 @@
 """Admission: which clients are accepted, and how many sessions may be open at once.
 
 A `Gate` takes the place of a listening socket.  It stops accepting at the session limit or when file descriptors run
-out, and rejects clients from networks that are not allowed.
+out, and rejects clients from networks that are not allowed.  How many it accepts or rejects in one turn of the event
+loop, the `Turnstile` below it decides.
 
 It knows nothing about the Foo protocol, and of sessions only how many there are.  The service installs the gate and
 calls it when a session ends; the command line uses `network` to parse ``--allow``.
@@ -34,9 +35,6 @@ RETRY = 1.0
 
 CALM = 5.0
 """Seconds without a pause after which the log says that clients are accepted again."""
-
-_BATCH = 100
-"""Most clients rejected in one reactor turn, so that a flood of them does not delay everything else."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -145,7 +143,7 @@ class Gate:
 
         :raises BlockingIOError: there is none at the moment.
         """
-        for _ in range(_BATCH):
+        while True:
             if len(self._sessions) >= self._limit:
                 self._pause("limit", "session limit of {limit} reached; new clients wait until a session ends")
                 raise _nobody()
@@ -166,7 +164,6 @@ class Gate:
                 host=shown_host(address[0]),
                 limited="rejected clients",
             )
-        raise _nobody()
 
     @property
     def is_open(self) -> bool:

@@ -19,6 +19,7 @@ from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
 
 from fooproxy.net.deadlines import Deadlines
+from fooproxy.net.sockets import abort_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,8 +61,8 @@ class Channel(HTTPChannel):
         super().connectionLost(reason)
 
     def abort(self) -> None:
-        """Close at once, dropping unsent data."""
-        self.transport.abortConnection()
+        """Close at once, dropping unsent data; a flood must find no descriptor that is still open."""
+        abort_now(self.transport)
 
 
 class PlainRequest(Request):

@@ -1,0 +1,58 @@
+"""A turnstile: bounds the time that one turn of the event loop spends accepting connections.
+
+Twisted's ports raise the number of connections that they accept in a turn for as long as more are waiting, without a
+limit in time, so that thousands of clients that come at once would hold up everybody who is connected.  Whoever is not
+accepted in a turn waits in the kernel's backlog for the next one.
+
+It does not know what the connections are for.  It works for all kinds of ports, since it takes the place of the port's
+socket.  The service puts one before each of its listeners, and ``foo-server`` before its own.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+SHARE = 0.002
+"""Seconds of a turn of the event loop that work for newcomers, or any other work that can wait, may take."""
+
+
+class Turnstile:
+    """Replaces the socket of `port` (one of Twisted's listening ports or ours) and limits what a turn accepts.
+
+    Each turn accepts at least one connection, and none once `SHARE` seconds have passed since the first.  The time
+    includes what the port does for each connection: its transport, its protocol, and whatever that starts.
+    """
+
+    def __init__(self, port: Any, clock: IReactorTime) -> None:
+        self._socket = port.socket
+        self._read = port.doRead
+        self._seconds = clock.seconds
+        self._end: float | None = None
+        """When this turn accepts no more; `None` before its first connection."""
+        port.socket = self
+        port.doRead = self._take_turn
+
+    def __getattr__(self, name: str) -> Any:
+        """Pass everything else on to the socket."""
+        return getattr(self._socket, name)
+
+    def _take_turn(self) -> Any:
+        self._end = None
+        return self._read()
+
+    def accept(self) -> tuple[Any, Any]:
+        """Accept the next connection.
+
+        :raises BlockingIOError: none is waiting, or the time for this turn is up.
+        """
+        now = self._seconds()
+        if self._end is None:
+            self._end = now + SHARE
+        elif now >= self._end:
+            raise BlockingIOError(errno.EAGAIN, "the rest must wait for the next turn")
+        accepted: tuple[Any, Any] = self._socket.accept()
+        return accepted
