@@ -20,6 +20,9 @@ else:
 GRAIN = 0.1
 """Minimum seconds between two sweeps, and so how late a deadline may be noticed."""
 
+SHARE = 0.002
+"""Seconds of a turn of the reactor that deadlines may take."""
+
 
 class Deadlines(Generic[Key]):
     """Calls a function for each key when its deadline on `clock` has passed; each key has one deadline."""
@@ -48,11 +51,17 @@ class Deadlines(Generic[Key]):
     def _sweep(self) -> None:
         self._timer = None
         now = self._clock.seconds()
+        pause = GRAIN
         for key in [key for key, (due, _) in self._due.items() if due <= now]:
+            if self._clock.seconds() - now > SHARE:
+                pause = 0.0
+                break
             # The call for one key may clear another.
             _, do = self._due.pop(key, (0.0, None))
             if do is not None:
                 do()
-        if self._due and self._timer is None:
+        if self._due and (self._timer is None or not pause):
+            if self._timer is not None:
+                self._timer.cancel()
             first = min(due for due, _ in self._due.values())
-            self._timer = self._clock.callLater(max(first - now, GRAIN), self._sweep)
+            self._timer = self._clock.callLater(max(first - now, pause), self._sweep)

@@ -7,9 +7,11 @@ both once per batch of events, or for several batches.  Transports use it as the
 from __future__ import annotations
 
 import select
+from collections import OrderedDict, deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
@@ -33,6 +35,15 @@ _SILENCE = 100_000
 _ROUNDS = 8
 _BUDGET = 10_000
 """Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
+
+_SHARE = 2_000
+"""Microseconds of `_BUDGET` for what is not relaying, mostly new connections and the ends of others."""
+
+_CHORES = 4_000
+"""Microseconds of a turn of the reactor for what was postponed: more than newcomers get, so that it comes to an end."""
+
+_BATCH_ASIDE = 1024
+"""Maximum events per call of epoll while something is set aside, so that relaying is found among many ends."""
 
 _FAILURES = "failures of a connection's protocol"
 """What these log lines are called when there are too many of them."""
@@ -74,10 +85,14 @@ class Poller:
         self._served_at = 0
         self.afterwards: list[Callable[[], None]] = []
         """Functions to call after each batch of events, when everything has been written."""
-        self._soon: list[Callable[[], None]] = []
+        self._soon: deque[Callable[[], None]] = deque()
+        self._has_chores = False
+        """Whether `_do_chores` is due."""
         self._epoll: Any = None
         self._polled: dict[int, Any] = {}
         self._events: dict[int, int] = {}
+        self._aside: OrderedDict[int, tuple[int, Any]] = OrderedDict()
+        """Events that wait for a later turn, by file descriptor; these are not in the epoll meanwhile."""
 
     def addReader(self, reader: Any) -> None:
         """Call `reader.doRead` whenever it can read."""
@@ -104,20 +119,36 @@ class Poller:
         fd = selectable.fileno()
         if self._events.pop(fd, 0):
             del self._polled[fd]
+            self._aside.pop(fd, None)
 
     def soon(self, do: Callable[[], None]) -> None:
         """Call `do` once everything that is running now has returned."""
-        if not self._soon:
-            self.callLater(0, self._do_now)
         self._soon.append(do)
+        self._do_chores_soon()
 
-    def _do_now(self) -> None:
-        due, self._soon = self._soon, []
-        for do in due:
-            try:
-                do()
-            except Exception:
-                self.log.failure("a protocol failed in connectionLost", limited=_FAILURES)
+    def _do_chores_soon(self) -> None:
+        if not self._has_chores:
+            self._has_chores = True
+            self.callLater(0, self._do_chores)
+
+    def _do_chores(self) -> None:
+        """Do what was postponed, for as long as a turn of the reactor may spend on that: closing first."""
+        self._has_chores = False
+        end = self._clock() + _CHORES
+        while self._soon or self._aside:
+            if self._soon:
+                try:
+                    self._soon.popleft()()
+                except Exception:
+                    self.log.failure("a protocol failed in connectionLost", limited=_FAILURES)
+            else:
+                fd, (event, why) = self._aside.popitem(last=False)
+                self._epoll.register(fd, self._events[fd])
+                self._serve(fd, event, why)
+            if self._clock() > end:
+                self._do_chores_soon()
+                break
+        self._do_afterwards()
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
@@ -132,6 +163,10 @@ class Poller:
                 self._reactor.addReader(self)
             self._epoll.register(fd, after)
             self._polled[fd] = selectable
+        elif fd in self._aside:
+            if not after:
+                del self._polled[fd], self._events[fd], self._aside[fd]
+                return
         elif after:
             self._epoll.modify(fd, after)
         else:
@@ -150,8 +185,9 @@ class Poller:
         """Handle the events that are ready, and those that follow within the limits of `_ROUNDS` and `_BUDGET`."""
         poll, relay = self._epoll.poll, self.pump.relay
         patience, end = 0.0, 0
+        self._share, self._accepted = _SHARE, False
         for _ in range(_ROUNDS):
-            events = poll(patience, _BATCH)
+            events = poll(patience, _BATCH_ASIDE if self._aside else _BATCH)
             if not events:
                 return
             now = self._clock()
@@ -165,11 +201,10 @@ class Poller:
                     sink.write(data)
                 except Exception:
                     self._failed(sink)
-            for fd, event, why in others:
-                self._serve(fd, event, why)
+            waiting = others and self._serve_others(others) == len(events)
             self._do_afterwards()
             end = end or now + _BUDGET
-            if now > end:
+            if waiting or now > end:
                 return
             patience = self.patience
 
@@ -182,6 +217,34 @@ class Poller:
                 do()
             except Exception:
                 self.log.failure("a function called after a batch of events failed; traffic continues")
+
+    def _serve_others(self, others: list[Any]) -> int:
+        """Handle the events that are not the pump's; return how many of them wait for the next turn of the reactor.
+
+        A port accepts once in a turn.  When the share of the turn is used up, so that thousands of connections that end
+        at once do not hold up those that go on, everything but writing is set aside.
+        """
+        waiting = 0
+        began = self._clock()
+        end = began + self._share
+        for fd, event, why in others:
+            if isinstance(self._polled.get(fd), tcp.Port):
+                if self._accepted:
+                    waiting += 1
+                    continue
+                self._accepted = True
+            elif event != _OUT and (self._aside or self._clock() > end) and fd in self._polled:
+                self._set_aside(fd, event, why)
+                continue
+            self._serve(fd, event, why)
+        self._share -= self._clock() - began
+        return waiting
+
+    def _set_aside(self, fd: int, event: int, why: Any) -> None:
+        self._do_chores_soon()
+        self._aside[fd] = (event, why)
+        # Otherwise epoll would report it again and again.
+        self._epoll.unregister(fd)
 
     def _serve(self, fd: int, event: int, why: Any) -> None:
         """Handle an event that is not the pump's, or the end of a connection for which the pump has found out `why`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from fooproxy.net.deadlines import GRAIN, Deadlines
+from fooproxy.net.deadlines import GRAIN, SHARE, Deadlines
 
 
 def case() -> tuple[Clock, Deadlines[str], list[str]]:
@@ -63,3 +63,45 @@ def test_what_is_done_may_set_and_clear_others() -> None:
     clock.advance(1)
     clock.advance(1)
     assert done == ["first", "third"]
+
+
+def test_thousands_that_are_due_at_once_are_done_in_several_turns() -> None:
+    clock, deadlines, _ = case()
+    left = 1000
+
+    def slowly() -> None:
+        nonlocal left
+        left -= 1
+        clock.rightNow += SHARE / 10
+
+    for number in range(left):
+        deadlines.set(str(number), 10, slowly)
+    clock.rightNow += 10
+    turns = 0
+    while left:
+        before = left
+        (turn,) = clock.getDelayedCalls()
+        assert turn.getTime() <= clock.seconds()
+        clock.calls.clear()
+        turn.func(*turn.args)
+        turns += 1
+        assert before - left <= 12
+    assert turns >= 50
+
+
+def test_deadlines_that_are_set_while_others_are_done_share_their_timer() -> None:
+    clock, deadlines, done = case()
+
+    def again() -> None:
+        clock.rightNow += 2 * SHARE
+        deadlines.set("new", 5, lambda: done.append("new"))
+
+    deadlines.set("a", 10, again)
+    deadlines.set("b", 10, lambda: done.append("b"))
+    clock.advance(10)
+    assert len(clock.getDelayedCalls()) == 1
+    clock.advance(0)
+    assert done == ["b"]
+    clock.advance(5)
+    assert done == ["b", "new"]
+    assert not clock.getDelayedCalls()

@@ -1,4 +1,4 @@
-"""The turnstile: what a turn of the event loop accepts is bounded in time, on a fake port and on each kind of real one."""
+"""The turnstile: what a turn of the event loop accepts is bounded in time, on a fake port and on real ones."""
 
 from __future__ import annotations
 
