@@ -33,6 +33,8 @@ from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
+from fooproxy.net.sockets import bottom_of
+from fooproxy.net.trail import ForwardsToItself, Trail
 from fooproxy.net.turnstile import Turnstile
 from fooproxy.options import Options
 from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_collector
@@ -57,10 +59,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
-    from twisted.internet.protocol import ClientFactory
 
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import Session
+    from fooproxy.relay.session import Session, UpstreamFactory
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -102,7 +103,9 @@ class ProxyService(Service):
         if self._poller is not None:
             self._poller.after_silence.append(self.stats.times.mark)
             self._poller.afterwards.append(self._sampling.look)
-        endpoint = client_endpoint(reactor, forward, self._poller)
+        self._trail = Trail()
+        endpoint = client_endpoint(reactor, forward, self._poller, self._trail)
+        self._notes_late = self._poller is None or not is_polled(forward)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
@@ -224,8 +227,19 @@ class ProxyService(Service):
             self._stopping = True
             self._reactor.stop()
 
-    def _connect(self, factory: ClientFactory) -> Deferred[Any]:
-        return self._upstream.connect(InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds))
+    def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
+        tapped = InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds)
+        if self._notes_late:
+            return Deferred.fromCoroutine(self._connect_late(factory.session.client, tapped))
+        return self._upstream.connect(tapped)
+
+    async def _connect_late(self, client: Leg, factory: InterceptorFactory) -> Any:
+        """Connect in the next turn: Twisted's connections are noted in the one in which the gate may accept them."""
+        await deferLater(self._reactor, 0)
+        if self._gate is not None and not client.lost and self._trail.was_made_here(bottom_of(client.transport).socket):
+            self._gate.tell_of_loop()
+            raise ForwardsToItself
+        return await self._upstream.connect(factory)
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:
@@ -258,7 +272,10 @@ class ProxyService(Service):
         stats.limit = limit = session_limit(self._options["max-connections"])
         if _has_socket(port):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
-            self._gate = Gate(port, sessions, limit, self._reactor, stats.accepts_paused, allowed, stats.not_allowed)
+            self._gate = Gate(
+                *(port, sessions, limit, self._reactor),
+                *(stats.accepts_paused, allowed, stats.turned_away, self._trail),
+            )
 
     def _session_ended(self, session: SessionStats, reason: str) -> None:
         if self._gate is not None:

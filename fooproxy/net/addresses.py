@@ -20,6 +20,7 @@ from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
+from fooproxy.net.trail import NotingEndpoint
 from fooproxy.net.unixport import Listening
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
 
     from fooproxy.net.poller import Poller
+    from fooproxy.net.trail import Trail
 
 _EXPECTED = (
     "expected a port (8001), host:port, [IPv6 address]:port, "
@@ -107,29 +109,34 @@ def server_endpoint(
     return endpoints.TCP4ServerEndpoint(reactor, short.port, _BACKLOG, host)
 
 
-def client_endpoint(reactor: Any, text: str, poller: Poller | None = None) -> IStreamClientEndpoint:
+def client_endpoint(
+    reactor: Any, text: str, poller: Poller | None = None, trail: Trail | None = None
+) -> IStreamClientEndpoint:
     """Make an endpoint that connects to `text`, or to 127.0.0.1 if `text` names no host.
 
-    `poller` does the same as in `server_endpoint`.
+    `poller` does the same as in `server_endpoint`.  Connections are noted in `trail`.
 
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
     if short is None:
-        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text)
-        return described
+        return _noting(_described(endpoints.clientFromString, reactor, text), trail)
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to; expected the server's port")
     if poller is not None:
-        to_address = partial(ClientEndpoint, poller, port)
+        to_address = partial(ClientEndpoint, poller, trail, port)
         literal = isIPAddress(host) or isIPv6Address(host)
         return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
     if isIPAddress(host):
-        return endpoints.TCP4ClientEndpoint(reactor, host, port)
+        return _noting(endpoints.TCP4ClientEndpoint(reactor, host, port), trail)
     if isIPv6Address(host):
-        return endpoints.TCP6ClientEndpoint(reactor, host, port)
-    return endpoints.HostnameEndpoint(reactor, host, port)
+        return _noting(endpoints.TCP6ClientEndpoint(reactor, host, port), trail)
+    return _noting(endpoints.HostnameEndpoint(reactor, host, port), trail)
+
+
+def _noting(endpoint: IStreamClientEndpoint, trail: Trail | None) -> IStreamClientEndpoint:
+    return endpoint if trail is None else NotingEndpoint(endpoint, trail)
 
 
 def is_polled(text: str) -> bool:

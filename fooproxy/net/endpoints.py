@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from fooproxy.net.poller import Poller
+    from fooproxy.net.trail import Trail
 
 
 class Port(tcp.Port):
@@ -74,10 +75,11 @@ class ServerEndpoint:
 
 @implementer(IStreamClientEndpoint)
 class ClientEndpoint:
-    """Connects to `port` of `host`, an IPv4 or IPv6 address."""
+    """Connects to `port` of `host`, an IPv4 or IPv6 address, and notes each connection in `trail`."""
 
-    def __init__(self, poller: Poller, port: int, host: str) -> None:
+    def __init__(self, poller: Poller, trail: Trail | None, port: int, host: str) -> None:
         self._poller = poller
+        self._trail = trail
         self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._address: tuple[Any, ...] = (host, port) if self._family == socket.AF_INET else (host, port, 0, 0)
 
@@ -90,6 +92,8 @@ class ClientEndpoint:
         skt.setblocking(False)
         # The second call returns the result of the first, which on loopback is known by then.
         problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
+        if self._trail is not None and self._trail.leads_here(self._address[1]):
+            self._trail.note(skt, self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
             return _Attempt(self._poller, skt, self._address, factory).result
         if problem in (0, errno.EISCONN):

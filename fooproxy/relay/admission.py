@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
+    from fooproxy.net.trail import Trail
+
 Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 RESERVE = 164
@@ -35,6 +37,9 @@ RETRY = 1.0
 
 CALM = 5.0
 """Seconds without a pause after which the log says that clients are accepted again."""
+
+TELL_INTERVAL = 60.0
+"""Minimum seconds between two log lines that the proxy is its own client."""
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -101,9 +106,10 @@ class Gate:
     While `sessions` has `limit` entries, or file descriptors have run out, the port is paused and clients wait in the
     kernel's backlog.  Call `let_in` whenever a session ends.
 
-    If `allowed` is not empty, TCP clients from other networks are closed as soon as they are accepted, and
-    `turn_away` is called for each.  `pauses` counts how often the port was paused, by cause: ``limit`` or
-    ``descriptors``.  The log has one line when pausing begins and one when it is over, however many clients waited.
+    If `allowed` is not empty, TCP clients from other networks are closed as soon as they are accepted; so are
+    connections that this process made itself, by `trail`.  `turn_away` is called for each, with the reason.  `pauses`
+    counts how often the port was paused, by cause: ``limit`` or ``descriptors``.  The log has one line when pausing
+    begins and one when it is over, however many clients waited.
     """
 
     log = Logger()
@@ -116,7 +122,8 @@ class Gate:
         clock: IReactorTime,
         pauses: MutableMapping[str, int],
         allowed: Collection[Network] = (),
-        turn_away: Callable[[], object] = lambda: None,
+        turn_away: Callable[[str], object] = lambda reason: None,
+        trail: Trail | None = None,
     ) -> None:
         self._port = port
         self._socket = port.socket
@@ -126,12 +133,16 @@ class Gate:
         self._pauses = pauses
         self._allowed = allowed
         self._turn_away = turn_away
+        self._trail = trail
+        self._looped_at = float("-inf")
         self._paused = False
         self._changed = 0.0
         """When accepting was last paused or resumed."""
         self._told: set[str] = set()
         """The causes already logged since accepting last worked without pauses."""
         self._timer: IDelayedCall | None = None
+        if trail is not None:
+            trail.listens(self._socket)
         port.socket = self
 
     def __getattr__(self, name: str) -> Any:
@@ -154,15 +165,30 @@ class Gate:
                     self._pause("descriptors", f"cannot accept clients: {error.strerror}; new clients wait")
                     raise _nobody() from None
                 raise
-            if not self._allowed or self._allows(address):
+            if self._trail is not None and self._trail.was_made_here(client, address):
+                self._turn_away("loop")
+                self.tell_of_loop()
+            elif not self._allowed or self._allows(address):
                 return client, address
+            else:
+                self._turn_away("not_allowed")
+                # So that a wrong --allow is noticed.
+                self.log.info(
+                    "rejected a client from {host}, which no --allow covers",
+                    host=shown_host(address[0]),
+                    limited="rejected clients",
+                )
             client.close()
-            self._turn_away()
-            # So that a wrong --allow is noticed.
-            self.log.info(
-                "rejected a client from {host}, which no --allow covers",
-                host=shown_host(address[0]),
-                limited="rejected clients",
+
+    def tell_of_loop(self) -> None:
+        """Log now and then that the proxy is its own client."""
+        now = self._clock.seconds()
+        if now - self._looped_at >= TELL_INTERVAL:
+            self._looped_at = now
+            self.log.warn(
+                "rejected a connection that this proxy made itself: --forward leads back to --listen; "
+                "set --forward to the Foo server's address (logged at most once every {seconds:g} s)",
+                seconds=TELL_INTERVAL,
             )
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ClientFactory, ServerFactory
+from twisted.internet.protocol import ServerFactory
 
 from fooproxy.net.deadlines import Deadlines
 from fooproxy.relay.session import Session
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IReactorTime
 
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import Observer
+    from fooproxy.relay.session import Observer, UpstreamFactory
 
 _DEFAULTS = Timeouts()
 
@@ -29,15 +29,15 @@ _DEFAULTS = Timeouts()
 class BridgeFactory(ServerFactory):
     """Creates a session for each client that connects, and keeps the open sessions in `sessions`.
 
-    `connect` connects a `ClientFactory` to the upstream.  It returns a Deferred that fails when no connection could be
-    made, and that can be cancelled.  `observe` returns the `Observer` of a new session.
+    `connect` connects an `UpstreamFactory` to the upstream.  It returns a Deferred that fails when no connection could
+    be made, and that can be cancelled.  `observe` returns the `Observer` of a new session.
     """
 
     noisy = False
 
     def __init__(
         self,
-        connect: Callable[[ClientFactory], Deferred[Any]],
+        connect: Callable[[UpstreamFactory], Deferred[Any]],
         observe: Callable[[], Observer],
         clock: IReactorTime,
         timeouts: Timeouts = _DEFAULTS,

@@ -39,6 +39,7 @@ class Interceptor(Protocol):
 
     def makeConnection(self, transport: ITransport) -> None:
         """Connect the wrapped protocol directly to the transport: writes need no interception."""
+        self.transport = transport
         self.wrapped.makeConnection(transport)
 
     def dataReceived(self, data: bytes) -> None:

@@ -32,6 +32,7 @@ from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLo
 from twisted.internet.protocol import ClientFactory
 
 from fooproxy.net.sockets import unacknowledged
+from fooproxy.net.trail import ForwardsToItself
 from fooproxy.relay.leg import Leg
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         """The open sessions."""
 
         @property
-        def connect(self) -> Callable[[ClientFactory], Deferred[Any]]:
+        def connect(self) -> Callable[[UpstreamFactory], Deferred[Any]]:
             """The function that connects a factory to the upstream."""
 
         def session_ended(self) -> None:
@@ -97,6 +98,7 @@ _CONNECT_FAILURES = (
     (ConnectionRefusedError, "upstream_refused"),
     (DNSLookupError, "upstream_unresolved"),
     (TimeoutError, "connect_timeout"),
+    (ForwardsToItself, "loop"),
 )
 
 LOOK_INTERVAL = 1.0

@@ -320,10 +320,10 @@ class Stats(Declared):
         """Whether the upstream has ended a session without answering all its requests in the last 10 seconds."""
         return self.clock() - self.dropped_at < STUCK_AFTER
 
-    def not_allowed(self) -> None:
-        """Count a client that was refused by --allow and never became a session."""
+    def turned_away(self, reason: str) -> None:
+        """Count a client that was closed when it was accepted, for one of `CLOSED`, and never became a session."""
         self.connections_total += 1
-        self.connections_closed["not_allowed"] += 1
+        self.connections_closed[reason] += 1
 
     def restore(self, counters: Mapping[str, int], latencies: Histogram) -> None:
         """Take over the counters and latencies of an earlier process; counters missing from `counters` do not change.

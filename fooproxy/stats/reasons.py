@@ -19,6 +19,7 @@ CLOSED = {
     "idle_timeout": "no data passed in either direction for --idle-timeout",
     "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
     "not_allowed": "the client's address is not among those in --allow",
+    "loop": "the client was the proxy itself, because --forward leads back to --listen",
     "drained": "the proxy was stopping, and the session had no request in flight",
     "crashed": "the proxy process ended without a clean stop while the session was open",
     "aborted": "the proxy was stopping, and the session was still busy when --drain-timeout expired",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.internet.task import Clock
 
 from fooproxy.net.deadlines import GRAIN, SHARE, Deadlines
@@ -80,6 +82,7 @@ def test_thousands_that_are_due_at_once_are_done_in_several_turns() -> None:
     turns = 0
     while left:
         before = left
+        turn: Any
         (turn,) = clock.getDelayedCalls()
         assert turn.getTime() <= clock.seconds()
         clock.calls.clear()

@@ -18,8 +18,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.task import Clock
 
+from fooproxy.net.trail import Trail
 from fooproxy.net.turnstile import SHARE, Turnstile
-from fooproxy.relay.admission import CALM, RESERVE, RETRY, Gate, network
+from fooproxy.relay.admission import CALM, RESERVE, RETRY, TELL_INTERVAL, Gate, network
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import Peer, publisher, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
@@ -97,9 +98,14 @@ class Caller:
     """A client's socket that records whether it is open."""
 
     open = True
+    family = socket.AF_INET
+    name = ("127.0.0.1", 8002)
 
     def close(self) -> None:
         self.open = False
+
+    def getsockname(self) -> Any:
+        return self.name
 
 
 class Place:
@@ -117,7 +123,8 @@ class Place:
             *(list(map(network, allowed)), self.turn_away),
         )
 
-    def turn_away(self) -> None:
+    def turn_away(self, reason: str) -> None:
+        assert reason == "not_allowed"
         self.away += 1
         self.clock.advance(self.cost)
 
@@ -267,6 +274,30 @@ def test_so_many_others_at_once_let_everything_else_have_its_turn() -> None:
     assert turns >= 5
 
 
+def test_a_connection_that_we_made_ourselves_is_closed_and_counted_and_told_once_a_minute(logged: list[str]) -> None:
+    listener, clock, reasons = Listener(), Clock(), list[str]()
+    trail = Trail()
+    Gate(listener, set(), 5, clock, {}, (), reasons.append, trail)
+    us, them, ours = Caller(), Caller(), Caller()
+    ours.name = ("127.0.0.1", 99)
+    trail.listens(us)
+
+    def turn() -> Any:
+        trail.note(ours, them.name)
+        listener.waiting = [(us, ("127.0.0.1", 99)), (them, ("127.0.0.1", 98))]
+        return listener.socket.accept()[0]
+
+    for _ in range(3):
+        assert turn() is them
+    assert them.open and not us.open
+    assert reasons == ["loop"] * 3
+    (line,) = logged
+    assert line.startswith("warn: ") and "--forward" in line
+    clock.advance(TELL_INTERVAL)
+    turn()
+    assert len(logged) == 2
+
+
 # The gate on real ports
 
 
@@ -283,7 +314,7 @@ def put_up(bed: AnyBed, limit: int, *allowed: Any) -> None:
     """Install a gate on the relay's port."""
     stats = bed.stats
     sessions = bed.bridge.sessions
-    gate = Gate(bed.ports[1], sessions, limit, bed.clock, stats.accepts_paused, allowed, stats.not_allowed)
+    gate = Gate(bed.ports[1], sessions, limit, bed.clock, stats.accepts_paused, allowed, stats.turned_away)
     stats.on_end = lambda session, reason: gate.let_in()
 
 

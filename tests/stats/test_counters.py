@@ -221,7 +221,7 @@ def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
 
 def test_a_client_that_is_not_allowed_counts_as_accepted_and_ended() -> None:
     everything = stats()
-    everything.not_allowed()
+    everything.turned_away("not_allowed")
     report = everything.report()
     assert (report["connections_active"], report["connections_total"]) == (0, 1)
     assert report["connections_closed"]["not_allowed"] == 1
@@ -356,7 +356,7 @@ def test_counters_come_back_as_they_were() -> None:
     session.paused("client")
     before.recovery_saves["ok"] += 3
     before.accepts_paused["limit"] += 2
-    before.not_allowed()
+    before.turned_away("not_allowed")
     session.ended("send_timeout")
     after.restore(before.counters(), before.latency_seconds)
     assert before.report()["responses_unmatched"] == 0

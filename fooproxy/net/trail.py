@@ -1,0 +1,124 @@
+"""A trail: recognizes a client whose connection this process itself made, because the proxy forwards to itself.
+
+Each session of such a proxy makes a connection that becomes its next client, so a single client would fill the table of
+sessions.  How an address is written does not show this: names, wildcards and all addresses of a machine may lead back.
+What does is the pair of both ends' addresses, which belongs to one connection only; one end alone does not, since the
+kernel gives the same local port to connections to different servers.
+
+Only connections to a port or path on which we listen are noted, so that usually there are none, and each until it is
+recognized or many later ones have been noted.  It is not enough to keep those that are open: one that closes before it
+is accepted is still accepted.
+
+It does not know what the connections are for.  The endpoints note what they connect, and the gate asks.  It cannot
+recognize a ring of several proxies, nor connections whose addresses are rewritten on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IStreamClientEndpoint
+from zope.interface import implementer
+
+from fooproxy.net.sockets import bottom_of
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IProtocol, IProtocolFactory
+
+_MOST = 16_384
+"""Connections remembered, several times what fits into the backlog of a listening socket."""
+
+_PEER = struct.Struct("3i")
+"""Linux's ``struct ucred``: the ids of a process, its user and its group."""
+
+
+class ForwardsToItself(Exception):
+    """A client is the proxy itself."""
+
+
+class Trail:
+    """The connections that this process made to ports or paths on which it listens itself."""
+
+    def __init__(self) -> None:
+        self._doors: set[Any] = set()
+        self._made: OrderedDict[tuple[Any, Any], None] = OrderedDict()
+        self._paths: set[Any] = set()
+
+    def listens(self, listener: Any) -> None:
+        """Watch for connections that lead to the socket `listener`."""
+        self._doors.add(_door(listener.getsockname()))
+
+    def leads_here(self, port: int) -> bool:
+        """Return whether connections to `port` have to be noted."""
+        return port in self._doors
+
+    def note(self, skt: Any, target: Any = None) -> None:
+        """Note a socket of ours that is connected, or about to be connected to the address `target`."""
+        # The connection may be over already.
+        with suppress(OSError):
+            target = target or skt.getpeername()
+            if _door(target) not in self._doors:
+                return
+            if skt.family == socket.AF_UNIX:
+                self._paths.add(target)
+                return
+            self._made[_end(skt.getsockname()), _end(target)] = None
+            if len(self._made) > _MOST:
+                self._made.popitem(last=False)
+
+    def was_made_here(self, client: Any, address: Any = None) -> bool:
+        """Return whether `client`, a socket accepted from `address`, is the other end of a connection of ours."""
+        if not (self._made or self._paths):
+            return False
+        with suppress(OSError):
+            if client.family == socket.AF_UNIX:
+                return client.getsockname() in self._paths and _pid(client) == os.getpid()
+            pair = _end(address or client.getpeername()), _end(client.getsockname())
+            if pair in self._made:
+                # Later, the kernel may give the same port to a client.
+                del self._made[pair]
+                return True
+        return False
+
+
+@implementer(IStreamClientEndpoint)
+class NotingEndpoint:
+    """Connects with `endpoint`, one of Twisted's, and notes each connection in `trail` when it has been made."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, trail: Trail) -> None:
+        self._endpoint = endpoint
+        self._trail = trail
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect; see `IStreamClientEndpoint`."""
+        return self._endpoint.connect(factory).addCallback(self._connected)
+
+    def _connected(self, protocol: Any) -> Any:
+        bottom = bottom_of(protocol.transport)
+        if bottom is not None and hasattr(bottom, "socket"):
+            self._trail.note(bottom.socket)
+        return protocol
+
+
+def _door(address: Any) -> Any:
+    """Return the part of an address that connections from anywhere have in common: the port or the path."""
+    return address[1] if isinstance(address, tuple) else address
+
+
+def _end(address: Any) -> tuple[str, int]:
+    """Return host and port; a socket for both families shows IPv4 addresses as IPv6 ones."""
+    return address[0].removeprefix("::ffff:"), address[1]
+
+
+def _pid(client: Any) -> int:
+    """Return the id of the process at the other end of a unix socket, or 0 if the kernel cannot say."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0
+    pid: int = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+    return pid
