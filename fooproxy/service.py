@@ -68,6 +68,9 @@ __all__ = ["Options", "ProxyService", "makeService"]
 _PATIENCE = 0.001
 """Seconds that the poller, if it has all relay sockets, waits for traffic before timers and HTTP get a turn."""
 
+_HTTP_REST = 0.01
+"""Seconds that HTTP clients wait after a turn that accepted as many of them as it may."""
+
 _LAST_LOOK = 0.05
 """Seconds to read what clients sent before the stop."""
 
@@ -251,7 +254,7 @@ class ProxyService(Service):
                 f"choose another address with --{option}"
             )
         if _has_socket(port):
-            Turnstile(port, self._reactor)
+            Turnstile(port, self._reactor, _HTTP_REST if option == "http" else 0.0)
         return port
 
     def _or_refuse(self, step: Callable[[], None]) -> None:

@@ -14,7 +14,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IReactorTime
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 SHARE = 0.002
 """Seconds of a turn of the event loop that work for newcomers, or any other work that can wait, may take."""
@@ -25,12 +25,18 @@ class Turnstile:
 
     Each turn accepts at least one connection, and none once `SHARE` seconds have passed since the first.  The time
     includes what the port does for each connection: its transport, its protocol, and whatever that starts.
+
+    After a turn that was cut short, the port is not read for `rest` seconds, so that a flood does not keep the process
+    busy all the time, and the operating system lets others have the processor before it.
     """
 
-    def __init__(self, port: Any, clock: IReactorTime) -> None:
+    def __init__(self, port: Any, clock: IReactorTime, rest: float = 0.0) -> None:
+        self._port = port
         self._socket = port.socket
         self._read = port.doRead
-        self._seconds = clock.seconds
+        self._clock = clock
+        self._rest = rest
+        self._resting: IDelayedCall | None = None
         self._end: float | None = None
         """When this turn accepts no more; `None` before its first connection."""
         port.socket = self
@@ -49,10 +55,25 @@ class Turnstile:
 
         :raises BlockingIOError: none is waiting, or the time for this turn is up.
         """
-        now = self._seconds()
+        now = self._clock.seconds()
         if self._end is None:
             self._end = now + SHARE
         elif now >= self._end:
+            if self._rest and self._resting is None:
+                self._port.pauseProducing()
+                self._resting = self._clock.callLater(self._rest, self._resume)
             raise BlockingIOError(errno.EAGAIN, "the rest must wait for the next turn")
         accepted: tuple[Any, Any] = self._socket.accept()
         return accepted
+
+    def close(self) -> None:
+        """Close the socket; the port calls this when it stops listening."""
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
+        self._socket.close()
+
+    def _resume(self) -> None:
+        self._resting = None
+        # A port that is closed or closing ignores this.
+        self._port.resumeProducing()

@@ -27,6 +27,16 @@ class Port:
         self.socket: Any = self
         self._clock, self.waiting, self._cost = clock, waiting, cost
         self.accepted = 0
+        self.reading, self.closed = True, False
+
+    def pauseProducing(self) -> None:
+        self.reading = False
+
+    def resumeProducing(self) -> None:
+        self.reading = True
+
+    def close(self) -> None:
+        self.closed = True
 
     def accept(self) -> Any:
         if not self.waiting:
@@ -49,10 +59,10 @@ class Port:
             self._clock.advance(self._cost)
 
 
-def port_with(waiting: int, cost: float) -> Port:
-    clock = Clock()
+def port_with(waiting: int, cost: float, clock: Clock | None = None, rest: float = 0.0) -> Port:
+    clock = clock or Clock()
     port = Port(clock, waiting, cost)
-    Turnstile(port, clock)
+    Turnstile(port, clock, rest)
     return port
 
 
@@ -75,6 +85,26 @@ def test_connections_that_cost_nothing_are_all_accepted_at_once() -> None:
     port = port_with(waiting=1000, cost=0)
     port.doRead()
     assert port.accepted == 1000
+
+
+def test_a_port_may_rest_after_a_turn_that_was_cut_short() -> None:
+    clock = Clock()
+    port = port_with(12, SHARE / 10, clock, rest=1)
+    port.doRead()
+    assert not port.reading
+    clock.advance(1)
+    assert port.reading
+    port.doRead()
+    assert port.reading and not port.waiting
+
+
+def test_a_port_that_rests_can_be_closed() -> None:
+    clock = Clock()
+    port = port_with(100, SHARE, clock, rest=1)
+    port.doRead()
+    port.socket.close()
+    assert port.closed and not port.reading
+    assert not clock.getDelayedCalls()
 
 
 def test_the_turnstile_is_the_socket_in_everything_else() -> None:

@@ -1,0 +1,136 @@
+"""The real process in storms of connections: those that are open hardly notice.
+
+The bounds are those of the promise; what is judged is the median of several storms, since other programs on a busy
+machine take their share of the processors too.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import median, quantiles
+
+import pytest
+
+from benchmarks.processes import raise_file_limit
+from tests.helpers.fooserver import connect, read_lines, reset
+from tests.helpers.processes import started
+from tests.helpers.proxyprocess import TWISTD, fooproxy, settles
+
+pytestmark = pytest.mark.slow
+
+STORMS = 5
+CROWD = 4_000
+LONGEST = 0.1
+"""Seconds that an open session may wait for a reply in the middle of such a storm."""
+
+FLOOD_SECONDS = 3
+FLOOD_WAIT = 0.05
+"""Seconds within which 99 of 100 requests are answered in a flood of HTTP connections; it takes a tenth of that."""
+DESCRIPTORS = 200
+
+FLOOD = f"""
+import socket, sys, time
+end, clients = time.monotonic() + {FLOOD_SECONDS}, []
+while time.monotonic() < end:
+    client = socket.socket()
+    client.setblocking(False)
+    client.connect_ex(("127.0.0.1", int(sys.argv[1])))
+    clients.append(client)
+    if len(clients) > 500:
+        clients.pop(0).close()
+"""
+
+
+@pytest.fixture
+def files() -> Iterator[int]:
+    """The limit of open files, as high as it may be, here and in what is started here."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield raise_file_limit()
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextmanager
+def foo_server(folder: Path) -> Iterator[int]:
+    """Run the test driver's server, and give its port."""
+    command = [sys.executable, "-m", "fooproxy.driver.server", "--listen", "127.0.0.1:0", "--close-after-fin"]
+    with started(command, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+        assert process.stdout is not None
+        match = re.search(r":(\d+)$", process.stdout.readline())
+        assert match is not None
+        yield int(match[1])
+
+
+def waits(foo: socket.socket, over: Callable[[], bool]) -> list[float]:
+    """Send one request after the other until the storm is `over`; return how long each reply took."""
+    found: list[float] = []
+    while len(found) < 100 or len(found) % 100 or not over():
+        began = time.monotonic()
+        foo.sendall(b"REQ 1 a\n")
+        assert read_lines(foo, 1).startswith(b"ACK 1 ")
+        found.append(time.monotonic() - began)
+    return found
+
+
+def test_thousands_who_come_or_leave_at_the_same_instant_hold_nobody_up(tmp_path: Path, files: int) -> None:
+    if files < 2 * CROWD + 500:
+        pytest.skip(f"the limit of open files, {files}, is too low")
+    coming, leaving = [], []
+    with (
+        foo_server(tmp_path) as upstream,
+        fooproxy(tmp_path, upstream=upstream) as proxy,
+        connect(proxy.port) as foo,
+        ExitStack() as stack,
+    ):
+
+        def all_there() -> bool:
+            return proxy.stats("connections_active") == {"connections_active": CROWD + 1}
+
+        def all_gone() -> bool:
+            return proxy.stats("connections_active") == {"connections_active": 1}
+
+        for _ in range(STORMS):
+            proxy.signal(signal.SIGSTOP)
+            crowd = []
+            for _ in range(CROWD):
+                crowd.append(stack.enter_context(socket.socket()))
+                crowd[-1].setblocking(False)
+                crowd[-1].connect_ex(("127.0.0.1", proxy.port))
+            proxy.signal(signal.SIGCONT)
+            coming.append(max(waits(foo, all_there)))
+            proxy.signal(signal.SIGSTOP)
+            for client in crowd:
+                reset(client)
+            proxy.signal(signal.SIGCONT)
+            leaving.append(max(waits(foo, all_gone)))
+    assert median(coming) < LONGEST
+    assert median(leaving) < LONGEST
+
+
+def test_a_flood_of_http_connections_holds_nobody_up_and_takes_few_descriptors(tmp_path: Path) -> None:
+    command = ("sh", "-c", 'ulimit -n 1024 && exec "$@"', "sh", *TWISTD, "-n")
+    with (
+        foo_server(tmp_path) as upstream,
+        fooproxy(tmp_path, upstream=upstream, command=command) as proxy,
+        connect(proxy.port) as foo,
+        started([sys.executable, "-c", FLOOD, str(proxy.http_port)]) as flood,
+    ):
+        most = 0
+
+        def over() -> bool:
+            nonlocal most
+            most = max(most, sum(1 for _ in Path(f"/proc/{proxy.pid}/fd").iterdir()))
+            return flood.poll() is not None
+
+        found = waits(foo, over)
+        assert quantiles(found, n=100)[-1] < FLOOD_WAIT
+        assert most < DESCRIPTORS
+        settles(lambda: proxy.stats("recovery_saves")["recovery_saves"]["failed"], 0)
