@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _SLICE = 1000
 """Sessions checked in one reactor turn, which takes about a millisecond."""
 
+_SHARE = 0.002
+"""Seconds of a reactor turn that a sweep may take, since closing a session takes a hundred times as long."""
+
 
 class _Stuck(NamedTuple):
     """How much the peer of a leg that cannot write had taken at the last sweep, and when it last took anything."""
@@ -92,9 +95,11 @@ class Sweep:
         before = self._stuck
         stuck: dict[Leg, _Stuck] = {}
         limit = self._timeouts.idle
+        began = self._clock.seconds()
         for number, session in enumerate(self._in_question(), 1):
-            if not number % _SLICE:
+            if not number % _SLICE or self._clock.seconds() - began > _SHARE:
                 await deferLater(self._clock, 0)
+                began = self._clock.seconds()
             is_idle = limit and session.observer.idle >= limit and self._is_idle(session, now)
             for leg in (session.client, session.upstream):
                 if leg is None or leg.lost:
