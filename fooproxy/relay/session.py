@@ -11,7 +11,9 @@ The rules::
                  observer calls it settled (a server may keep its side open forever); after the upstream's FIN, when
                  the client closes too.  In both cases it ends at the latest when the upstream has sent nothing for too
                  long.
-    closing      Data already received is still delivered, as long as the peer reads it.
+    closing      Data already received is still delivered, as long as the peer reads it.  But if the session ends while
+                 a line of the client is unfinished, and not by the client's own FIN, the upstream gets a reset: after a
+                 FIN, servers would execute the half of a request that they have.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
 
 The client is not closed directly if the upstream connection is lost, or if a drained client may have sent more than
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 
         @property
         def between_requests(self) -> bool:
-            """Whether everything the client has sent so far ends with a complete request."""
+            """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
 
         def accepted(self, address: str) -> None:
             """Record that the client at `address` was accepted."""
@@ -209,6 +211,9 @@ class Session:
         self._because(f"{self._name(leg)}_{how}")
         if not self._closing:
             if leg is self.client:
+                if how == "closed":
+                    # In TLS, which has no half-close, this is the client's FIN.
+                    self.observer.finished()
                 self.close()
             else:
                 self._dismiss_client(FIN_TIMEOUT, self.close)
@@ -217,12 +222,11 @@ class Session:
 
     def unheard(self, leg: Leg) -> None:
         """Handle the case that the other leg accepts no more of what `leg` receives, though it may not be lost yet."""
-        if self._closing:
-            return
         other = self._other(leg)
-        # If it is gone, `lost` follows at once and knows the reason.
-        if other is not None and not other.is_gone:
-            self._because(f"{self._name(other)}_reset")
+        # If it is gone, `lost` follows at once and knows how it ended.
+        if self._closing or other is None or other.is_gone:
+            return
+        self._because(f"{self._name(other)}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()
@@ -258,10 +262,14 @@ class Session:
             leg.watch()
 
     def close(self) -> None:
-        """Close both legs after they delivered what was received."""
+        """Close both legs after they delivered what was received; reset the upstream if a request is cut short."""
+        is_cut_short = not self.observer.between_requests
         self._begin_to_close()
         for leg in self._left():
-            leg.close()
+            if is_cut_short and leg is self.upstream:
+                leg.transport.abortConnection()
+            else:
+                leg.close()
 
     def abort(self) -> None:
         """End now and drop what was not delivered, unless the kernel has all of it and can deliver it alone."""

@@ -60,7 +60,7 @@ class SessionStats:
 
     @property
     def between_requests(self) -> bool:
-        """Whether the client has sent only whole lines."""
+        """Whether the client has sent only whole lines; a last line that its FIN ends is whole too."""
         return not self.client.mid_line
 
     def paused(self, leg: str) -> None:

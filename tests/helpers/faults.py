@@ -36,6 +36,8 @@ class FaultyPeer:
         self.broken = False
         """Whether reading or writing failed: the connection was reset or is closed."""
         self.closed = False
+        self.left = False
+        """Whether it has closed its side, without a reset."""
         self.waited = 0
 
     def turn(self) -> None:
@@ -152,13 +154,19 @@ def half_close() -> Step:
     def act(peer: FaultyPeer) -> None:
         with contextlib.suppress(OSError):
             peer.socket.shutdown(socket.SHUT_WR)
+            peer.left = True
 
     return _once(act)
 
 
 def close() -> Step:
     """Close both ways."""
-    return _once(FaultyPeer.close)
+
+    def act(peer: FaultyPeer) -> None:
+        peer.left = peer.left or not peer.closed
+        peer.close()
+
+    return _once(act)
 
 
 def reset() -> Step:

@@ -37,7 +37,7 @@ class Wire:
         self.said = bytearray()
         self.sent = bytearray()
         self.taken = 0
-        self.fin_sent = self.reset_sent = False
+        self.fin_sent = self.fin_taken = self.reset_sent = False
         # Towards the peer.
         self.arrived = bytearray()
         self.seen = 0
@@ -98,6 +98,8 @@ class Wire:
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         elif not self.fin_sent:
             raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+        else:
+            self.fin_taken = True
         return chunk
 
     def send(self, data: bytes) -> int:

@@ -92,7 +92,7 @@ class Talk:
 
     @property
     def between_requests(self) -> bool:
-        return not self._mid_line(self.client)
+        return self._finished or not self._mid_line(self.client)
 
     def accepted(self, address: str) -> None:
         assert address == "192.0.2.1:1024"
@@ -206,6 +206,11 @@ class Bridge(RuleBasedStateMachine):
 
     @some(lambda talk: not talk.client.reset_sent)
     def client_resets(self, talk: Talk) -> None:
+        talk.excused = talk.client.reset_sent = True
+
+    @some(lambda talk: talk.connected and talk.client.peer_may_send)
+    def client_resets_in_mid_line(self, talk: Talk) -> None:
+        talk.client.peer_sends(b"REQ 7 transfer 100")
         talk.excused = talk.client.reset_sent = True
 
     @some(lambda talk: talk.connected and not talk.upstream.reset_sent)
@@ -359,6 +364,13 @@ class Bridge(RuleBasedStateMachine):
         for talk in self.open:
             for source, sink in ((talk.client, talk.upstream), (talk.upstream, talk.client)):
                 assert source.sent[: source.taken].startswith(sink.arrived)
+
+    @invariant()
+    def only_a_clients_own_fin_ends_a_line_that_has_no_newline(self) -> None:
+        for talk in self.open:
+            upstream = talk.upstream
+            if upstream.fin_came and not (upstream.reset_came or upstream.reset_sent):
+                assert talk.client.fin_taken or not upstream.arrived or upstream.arrived.endswith(b"\n")
 
     @invariant()
     def who_floods_a_peer_that_does_not_read_is_not_read(self) -> None:

@@ -348,6 +348,9 @@ def _check(stage: Stage, all_arrives: bool) -> None:
     if upstream is not None:
         assert from_client.startswith(upstream.received)
         assert from_upstream.startswith(client.received)
+        if upstream.fin and not (upstream.broken or client.left):
+            # Only a client's own FIN becomes a FIN where a server would take it for the end of a line.
+            assert not upstream.received or upstream.received.endswith(b"\n")
     if all_arrives:
         assert upstream is not None
         assert upstream.received == client.sent
