@@ -27,6 +27,7 @@ from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.logs.log import Log
 from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint
+from fooproxy.net.deadlines import Deadlines
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
 from fooproxy.net.poller import Poller, is_available, microseconds
@@ -203,10 +204,10 @@ class ProxyService(Service):
                 seconds=self._patience,
                 sessions=_counted(len(self.bridge.sessions), "session"),
             )
-        deadline = self._reactor.callLater(self._patience, self._cut_short)
+        deadlines: Deadlines[BridgeFactory] = Deadlines(self._reactor)
+        deadlines.set(self.bridge, self._patience, self._cut_short)
         await self.bridge.drain()
-        if deadline.active():
-            deadline.cancel()
+        deadlines.clear(self.bridge)
         self._sweep.stop()
         self._sampling.stop()
         await self._saving.stop()

@@ -1,12 +1,19 @@
 """Many timeouts with one timer, for timeouts of which most are cleared long before they expire.
 
 A reactor timer costs as much as relaying a message; here a deadline is an entry in a dictionary.
-The bridge, the upstream and the web site use it.
+
+An event loop runs its timers before it reads.  So if the process was held up (a frozen container, a long stall), what a
+deadline waits for may have arrived and not been read.  Before a deadline is acted on, there is therefore a turn of the
+event loop, in which its cause may still clear it; more of them if it is noticed late.
+
+The bridge, the upstream, the service and the web site use it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from twisted.internet.task import deferLater
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -22,6 +29,23 @@ GRAIN = 0.1
 
 SHARE = 0.002
 """Seconds of a turn of the reactor that deadlines may take."""
+
+LATE = 0.5
+"""Seconds of delay from which on the process is taken for one that was held up."""
+
+TURNS = 32
+"""Turns of the event loop after that, in which some thousands of connections can be read."""
+
+
+def turns(late: float) -> int:
+    """Return how many turns of the event loop may bring what a deadline that is noticed `late` seconds late awaits."""
+    return TURNS if late > LATE else 1
+
+
+async def read_first(clock: IReactorTime, late: float) -> None:
+    """Let the event loop read what has arrived, before something is concluded that is `late` seconds late."""
+    for _ in range(turns(late)):
+        await deferLater(clock, 0)
 
 
 class Deadlines(Generic[Key]):
@@ -51,17 +75,57 @@ class Deadlines(Generic[Key]):
     def _sweep(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        pause = GRAIN
+        due = [due for due, _ in self._due.values() if due <= now]
+        if due:
+            self._read_first(now, turns(now - min(due)))
+        else:
+            self._go_on(now)
+
+    def _read_first(self, now: float, left: int) -> None:
+        """Do what is due `now`, after `left` turns of the event loop."""
+        if left:
+            self._timer = self._clock.callLater(0, self._read_first, now, left - 1)
+            return
+        self._timer = None
+        begun = self._clock.seconds()
         for key in [key for key, (due, _) in self._due.items() if due <= now]:
-            if self._clock.seconds() - now > SHARE:
-                pause = 0.0
-                break
+            if self._clock.seconds() - begun > SHARE:
+                self._pause(now)
+                return
             # The call for one key may clear another.
             _, do = self._due.pop(key, (0.0, None))
             if do is not None:
                 do()
-        if self._due and (self._timer is None or not pause):
-            if self._timer is not None:
-                self._timer.cancel()
+        self._go_on(self._clock.seconds())
+
+    def _pause(self, now: float) -> None:
+        """Do the rest of what is due `now` in another turn."""
+        # A function that was called may have set the timer.
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._clock.callLater(0, self._read_first, now, 0)
+
+    def _go_on(self, now: float) -> None:
+        if self._due and self._timer is None:
             first = min(due for due, _ in self._due.values())
-            self._timer = self._clock.callLater(max(first - now, pause), self._sweep)
+            self._timer = self._clock.callLater(max(first - now, GRAIN), self._sweep)
+
+
+class Limit:
+    """A clock for `Deferred.addTimeout` whose timeout is one of `deadlines`; it stands for the delayed call too."""
+
+    def __init__(self, deadlines: Deadlines[Any]) -> None:
+        self._deadlines = deadlines
+
+    def callLater(self, seconds: float, do: Callable[[], object]) -> Limit:
+        """Call `do` once, in `seconds`."""
+        self._deadlines.set(self, seconds, do)
+        return self
+
+    def active(self) -> bool:
+        """Whether the call is still to come."""
+        return self in self._deadlines
+
+    def cancel(self) -> None:
+        """Do not call."""
+        self._deadlines.clear(self)

@@ -28,6 +28,8 @@ from twisted.internet.interfaces import (
 from twisted.python.threadpool import ThreadPool
 from zope.interface import implementer
 
+from fooproxy.net.deadlines import Deadlines, Limit
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -135,6 +137,7 @@ class NamedEndpoint:
         self._asked_at = 0.0
         self._asking = False
         self._waiting: dict[Deferred[list[str]], None] = {}
+        self._deadlines: Deadlines[Limit] = Deadlines(reactor)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with `DNSLookupError`, or with the error of the name's last address."""
@@ -161,7 +164,7 @@ class NamedEndpoint:
             endpoint = self._to_address(address)
             connecting = endpoint.connect(factory)
             if address is not addresses[-1]:
-                connecting.addTimeout(_PATIENCE, self._reactor)
+                connecting.addTimeout(_PATIENCE, Limit(self._deadlines))  # type: ignore[arg-type]
             try:
                 protocol = await connecting
             except DeferredTimeout:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
+from fooproxy.net.deadlines import read_first
 from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
 from fooproxy.relay.interceptor import Interceptor
 
@@ -86,9 +87,10 @@ class Sweep:
             self.log.failure("checking for idle sessions and stalled peers failed; trying again at the next sweep")
 
     async def _visit_all(self) -> None:
-        self._prepare()
         now, last = self._clock.seconds(), self._swept_at
         self._swept_at = now
+        await read_first(self._clock, now - last - self._timeouts.interval)
+        self._prepare()
         if now - last > 2 * self._timeouts.interval:
             # The process was blocked, and what arrived in the meantime has not been read yet.
             return

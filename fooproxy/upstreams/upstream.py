@@ -23,7 +23,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from fooproxy.net.deadlines import Deadlines
+from fooproxy.net.deadlines import Deadlines, Limit
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Upstream:
         self.name = one_line(name)
         self._clock = clock
         self._timeout = timeout
-        self._deadlines: Deadlines[Deferred[Any]] = Deadlines(clock)
+        self._deadlines: Deadlines[Any] = Deadlines(clock)
         self._trying: dict[Deferred[Any], Deferred[Any]] = {}
         """Requests with an attempt of their own in progress, each with its attempt."""
         self._waiting: Waiting = {}
@@ -102,7 +102,7 @@ class Upstream:
     async def probe(self, timeout: float) -> None:
         """Check whether a connection can be made within `timeout` seconds, and close it again."""
         trying = self._endpoint.connect(Factory.forProtocol(Protocol))
-        trying.addTimeout(timeout, self._clock)
+        trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
         try:
             protocol: Any = await trying
         except (DeferredTimeout, error.ConnectingCancelledError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import Clock
 
-from fooproxy.net.deadlines import GRAIN, SHARE, Deadlines
+from fooproxy.net.deadlines import GRAIN, LATE, SHARE, TURNS, Deadlines, Limit
 
 
 def case() -> tuple[Clock, Deadlines[str], list[str]]:
@@ -65,6 +68,61 @@ def test_what_is_done_may_set_and_clear_others() -> None:
     clock.advance(1)
     clock.advance(1)
     assert done == ["first", "third"]
+
+
+class Loop(Clock):
+    """An event loop that does the next thing of `arriving` between its timers and those due at once."""
+
+    def __init__(self, *arriving: Callable[[], object]) -> None:
+        super().__init__()
+        self.arriving = list(arriving)
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> Any:
+        return super().callLater(delay, callable if delay else self._read, *(() if delay else (callable,)), *args, **kw)
+
+    def _read(self, do: Callable[..., object], *args: object) -> None:
+        if self.arriving:
+            self.arriving.pop(0)()
+        do(*args)
+
+
+def test_what_arrives_in_the_last_turn_clears_a_deadline() -> None:
+    clock, done = Loop(lambda: deadlines.clear("a")), list[str]()
+    deadlines = Deadlines[str](clock)
+    deadlines.set("a", 10, lambda: done.append("a"))
+    deadlines.set("b", 10, lambda: done.append("b"))
+    clock.advance(10)
+    assert done == ["b"]
+
+
+def test_what_arrived_while_the_process_was_held_up_has_many_turns_to_be_read() -> None:
+    clock, done = Loop(), list[str]()
+    deadlines = Deadlines[str](clock)
+    clock.arriving += [lambda: None] * (TURNS - 1)
+    clock.arriving.append(lambda: deadlines.set("a", 10, lambda: done.append("later")))
+    deadlines.set("a", 10, lambda: done.append("a"))
+    clock.advance(10 + 2 * LATE)
+    assert done == []
+    clock.advance(10)
+    assert done == ["later"]
+
+
+def test_a_limit_leaves_what_fires_in_the_last_turn_alone() -> None:
+    waiting, results = Deferred[str](), list[Any]()
+    clock = Loop(lambda: waiting.callback("just in time"))
+    waiting.addTimeout(10, Limit(Deadlines(clock)))  # type: ignore[arg-type]
+    waiting.addBoth(results.append)
+    clock.advance(10)
+    clock.advance(10)
+    assert results == ["just in time"]
+
+
+def test_a_limit_ends_what_does_not_fire() -> None:
+    clock, waiting, results = Clock(), Deferred[str](), list[Any]()
+    waiting.addTimeout(10, Limit(Deadlines(clock)))  # type: ignore[arg-type]
+    waiting.addErrback(results.append)
+    clock.advance(10)
+    assert results[0].check(DeferredTimeout)
 
 
 def test_thousands_that_are_due_at_once_are_done_in_several_turns() -> None:

@@ -1,0 +1,83 @@
+"""The process is stopped past a deadline, as when a container is paused: what arrived meanwhile is read first."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_to_end
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+
+pytestmark = pytest.mark.slow
+
+DEADLINE = 0.5
+
+
+@contextmanager
+def frozen(proxy: Proxy) -> Iterator[None]:
+    """Stop the process until the context ends, and until a deadline that was running has long passed."""
+    proxy.signal(signal.SIGSTOP)
+    eventually(lambda: Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    thaw = time.monotonic() + 3 * DEADLINE
+    yield
+    time.sleep(max(thaw - time.monotonic(), 0))
+    proxy.signal(signal.SIGCONT)
+
+
+def asked(stack: ExitStack, folder: Path, *options: str) -> tuple[FooServer, Proxy, socket.socket]:
+    """Start everything, and send a request that the server has, and has not answered."""
+    server = stack.enter_context(FooServer(holding=True))
+    proxy = stack.enter_context(fooproxy(folder, *options, upstream=server.port))
+    client = stack.enter_context(connect(proxy.port))
+    client.sendall(b"REQ 1 a\n")
+    settles(lambda: server.received, [b"REQ 1 a\n"])
+    return server, proxy, client
+
+
+def test_a_client_that_has_closed_its_side_gets_the_reply(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server, proxy, client = asked(stack, tmp_path, "--client-fin-timeout", str(DEADLINE))
+        client.shutdown(socket.SHUT_WR)
+        eventually(lambda: not server.sessions[0].thread.is_alive())
+        with frozen(proxy):
+            server.release()
+        assert read_to_end(client) == b"ACK 1 a\n"
+
+
+def test_a_client_gets_its_reply_before_the_drain_timeout_ends_its_session(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server, proxy, client = asked(stack, tmp_path, "--drain-timeout", str(DEADLINE))
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: "stopping: waiting" in proxy.log)
+        with frozen(proxy):
+            server.release()
+        assert read_to_end(client) == b"ACK 1 a\n"
+        assert proxy.wait() == 0
+        assert "ended: aborted" not in proxy.log
+
+
+@pytest.mark.parametrize("scheme", ["", "tcp:", "name"])
+def test_a_connect_that_has_succeeded_is_not_late(tmp_path: Path, scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        listener.settimeout(PATIENCE)
+        fillers = {stack.enter_context(connect(listener.getsockname()[1])).getsockname()}
+        host = "localhost" if scheme == "name" else "127.0.0.1"
+        forward = f"{scheme.removesuffix('name')}{host}:{listener.getsockname()[1]}"
+        options = ("--forward", forward, "--connect-timeout", str(DEADLINE))
+        proxy = stack.enter_context(fooproxy(tmp_path, *options))
+        client = stack.enter_context(connect(proxy.port))
+        client.sendall(b"REQ 1 a\n")
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
+        with frozen(proxy):
+            # With room again, the next of the kernel's own retries gets through.
+            while (accepted := listener.accept())[1] in fillers:
+                stack.enter_context(accepted[0])
+        upstream = stack.enter_context(accepted[0])
+        upstream.settimeout(PATIENCE)
+        assert upstream.recv(100) == b"REQ 1 a\n"
