@@ -26,7 +26,7 @@ from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.logs.log import Log
-from fooproxy.net.addresses import client_endpoint, host_port, is_polled, server_endpoint
+from fooproxy.net.addresses import client_endpoint, connects_polled, host_port, listens_polled, server_endpoint
 from fooproxy.net.deadlines import Deadlines
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
@@ -101,7 +101,7 @@ class ProxyService(Service):
         self._patience = options["drain-timeout"]
         self.stats = Stats(time.monotonic, self._session_ended)
         forward = options["forward"]
-        all_polled = is_available() and is_polled(forward) and is_polled(options["listen"])
+        all_polled = is_available() and connects_polled(forward) and listens_polled(options["listen"])
         self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
         self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self._poller is not None:
@@ -109,7 +109,7 @@ class ProxyService(Service):
             self._poller.afterwards.append(self._sampling.look)
         self._trail = Trail()
         endpoint = client_endpoint(reactor, forward, self._poller, self._trail)
-        self._notes_late = self._poller is None or not is_polled(forward)
+        self._notes_late = self._poller is None or not connects_polled(forward)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)

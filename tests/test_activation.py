@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 
-from fooproxy.net.addresses import is_polled
+from fooproxy.net.addresses import connects_polled, listens_polled
 from fooproxy.net.endpoints import adopt
 from fooproxy.net.poller import Poller
 from fooproxy.net.transport import Transport
@@ -170,13 +170,32 @@ async def test_an_inherited_socket_has_our_transports_and_outlasts_the_port() ->
         ("8002", True),
         ("systemd:domain=INET:index=0", True),
         ("systemd:index=1:domain=INET6", True),
-        ("systemd:domain=UNIX:index=0", False),
-        ("tcp:8002", False),
-        ("unix:/run/foo.sock", False),
+        ("systemd:domain=UNIX:index=0", True),
+        ("tcp:8002", True),
+        ("unix:/run/foo.sock:mode=660", True),
+        ("ssl:8002", False),
+        ("haproxy:tcp:8002", False),
     ],
 )
-def test_plain_tcp_has_our_transports_also_when_it_was_inherited(address: str, ours: bool) -> None:
-    assert is_polled(address) is ours
+def test_plain_listeners_have_our_transports_also_when_they_were_inherited(address: str, ours: bool) -> None:
+    assert listens_polled(address) is ours
+
+
+@pytest.mark.parametrize(
+    ("address", "ours"),
+    [
+        ("8001", True),
+        ("foo.example:8001", True),
+        ("unix:/run/foo.sock", True),
+        ("unix:path=/run/foo.sock", True),
+        ("unix:/run/foo.sock:timeout=5", False),
+        ("unix:/run/foo.sock:lockfile=1", False),
+        ("tcp:127.0.0.1:8001", False),
+        ("tls:foo.example:8001", False),
+    ],
+)
+def test_connections_to_plain_upstreams_have_our_transports(address: str, ours: bool) -> None:
+    assert connects_polled(address) is ours
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
-from fooproxy.net.endpoints import ClientEndpoint, ServerEndpoint, adopt
+from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import ProxyHeaderEndpoint
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import (
-        IListeningPort,
-        IProtocolFactory,
         IStreamClientEndpoint,
         IStreamServerEndpoint,
     )
@@ -42,7 +40,11 @@ _EXPECTED = (
 )
 _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
 
-_INHERITED = re.compile(r"systemd:(.*:)?domain=INET6?(:.*)?")
+_POLLED = frozenset({"tcp", "tcp4", "tcp6", "unix", "systemd"})
+"""The descriptions of listeners whose connections may have our own transports."""
+
+_OF_TWISTED = re.compile(r":(timeout|lockfile)=")
+"""Arguments for connecting to a unix socket that only Twisted's endpoint has."""
 
 # Twisted's default of 50 overflows when many clients connect at once, and each dropped client waits a second.
 _BACKLOG = 4096
@@ -87,19 +89,16 @@ def server_endpoint(
 ) -> IStreamServerEndpoint:
     """Make an endpoint that listens at `text`, on `interface` if `text` names no host (``""``: all of IPv4).
 
-    With a `poller`, connections of the short forms and of inherited TCP sockets (``systemd:``) have our own transports,
-    which it polls, instead of Twisted's.
+    With a `poller`, connections have our own transports, which it polls, instead of Twisted's; but not those of TLS.
 
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
     if short is None:
+        listener = reactor if poller is None else Listener(reactor, poller)
         if expects_proxy_header(text):
-            return ProxyHeaderEndpoint(_balancers(reactor, text))
-        described = _described(_server, reactor, text)
-        if poller is not None and is_polled(text):
-            described.reactor = _Adopting(reactor, poller)
-        endpoint: IStreamServerEndpoint = described
+            return ProxyHeaderEndpoint(_balancers(listener, text))
+        endpoint: IStreamServerEndpoint = _described(_server, listener, text)
         return endpoint
     host = short.host or interface
     if poller is not None:
@@ -114,18 +113,23 @@ def client_endpoint(
 ) -> IStreamClientEndpoint:
     """Make an endpoint that connects to `text`, or to 127.0.0.1 if `text` names no host.
 
-    `poller` does the same as in `server_endpoint`.  Connections are noted in `trail`.
+    With a `poller`, connections of the short forms and to unix sockets have our own transports.  Connections are noted
+    in `trail`.
 
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
     if short is None:
-        return _noting(_described(endpoints.clientFromString, reactor, text), trail)
+        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text)
+        path = unix_path(described)
+        if poller is not None and path is not None and connects_polled(text):
+            return unix_client(poller, trail, path)
+        return _noting(described, trail)
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to; expected the server's port")
     if poller is not None:
-        to_address = partial(ClientEndpoint, poller, trail, port)
+        to_address = partial(tcp_client, poller, trail, port)
         literal = isIPAddress(host) or isIPv6Address(host)
         return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
     if isIPAddress(host):
@@ -139,27 +143,24 @@ def _noting(endpoint: IStreamClientEndpoint, trail: Trail | None) -> IStreamClie
     return endpoint if trail is None else NotingEndpoint(endpoint, trail)
 
 
-def is_polled(text: str) -> bool:
-    """Whether connections of this address have our own transports if there is a poller."""
-    return host_port(text) is not None or _INHERITED.fullmatch(text) is not None
+def listens_polled(text: str) -> bool:
+    """Whether the protocols of clients of this address have our own transports if there is a poller."""
+    return host_port(text) is not None or _word(text) in _POLLED
+
+
+def connects_polled(text: str) -> bool:
+    """Whether connections to this address have our own transports if there is a poller."""
+    return host_port(text) is not None or (_word(text) == "unix" and not _OF_TWISTED.search(text))
+
+
+def _word(text: str) -> str:
+    """Return the word that a description starts with."""
+    return text.partition(":")[0].lower()
 
 
 def expects_proxy_header(text: str) -> bool:
     """Whether connections to an address start with a PROXY header."""
-    word, _, listener = text.partition(":")
-    return word.lower() == "haproxy" and listener != ""
-
-
-class _Adopting:
-    """Stands for `reactor` where Twisted's ``systemd:`` endpoint makes it adopt an inherited socket."""
-
-    def __init__(self, reactor: Any, poller: Poller) -> None:
-        self._reactor = reactor
-        self._poller = poller
-
-    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
-        """Accept from `fd` with our transports; its real family counts, whatever the description says."""
-        return adopt(self._reactor, fd, factory, self._poller)
+    return _word(text) == "haproxy" and text.partition(":")[2] != ""
 
 
 def _balancers(reactor: Any, text: str) -> Any:
@@ -174,7 +175,7 @@ def _balancers(reactor: Any, text: str) -> Any:
 
 
 def _server(reactor: Any, text: str) -> Any:
-    is_unix = text.partition(":")[0].lower() == "unix"
+    is_unix = _word(text) == "unix" and not isinstance(reactor, Listener)
     return endpoints.serverFromString(Listening(reactor) if is_unix else reactor, text)
 
 

@@ -1,6 +1,6 @@
-"""TCP endpoints whose connections have our own transports, polled by a `Poller`.
+"""Endpoints for TCP and unix sockets whose connections have our own transports, polled by a `Poller`.
 
-`tcp.Port` accepts; connecting takes no turn of the event loop if the kernel connects at once, as on loopback.
+Twisted's ports accept; connecting takes no turn of the event loop if the kernel connects at once, as on loopback.
 
 `fooproxy.net.addresses` makes them on machines with epoll.
 """
@@ -18,6 +18,7 @@ from twisted.internet.error import getConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 from zope.interface import implementer
 
+from fooproxy.net import unixport
 from fooproxy.net.transport import Transport
 
 if TYPE_CHECKING:
@@ -26,17 +27,54 @@ if TYPE_CHECKING:
 
     from fooproxy.net.poller import Poller
     from fooproxy.net.trail import Trail
+    from fooproxy.net.transport import Address
+
+
+def _accepted(
+    skt: socket.socket, protocol: IProtocol, peer: Address, port: Any, number: int, poller: Poller
+) -> Transport:
+    """Make the transport of a connection that a port has accepted from `peer`."""
+    return Transport(skt, protocol, peer, poller)
 
 
 class Port(tcp.Port):
-    """A listening socket whose connections have our transports."""
+    """A listening TCP socket whose connections have our transports."""
 
-    @staticmethod
-    def transport(  # type: ignore[override]
-        skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], port: Any, number: int, poller: Poller
-    ) -> Transport:
-        """Make the transport of a connection accepted from `peer`."""
-        return Transport(skt, protocol, peer, poller)
+    transport = staticmethod(_accepted)  # type: ignore[assignment]
+
+
+class Listener:
+    """Stands for `reactor` where one of Twisted's server endpoints listens; its connections have our transports."""
+
+    def __init__(self, reactor: Any, poller: Poller) -> None:
+        self._reactor = reactor
+        self._poller = poller
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the reactor."""
+        return getattr(self._reactor, name)
+
+    def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> IListeningPort:
+        """Listen on a TCP port."""
+        return _listening(Port(port, factory, backlog, interface, self._poller))
+
+    def listenUNIX(
+        self, address: Any, factory: IProtocolFactory, backlog: int = 50, mode: int = 0o666, wantPID: bool = False
+    ) -> IListeningPort:
+        """Listen on a unix socket."""
+        port: Any = unixport.Port(address, factory, backlog, mode, self._poller, wantPID)
+        port.transport = _accepted
+        return _listening(port)
+
+    def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
+        """Accept from `fd`; its real family counts, whatever the description says."""
+        return adopt(self._reactor, fd, factory, self._poller)
+
+
+def _listening(port: Any) -> IListeningPort:
+    port.startListening()
+    listening: IListeningPort = port
+    return listening
 
 
 def adopt(reactor: Any, fd: int, factory: IProtocolFactory, poller: Poller) -> IListeningPort:
@@ -49,7 +87,7 @@ def adopt(reactor: Any, fd: int, factory: IProtocolFactory, poller: Poller) -> I
     port: Any = reactor.adoptStreamPort(fd, family, factory)
     port.stopReading()
     port.reactor = poller
-    port.transport = Port.transport
+    port.transport = _accepted
     port.startReading()
     adopted: IListeningPort = port
     return adopted
@@ -68,23 +106,21 @@ class ServerEndpoint:
 
     def _listen(self, factory: IProtocolFactory) -> IListeningPort:
         number, backlog, interface, poller = self._arguments
-        port = Port(number, factory, backlog, interface, poller)
-        port.startListening()
-        return port
+        return _listening(Port(number, factory, backlog, interface, poller))
 
 
 @implementer(IStreamClientEndpoint)
 class ClientEndpoint:
-    """Connects to `port` of `host`, an IPv4 or IPv6 address, and notes each connection in `trail`."""
+    """Connects to `address`, which is one of the `family`, and notes each connection in `trail`."""
 
-    def __init__(self, poller: Poller, trail: Trail | None, port: int, host: str) -> None:
+    def __init__(self, poller: Poller, trail: Trail | None, family: socket.AddressFamily, address: Address) -> None:
         self._poller = poller
         self._trail = trail
-        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._address: tuple[Any, ...] = (host, port) if self._family == socket.AF_INET else (host, port, 0, 0)
+        self._family = family
+        self._address = address
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; fires at once if the kernel connects at once, as on loopback."""
+        """Connect; fires at once if the kernel connects at once, as on loopback and to a unix socket."""
         try:
             skt = socket.socket(self._family, socket.SOCK_STREAM)
         except OSError as error:
@@ -92,7 +128,7 @@ class ClientEndpoint:
         skt.setblocking(False)
         # The second call returns the result of the first, which on loopback is known by then.
         problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
-        if self._trail is not None and self._trail.leads_here(self._address[1]):
+        if self._trail is not None and self._trail.leads_here(self._address):
             self._trail.note(skt, self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
             return _Attempt(self._poller, skt, self._address, factory).result
@@ -102,12 +138,24 @@ class ClientEndpoint:
         return fail(_refusal(problem))
 
 
+def tcp_client(poller: Poller, trail: Trail | None, port: int, host: str) -> ClientEndpoint:
+    """Connect to `port` of `host`, an IPv4 or IPv6 address."""
+    if ":" in host:
+        return ClientEndpoint(poller, trail, socket.AF_INET6, (host, port, 0, 0))
+    return ClientEndpoint(poller, trail, socket.AF_INET, (host, port))
+
+
+def unix_client(poller: Poller, trail: Trail | None, path: str) -> ClientEndpoint:
+    """Connect to the unix socket at `path`."""
+    return ClientEndpoint(poller, trail, socket.AF_UNIX, path)
+
+
 class _Attempt:
     """A connection attempt in progress."""
 
     disconnecting = False
 
-    def __init__(self, poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> None:
+    def __init__(self, poller: Poller, skt: socket.socket, address: Address, factory: IProtocolFactory) -> None:
         self._poller = poller
         self._skt = skt
         self._address = address
@@ -136,7 +184,7 @@ class _Attempt:
         return self._skt
 
 
-def _connected(poller: Poller, skt: socket.socket, address: tuple[Any, ...], factory: IProtocolFactory) -> Any:
+def _connected(poller: Poller, skt: socket.socket, address: Address, factory: IProtocolFactory) -> Any:
     protocol: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
     protocol.makeConnection(Transport(skt, protocol, address, poller))
     return protocol

@@ -54,9 +54,9 @@ class Trail:
         """Watch for connections that lead to the socket `listener`."""
         self._doors.add(_door(listener.getsockname()))
 
-    def leads_here(self, port: int) -> bool:
-        """Return whether connections to `port` have to be noted."""
-        return port in self._doors
+    def leads_here(self, address: Any) -> bool:
+        """Return whether connections to `address` have to be noted."""
+        return _door(address) in self._doors
 
     def note(self, skt: Any, target: Any = None) -> None:
         """Note a socket of ours that is connected, or about to be connected to the address `target`."""

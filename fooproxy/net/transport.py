@@ -1,4 +1,6 @@
-"""TCP transports that write at once and are polled together: faster drop-in replacements for Twisted's own.
+"""Transports that write at once and are polled together: faster drop-in replacements for Twisted's own.
+
+They carry TCP and unix sockets; of Twisted's for unix sockets they lack the passing of file descriptors.
 
 Twisted's transports buffer each write, wait until the socket is writable, and send in the next turn of the event loop:
 two more system calls and a turn for bytes that the kernel would have taken at once.  `Transport.write` sends at once
@@ -18,7 +20,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.python.failure import Failure
 
@@ -33,17 +35,20 @@ if TYPE_CHECKING:
     from fooproxy.net.poller import Poller
     from fooproxy.net.pump import Tap
 
+    Address = tuple[Any, ...] | str | bytes
+
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
 
 
 class Transport(ClosesWithoutShutdown, tcp.Connection):
-    """A connected TCP socket; `peer` is the address of the other end.
+    """A connected socket; `peer` is the address of the other end: the path of a unix socket, a tuple for TCP.
 
-    Accepted and outgoing connections share one class on purpose: CPython's inline caches remember one class per place.
+    Accepted and outgoing connections, and both kinds of sockets, share one class on purpose: CPython's inline caches
+    remember one class per place.
     """
 
-    def __init__(self, skt: socket.socket, protocol: IProtocol, peer: tuple[Any, ...], poller: Poller) -> None:
+    def __init__(self, skt: socket.socket, protocol: IProtocol, peer: Address, poller: Poller) -> None:
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
         self._peer = peer
         self._poller = poller
@@ -226,15 +231,22 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         """Refuse, since writes go to the socket and would bypass TLS."""
         raise NotImplementedError("use one of Twisted's own endpoints for TLS")
 
-    def getHost(self) -> IPv4Address | IPv6Address:
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Set TCP_NODELAY; a unix socket never waits for more."""
+        if isinstance(self._peer, tuple):
+            super().setTcpNoDelay(enabled)
+
+    def getHost(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return our own address."""
         return _address(self.socket.getsockname())
 
-    def getPeer(self) -> IPv4Address | IPv6Address:
+    def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return the peer's address, even after the connection is lost."""
         return _address(self._peer)
 
 
-def _address(address: tuple[Any, ...]) -> IPv4Address | IPv6Address:
+def _address(address: Address) -> IPv4Address | IPv6Address | UNIXAddress:
+    if not isinstance(address, tuple):
+        return UNIXAddress(address or None)
     kind = IPv4Address if len(address) == 2 else IPv6Address
     return kind("TCP", *address)

@@ -169,10 +169,14 @@ class Bed:
 
         async def connect() -> Any:
             await self._opened()
-            address: Any = self.ports[0].getHost()
-            return await client_endpoint(reactor, str(address.port), self.poller).connect(tapped)
+            return await client_endpoint(reactor, self.forward(), self.poller).connect(tapped)
 
         return Deferred.fromCoroutine(connect())
+
+    def forward(self) -> str:
+        """Return the address of the upstream."""
+        address: Any = self.ports[0].getHost()
+        return str(address.port)
 
     def _opened(self) -> Deferred[None]:
         """Wait for the gate; cancelling one wait does not affect the others."""

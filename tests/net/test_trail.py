@@ -62,7 +62,7 @@ def test_a_client_with_the_local_port_of_a_connection_to_another_server_is_not_t
 
 
 def test_connections_to_ports_on_which_we_do_not_listen_are_not_noted(trail: Trail) -> None:
-    assert trail.leads_here(8002) and not trail.leads_here(8001)
+    assert trail.leads_here(("127.0.0.1", 8002)) and not trail.leads_here(("127.0.0.1", 8001))
     trail.note(Socket(CLIENT, ("192.0.2.1", 8001)))
     assert not trail.was_made_here(Socket(("192.0.2.1", 8001)), CLIENT)
 

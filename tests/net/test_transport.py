@@ -8,12 +8,14 @@ import struct
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import error
+from twisted.internet.address import UNIXAddress
 from twisted.internet.protocol import Factory
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
@@ -55,14 +57,15 @@ class Ends(Peers):
 class Wire:
     """A listener under test and a raw socket at the other end of each connection."""
 
-    def __init__(self, poller: Poller | None) -> None:
+    def __init__(self, poller: Poller | None, address: str = "0") -> None:
         self.poller = poller
+        self.address = address
         self.ends = Ends()
         self.sockets: list[socket.socket] = []
         self.port: Any = None
 
     async def start(self) -> None:
-        self.port = await server_endpoint(reactor, "0", "127.0.0.1", self.poller).listen(self.ends)
+        self.port = await server_endpoint(reactor, self.address, "127.0.0.1", self.poller).listen(self.ends)
 
     async def stop(self) -> None:
         for end in self.ends.built:
@@ -73,10 +76,17 @@ class Wire:
         await self.port.stopListening()
         await until(lambda: all(end.lost for end in self.ends.built))
 
+    @property
+    def reached(self) -> str:
+        """The address that reaches the listener."""
+        return str(self.port.getHost().port) if self.address == "0" else self.address
+
     async def connect(self) -> tuple[End, socket.socket]:
         seen = len(self.ends.built)
-        skt = socket.create_connection(("127.0.0.1", self.port.getHost().port))
+        host = self.port.getHost()
+        skt = socket.socket(socket.AF_INET if self.address == "0" else socket.AF_UNIX)
         skt.settimeout(PATIENCE)
+        skt.connect(("127.0.0.1", host.port) if self.address == "0" else host.name)
         self.sockets.append(skt)
         await until(lambda: len(self.ends.built) > seen and self.ends.built[-1].connected_)
         end = self.ends.built[-1]
@@ -84,12 +94,17 @@ class Wire:
         return end, skt
 
 
-@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
-async def wire(request: Any) -> Any:
-    wire = Wire(Poller(reactor) if request.param == "ours" else None)
+@pytest_twisted.async_yield_fixture(params=["ours", "ours, unix", "twisted's"])
+async def wire(request: Any, tmp_path: Path) -> Any:
+    address = f"unix:{tmp_path}/foo.sock" if "unix" in request.param else "0"
+    wire = Wire(None if request.param == "twisted's" else Poller(reactor), address)
     await wire.start()
     yield wire
     await wire.stop()
+
+
+def over(*kinds: str) -> Any:
+    return pytest.mark.parametrize("wire", kinds, indirect=True)
 
 
 @pytest_twisted.async_yield_fixture
@@ -257,6 +272,7 @@ async def test_a_paused_transport_reads_nothing(wire: Wire) -> None:
 
 
 @ensure
+@over("ours", "twisted's")
 async def test_an_aborted_connection_is_reset(wire: Wire) -> None:
     end, skt = await wire.connect()
     end.transport.abortConnection()
@@ -269,6 +285,7 @@ async def test_an_aborted_connection_is_reset(wire: Wire) -> None:
 
 
 @ensure
+@over("ours", "twisted's")
 async def test_a_reset_by_the_peer_is_told(wire: Wire) -> None:
     end, skt = await wire.connect()
     skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -309,6 +326,7 @@ async def test_a_protocol_that_fails_loses_its_connection_and_no_other(wire: Wir
 
 
 @ensure
+@over("ours", "twisted's")
 async def test_a_protocol_that_fails_at_its_end_hurts_no_other(wire: Wire) -> None:
     end, skt = await wire.connect()
     other, other_skt = await wire.connect()
@@ -329,8 +347,9 @@ async def test_a_protocol_that_fails_at_its_end_hurts_no_other(wire: Wire) -> No
 
 
 @ensure
-async def test_what_the_peer_sent_before_a_failed_write_is_still_read(our_wire: Wire) -> None:
-    end, skt = await our_wire.connect()
+@over("ours", "ours, unix")
+async def test_what_the_peer_sent_before_a_failed_write_is_still_read(wire: Wire) -> None:
+    end, skt = await wire.connect()
     end.transport.pauseProducing()
     skt.sendall(b"last words")
     end.transport.write(b"unread")
@@ -345,8 +364,9 @@ async def test_what_the_peer_sent_before_a_failed_write_is_still_read(our_wire: 
 
 
 @ensure
-async def test_a_failed_write_leaves_nothing_unsent_and_a_close_that_closes_at_once(our_wire: Wire) -> None:
-    end, skt = await our_wire.connect()
+@over("ours", "ours, unix")
+async def test_a_failed_write_leaves_nothing_unsent_and_a_close_that_closes_at_once(wire: Wire) -> None:
+    end, skt = await wire.connect()
     end.transport.pauseProducing()
     end.transport.write(BIG)
     assert unsent(end.transport)
@@ -414,7 +434,7 @@ def _failure(exception: Exception) -> Any:
 async def test_a_busy_connection_does_not_starve_another(wire: Wire) -> None:
     quiet, quiet_skt = await wire.connect()
     # Two ends that send back all they get: there is always something to read.
-    near: Any = await client_endpoint(reactor, str(wire.port.getHost().port), wire.poller).connect(Ends())
+    near: Any = await client_endpoint(reactor, wire.reached, wire.poller).connect(Ends())
     await until(lambda: len(wire.ends.built) == 2)
     far: Any = wire.ends.built[1]
     near.on_data, far.on_data = near.transport.write, far.transport.write
@@ -477,12 +497,36 @@ async def test_a_connection_that_takes_its_time_is_waited_for_and_can_be_cancell
 
 
 @ensure
+@over("ours", "twisted's")
 async def test_addresses_are_told_like_twisteds(wire: Wire) -> None:
     end, skt = await wire.connect()
     peer, host = end.transport.getPeer(), end.transport.getHost()
     assert (peer.host, peer.port) == skt.getsockname()
     assert (host.host, host.port) == skt.getpeername()
     assert end.transport.getHandle().fileno() == end.transport.fileno()
+
+
+@ensure
+@over("ours, unix")
+async def test_unix_sockets_have_our_transports_and_twisteds_addresses(wire: Wire, tmp_path: Path) -> None:
+    near: Any = await client_endpoint(reactor, wire.reached, wire.poller).connect(Ends())
+    await until(lambda: wire.ends.built and wire.ends.built[0].connected_)
+    far: Any = wire.ends.built[0]
+    path = UNIXAddress(f"{tmp_path}/foo.sock")
+    assert [type(end.transport) for end in (near, far)] == [Transport, Transport]
+    assert (near.transport.getPeer(), far.transport.getHost()) == (path, path)
+    assert (near.transport.getHost(), far.transport.getPeer()) == (UNIXAddress(None), UNIXAddress(None))
+    near.transport.setTcpNoDelay(True)
+    near.transport.abortConnection()
+    await until(lambda: near.lost)
+
+
+@ensure
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_unix_socket_that_nobody_listens_on_refuses(tmp_path: Path, ours: bool) -> None:
+    endpoint = client_endpoint(reactor, f"unix:{tmp_path}/nobody", Poller(reactor) if ours else None)
+    with pytest.raises(error.ConnectError):
+        await endpoint.connect(Ends())
 
 
 @ensure
