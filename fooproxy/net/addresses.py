@@ -18,7 +18,7 @@ from twisted.internet.abstract import isIPAddress, isIPv6Address
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
-from fooproxy.net.proxy_header import ProxyHeaderEndpoint
+from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
 from fooproxy.net.trail import NotingEndpoint
 from fooproxy.net.unixport import Listening
@@ -97,7 +97,8 @@ def server_endpoint(
     if short is None:
         listener = reactor if poller is None else Listener(reactor, poller)
         if expects_proxy_header(text):
-            return ProxyHeaderEndpoint(_balancers(listener, text))
+            balancers: IStreamServerEndpoint = _balancers(listener, text)
+            return balancers
         endpoint: IStreamServerEndpoint = _described(_server, listener, text)
         return endpoint
     host = short.host or interface
@@ -166,12 +167,14 @@ def expects_proxy_header(text: str) -> bool:
 def _balancers(reactor: Any, text: str) -> Any:
     """Make the endpoint that load balancers connect to."""
     description = text.partition(":")[2]
-    if ":" not in description or _short(description) or expects_proxy_header(description):
+    if ":" not in description or _short(description) or _word(description) in ("haproxy", "tls"):
         raise ValueError(
-            f"{text!r} is not an address; expected a Twisted endpoint description after haproxy:, "
-            "such as haproxy:tcp:8002"
+            f"{text!r} is not an address; expected haproxy: and an endpoint description that starts with tcp:, ssl:, "
+            "unix: or systemd:, such as haproxy:tcp:8002"
         )
-    return _described(_server, reactor, description)
+    if _word(description) == "ssl":
+        return _described(endpoints.serverFromString, BelowTls(reactor), description)
+    return ProxyHeaderEndpoint(_described(_server, reactor, description))
 
 
 def _server(reactor: Any, text: str) -> Any:

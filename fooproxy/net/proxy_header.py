@@ -1,13 +1,14 @@
 """PROXY headers: a load balancer sends one at the start of each connection, to say which client it stands for.
 
 Anybody who can connect can write such a header, so it is parsed strictly: a header that does not match the
-specification closes the connection, without a log line that would repeat what was sent, and a client address that is
-not an IP address is ignored: the peer is then the load balancer.
+specification closes the connection, and nothing of it is logged; a client address that is not an IP address is ignored:
+the peer is then the load balancer.
 
 Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises, with the header in the traceback,
 where a port or an address is not a number or text, takes any text for an address, and does not pass a FIN on.
 
-`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`.
+`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`, or in `BelowTls` if clients use TLS, of
+which the load balancer's header is no part.
 The specification: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 """
 
@@ -20,12 +21,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
+from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
+    from twisted.python.failure import Failure
 
 _START_V1 = b"PROXY "
 _LONGEST_V1 = 107
@@ -112,14 +118,19 @@ def _source(address: str | bytes, port: int) -> IPv4Address | IPv6Address | None
     return (IPv4Address if host.version == 4 else IPv6Address)("TCP", str(host), port)
 
 
-@implementer(IHalfCloseableProtocol)
+def _nobody(is_known: bool) -> None:
+    """Tell nobody."""
+
+
 class ProxyHeaderProtocol(ProtocolWrapper):
     """Reads the header, then passes the rest of the stream to the wrapped protocol, as its transport.
 
-    Until the header has been read, the peer is the load balancer.
+    Until the header has been read, the peer is the load balancer.  `tell` is called once: with true as soon as the
+    header has been read, or with false if what came instead is none.
     """
 
     transport: Any
+    tell: Callable[[bool], None] = staticmethod(_nobody)
     _header: Header | None = None
 
     def __init__(self, factory: Any, wrappedProtocol: Any) -> None:
@@ -137,21 +148,33 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         try:
             self._header = read_header(self._begun)
         except ValueError:
-            self._begun = b""
+            self._refuse()
             self.loseConnection()
             return
         if self._header is not None:
             rest, self._begun = self._begun[self._header.size :], b""
+            self._told(True)
             if rest:
                 self.wrappedProtocol.dataReceived(rest)
 
-    def readConnectionLost(self) -> None:
-        """Pass the FIN on."""
-        self.wrappedProtocol.readConnectionLost()  # type: ignore[attr-defined]
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Pass on that the connection ended."""
+        self._end()
+        self.tell = _nobody
+        super().connectionLost(reason)
 
-    def writeConnectionLost(self) -> None:
-        """Pass on that our own FIN is out."""
-        self.wrappedProtocol.writeConnectionLost()  # type: ignore[attr-defined]
+    def _end(self) -> None:
+        """See whether the stream ends within its header; a connection without a byte is no more than a health check."""
+        if self._begun:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        self._begun = b""
+        self._told(False)
+
+    def _told(self, is_known: bool) -> None:
+        tell, self.tell = self.tell, _nobody
+        tell(is_known)
 
     def getPeer(self) -> IAddress:
         """Return the address of the client that the header names, or else the load balancer's."""
@@ -159,11 +182,50 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         return peer or self.transport.getPeer()
 
 
+@implementer(IHalfCloseableProtocol)
+class HalfCloseable(ProxyHeaderProtocol):
+    """The same around a protocol that can be half-closed; one for TLS cannot."""
+
+    def readConnectionLost(self) -> None:
+        """Pass the FIN on."""
+        self._end()
+        self.wrappedProtocol.readConnectionLost()  # type: ignore[attr-defined]
+
+    def writeConnectionLost(self) -> None:
+        """Pass on that our own FIN is out."""
+        self.wrappedProtocol.writeConnectionLost()  # type: ignore[attr-defined]
+
+
+def header_below(transport: Any) -> ProxyHeaderProtocol | None:
+    """Return the layer of `transport` that reads a header; `None` if it has none."""
+    while transport is not None and not isinstance(transport, ProxyHeaderProtocol):
+        transport = getattr(transport, "transport", None)
+    header: ProxyHeaderProtocol | None = transport
+    return header
+
+
 class ProxyHeaderFactory(WrappingFactory):
     """Builds protocols that read a header first."""
 
     noisy = False
+    protocol: type[ProxyHeaderProtocol] = HalfCloseable
+
+
+class _TlsFactory(ProxyHeaderFactory):
     protocol = ProxyHeaderProtocol
+
+
+class BelowTls:
+    """Stands for `reactor` where a TLS endpoint listens for load balancers that pass on the TLS of their clients."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int, interface: str) -> IListeningPort:
+        """Listen for connections that start with a header, and go on with TLS."""
+        secured = TLSMemoryBIOFactory(contextFactory, False, factory)
+        listening: IListeningPort = self._reactor.listenTCP(port, _TlsFactory(secured), backlog, interface)
+        return listening
 
 
 @implementer(IStreamServerEndpoint)

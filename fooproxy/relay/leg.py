@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.net.peers import shown
-from fooproxy.net.proxy_header import ProxyHeaderProtocol
+from fooproxy.net.proxy_header import header_below
 from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.net.transport import Transport
 
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 
         def unheard(self, leg: Leg) -> None:
             """Handle the case that the other leg accepts no more of what `leg` receives."""
+
+        def identified(self, leg: Leg) -> None:
+            """Continue, now that a PROXY header has named the peer of `leg`."""
+
+        def unidentified(self, leg: Leg) -> None:
+            """Handle the case that the connection of `leg` does not start with a PROXY header as it should."""
 
         def note_pause(self, leg: Leg) -> None:
             """Record that `leg` is not read for now, because the other leg cannot write."""
@@ -92,7 +98,14 @@ class Leg(Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
+        header = header_below(self.transport)
+        if header is not None:
+            header.tell = self._identify
         self.session.connected(self)
+
+    def _identify(self, is_known: bool) -> None:
+        """Tell the session what came of the PROXY header."""
+        (self.session.identified if is_known else self.session.unidentified)(self)
 
     def relay(self, other: Leg) -> None:
         """Forward each chunk straight to `other`, without telling the session, until `watch` is called."""
@@ -176,11 +189,6 @@ class Leg(Protocol):
         except OSError:
             return "reset"
         return None if head else "closed"
-
-    @property
-    def has_proxy_header(self) -> bool:
-        """Whether a PROXY header names the peer, so that `peer` is right only once that has been read."""
-        return isinstance(self.transport, ProxyHeaderProtocol)
 
     @property
     def is_gone(self) -> bool:

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
             """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
 
         def accepted(self, address: str) -> None:
-            """Record that the client at `address` was accepted."""
+            """Record that the client at `address` was accepted; again if a PROXY header names another address."""
 
         def finished(self) -> None:
             """Record that the client will send nothing more."""
@@ -158,6 +158,14 @@ class Session:
             self.client.relay(leg)
             leg.relay(self.client)
             self.client.transport.resumeProducing()
+
+    def identified(self, leg: Leg) -> None:
+        """Record which client a load balancer stands for."""
+        self.observer.accepted(leg.peer)
+
+    def unidentified(self, leg: Leg) -> None:
+        """Record why the session ends: the connection of `leg` does not start with a PROXY header."""
+        self._because("proxy_header")
 
     def _look_after_client(self) -> None:
         how = self.client.departed
@@ -342,8 +350,6 @@ class Session:
             return
         self._host.deadlines.clear(self)
         self._host.sessions.discard(self)
-        if self.client.has_proxy_header:
-            self.observer.accepted(self.client.peer)
         self.observer.ended(self._reason or "aborted")
         self._host.session_ended()
         # Break the reference cycles here: garbage collector runs would delay all sessions.

@@ -18,6 +18,7 @@ CLOSED = {
     "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
     "idle_timeout": "no data passed in either direction for --idle-timeout",
     "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
+    "proxy_header": "the connection did not start with a valid PROXY header, which every haproxy: listener expects",
     "not_allowed": "the client's address is not among those in --allow",
     "loop": "the client was the proxy itself, because --forward leads back to --listen",
     "drained": "the proxy was stopping, and the session had no request in flight",

@@ -29,8 +29,11 @@ class AnyBed(Bed):
     """A bed whose clients connect over `transports`, one of `KINDS`; its socket and certificate are in `folder`."""
 
     def __init__(self, transports: str, folder: Path, timeouts: Timeouts = TIMEOUTS) -> None:
-        super().__init__(transports, timeouts)
+        # As in the proxy, all but TLS have our own transports.
+        super().__init__("ours" if transports in ("unix", "haproxy") else transports, timeouts)
         self.kind = transports
+        self.header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n"
+        """What a load balancer sends first."""
         self._folder = folder
 
     async def listen_relay(self) -> IListeningPort:
@@ -38,13 +41,16 @@ class AnyBed(Bed):
             "unix": f"unix:{self._folder}/relay.sock",
             "ssl": f"ssl:0:interface=127.0.0.1:privateKey={self._folder}/relay.pem",
             "haproxy": "haproxy:tcp:0:interface=127.0.0.1",
+            "haproxy, ssl": f"haproxy:ssl:0:interface=127.0.0.1:privateKey={self._folder}/relay.pem",
         }
         if self.kind not in descriptions:
             return await super().listen_relay()
-        if self.kind == "ssl":
+        if "ssl" in self.kind:
             (self._folder / "relay.pem").write_bytes(certificate())
         factory = InterceptorFactory(self.bridge, lambda leg: leg.session.observer.client, self.tick)
-        port: IListeningPort = await server_endpoint(reactor, descriptions[self.kind]).listen(factory)
+        port: IListeningPort = await server_endpoint(reactor, descriptions[self.kind], poller=self.poller).listen(
+            factory
+        )
         return port
 
     async def client(self) -> Peer:
@@ -56,8 +62,10 @@ class AnyBed(Bed):
         else:
             endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", address.port)
         peer: Peer = await endpoint.connect(self.clients)
-        if self.kind == "haproxy":
-            peer.transport.write(b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n")
+        if "haproxy" in self.kind:
+            peer.transport.write(self.header)
+        if self.kind == "haproxy, ssl":
+            peer.transport.startTLS(CertificateOptions())
         return peer
 
     async def pair(self) -> tuple[Peer, Peer]:

@@ -94,7 +94,9 @@ def test_a_unix_socket_with_a_path_that_the_kernel_does_not_take_is_refused(endp
         endpoint(MemoryReactorClock(), "unix:/" + "a" * 105 + "\u00e9")
 
 
-@pytest.mark.parametrize("text", ["haproxy:8002", "haproxy::8002", "haproxy:foo", "haproxy:haproxy:tcp:8002"])
+@pytest.mark.parametrize(
+    "text", ["haproxy:8002", "haproxy::8002", "haproxy:foo", "haproxy:haproxy:tcp:8002", "haproxy:tls:8002"]
+)
 def test_what_is_no_description_after_haproxy_is_refused_as_a_whole(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected .* such as haproxy:tcp:8002") as refusal:
         server_endpoint(MemoryReactorClock(), text)

@@ -12,7 +12,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.testing import StringTransport
 
 from fooproxy.net.addresses import server_endpoint, shown
-from fooproxy.net.proxy_header import ProxyHeaderEndpoint, ProxyHeaderFactory, read_header
+from fooproxy.net.proxy_header import ProxyHeaderEndpoint, ProxyHeaderFactory, header_below, read_header
 from tests.helpers.bed import Peer, Peers
 
 BALANCER = IPv4Address("TCP", "127.0.0.9", 4711)
@@ -134,6 +134,31 @@ def test_version_2_names_the_client_if_it_has_an_ip_address(kind: bytes, address
 def test_what_follows_a_malformed_header_is_ignored() -> None:
     _, peer, _ = connected(b"REQ 1\n", HEADERS[0] + b"REQ 2\n")
     assert peer.received == b""
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ([HEADERS[0][:20], HEADERS[0][20:] + b"REQ 1\n", b"REQ 2\n"], [True]),
+        ([b"REQ 1\n", b"REQ 2\n"], [False]),
+        ([HEADERS[0][:20]], [False]),
+        ([], []),
+    ],
+    ids=["a header", "no header", "half a header", "a health check"],
+)
+@pytest.mark.parametrize("end", ["FIN", "reset"])
+def test_whether_a_header_came_is_told_once(pieces: list[bytes], told: list[bool], end: str) -> None:
+    protocol, peer, _ = connected()
+    found: list[bool] = []
+    below = header_below(peer.transport)
+    assert below is protocol
+    protocol.tell = found.append
+    for piece in pieces:
+        protocol.dataReceived(piece)
+    if end == "FIN":
+        protocol.readConnectionLost()
+    protocol.connectionLost()
+    assert found == told
 
 
 STARTS = st.sampled_from([b"", b"PROXY ", b"PROXY TCP4 ", V2, V2 + b"\x21\x11\0\x0c", *HEADERS])

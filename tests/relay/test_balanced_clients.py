@@ -1,0 +1,122 @@
+"""Clients behind a load balancer that sends PROXY headers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+
+from fooproxy.net.sockets import is_writing
+from fooproxy.web.overview import clients
+from tests.helpers.anybed import AnyBed
+from tests.helpers.bed import Peer, until
+from tests.helpers.fooserver import FooServer, connect, read_lines
+from tests.helpers.proxyprocess import fooproxy, settles
+
+ensure = pytest_twisted.ensureDeferred
+
+# Twisted causes this pyOpenSSL warning, not our code.
+pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+
+
+@pytest_twisted.async_yield_fixture(params=["haproxy", "haproxy, ssl"])
+async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+    bed = AnyBed(request.param, tmp_path)
+    await bed.start()
+    yield bed
+    await bed.stop()
+
+
+async def exchanged(bed: AnyBed) -> tuple[Peer, Peer]:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received == b"REQ 1\n")
+    upstream.transport.write(b"ACK 1\n")
+    await until(lambda: client.received == b"ACK 1\n")
+    return client, upstream
+
+
+def hosts(bed: AnyBed) -> dict[str, int]:
+    """Return the open sessions of each client, as ``/clients`` has them."""
+    return {row["client"]: row["connections_active"] for row in clients(bed.stats, 10)["clients"]}
+
+
+def reasons(bed: AnyBed) -> dict[str, int]:
+    return {reason: count for reason, count in bed.stats.connections_closed.items() if count}
+
+
+@ensure
+async def test_the_client_is_shown_and_not_the_load_balancer_from_when_its_header_has_come(bed: AnyBed) -> None:
+    client, _ = await exchanged(bed)
+    assert hosts(bed) == {"192.0.2.7": 1}
+    assert bed.session().client.peer == "192.0.2.7:5555"
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert hosts(bed) == {"192.0.2.7": 0}
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@ensure
+async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
+    client, upstream = await exchanged(bed)
+    client.transport.write(b"REQ 2 cut")
+    await until(lambda: upstream.received.endswith(b"cut"))
+    client.reset()
+    await until(lambda: upstream.lost)
+    assert not upstream.fin
+    assert reasons(bed) == {"client_reset": 1}
+
+
+@ensure
+@pytest.mark.parametrize("bed", ["haproxy, ssl"], indirect=True)
+async def test_tls_ends_by_a_close_notify_or_is_a_reset(bed: AnyBed) -> None:
+    client, _ = await exchanged(bed)
+    tls: Any = client.transport
+    await until(lambda: not is_writing(tls))
+    tls.protocol.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_reset": 1}
+
+
+@ensure
+@pytest.mark.parametrize(
+    "start", [b"REQ 1\n", b"PROXY TCP9 a b c d\r\n", b"PROXY TCP4 192."], ids=["none", "malformed", "cut"]
+)
+@pytest.mark.parametrize("bed", ["haproxy"], indirect=True)
+async def test_a_connection_without_a_valid_header_ends_for_that_reason(bed: AnyBed, start: bytes) -> None:
+    bed.header = start
+    client = await bed.client()
+    if start == b"PROXY TCP4 192.":
+        client.transport.loseConnection()
+    await until(lambda: client.fin or client.lost)
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"proxy_header": 1}
+    assert not any(upstream.received for upstream in bed.upstreams.built)
+
+
+@ensure
+@pytest.mark.parametrize("bed", ["haproxy"], indirect=True)
+async def test_a_health_check_of_the_load_balancer_is_a_client_that_closes(bed: AnyBed) -> None:
+    bed.header = b""
+    (await bed.client()).transport.loseConnection()
+    await until(lambda: any(reasons(bed).values()))
+    assert reasons(bed) == {"client_closed": 1}
+
+
+@pytest.mark.slow
+def test_a_wrong_header_is_logged_without_its_bytes(tmp_path: Path) -> None:
+    listen = ("--listen", "haproxy:tcp:0:interface=127.0.0.1")
+    with FooServer() as server, fooproxy(tmp_path, *listen, upstream=server.port) as proxy:
+        with connect(proxy.port) as client:
+            client.sendall(b"PROXY secret\r\n")
+            settles(lambda: proxy.stats("connections_closed")["connections_closed"]["proxy_header"], 1)
+        with connect(proxy.port) as client:
+            client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\nREQ 1 a\n")
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+            (row,) = [row for row in proxy.get("/clients")[1]["clients"] if row["connections_active"]]
+            assert row["client"] == "192.0.2.7"
+        assert "ended: proxy_header" in proxy.log
+        assert "secret" not in proxy.log
