@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.net.pump import IN, Pump
+from fooproxy.net.sockets import TIMED_OUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ _FAILURES = "failures of a connection's protocol"
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
+_REASONS = {ConnectionDone: _DONE, type(TIMED_OUT): Failure(TIMED_OUT)}
 
 
 def is_available() -> bool:
@@ -284,7 +286,7 @@ class Poller:
             selectable.readConnectionLost(_DONE)
             self.removeReader(selectable)
         else:
-            selectable.connectionLost(_DONE if isinstance(why, ConnectionDone) else _LOST)
+            selectable.connectionLost(_REASONS.get(type(why), _LOST))
 
     def logPrefix(self) -> str:
         """Return the prefix of log lines that are written while the poller runs."""

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import main
 
+from fooproxy.net.sockets import loss
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     Event = tuple[int, int, Any]
-    """A file descriptor, its events, and the result of a read: `None`, `CONNECTION_DONE` or `CONNECTION_LOST`."""
+    """A file descriptor, its events, and the result of a read: `None`, `CONNECTION_DONE` or a `loss`."""
 
 IN = 1
 """EPOLLIN, as a number so that this module can be imported on machines without epoll."""
@@ -129,8 +131,8 @@ class Pump:
                 continue
             except BlockingIOError:
                 continue
-            except OSError:
-                ends.append((fd, event, main.CONNECTION_LOST))
+            except OSError as problem:
+                ends.append((fd, event, loss(problem, fd)))
                 continue
             if not chunk:
                 ends.append((fd, event, main.CONNECTION_DONE))

@@ -5,21 +5,30 @@ Legs and sessions use it, and the sweep that finds peers that do not read.  The 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import socket
 import struct
 import sys
 import termios
+from contextlib import suppress
 from typing import Any
 
+from twisted.internet import main
 from twisted.internet.abstract import FileDescriptor
-from twisted.internet.error import ConnectionAborted
+from twisted.internet.error import ConnectionAborted, TimeoutError
 from twisted.python.failure import Failure
 
 from fooproxy.net.private import unsent, unsent_cleartext
 
 _BYTES_ACKED = struct.Struct("=120xQ")
 """The position of ``tcpi_bytes_acked`` in Linux's ``struct tcp_info``."""
+
+_LONGEST_TIMEOUT = (1 << 31) - 1
+"""Milliseconds; the longest TCP_USER_TIMEOUT."""
+
+TIMED_OUT = TimeoutError()
+"""The loss of a connection whose peer took nothing for the time that `give_up_unread` set."""
 
 
 def is_writing(transport: Any) -> bool:
@@ -38,8 +47,12 @@ def unacknowledged(transport: Any) -> int:
     For a unix socket it is the memory that unread data takes.
     """
     bottom = bottom_of(transport)
+    return 0 if bottom is None else _held(bottom.fileno())
+
+
+def _held(fd: int) -> int:
     try:
-        held = fcntl.ioctl(-1 if bottom is None else bottom.fileno(), termios.TIOCOUTQ, bytes(4))
+        held = fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))
     except (OSError, ValueError):
         return 0
     return int.from_bytes(held, sys.byteorder)
@@ -71,6 +84,28 @@ def abort_now(transport: Any) -> None:
         transport.abortConnection()
     else:
         bottom.connectionLost(Failure(ConnectionAborted()))
+
+
+def give_up_unread(transport: Any, seconds: float) -> None:
+    """Have the kernel end the connection if its peer takes nothing of what it holds for it for so many seconds.
+
+    Where there is no TCP_USER_TIMEOUT, and for a unix socket, this does nothing.
+    """
+    bottom = bottom_of(transport)
+    if bottom is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        with suppress(OSError):
+            milliseconds = min(max(round(seconds * 1000), 1), _LONGEST_TIMEOUT)
+            bottom.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+
+
+def loss(problem: OSError, fd: int) -> Exception:
+    """Return why a connection is lost whose socket had this `problem`: `TimeoutError` if its peer has taken nothing.
+
+    A peer that only did not answer keepalive probes is lost like others.
+    """
+    if problem.errno == errno.ETIMEDOUT and _held(fd):
+        return TIMED_OUT
+    return main.CONNECTION_LOST
 
 
 def bottom_of(transport: Any) -> Any:

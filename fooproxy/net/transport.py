@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from fooproxy.net.private import ClosesWithoutShutdown, drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
+from fooproxy.net.sockets import TIMED_OUT, loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     Address = tuple[Any, ...] | str | bytes
 
 _DONE = Failure(ConnectionDone())
-_LOST = Failure(ConnectionLost())
 
 
 class Transport(ClosesWithoutShutdown, tcp.Connection):
@@ -60,8 +60,8 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         """Whether `doWrite` is due, for unsent data, a FIN or a close."""
         self._fin_is_due = False
         """Whether a FIN was requested; it may have been sent."""
-        self._broken = False
-        """Whether a write has failed, so that only reading is left."""
+        self._broken: Failure | None = None
+        """Why a write has failed, so that only reading is left."""
         self._read_all = False
         self.connected = 1
         self.startReading()
@@ -96,7 +96,7 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
                 sent = self.socket.send(data)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
-                    self._break()
+                    self._break(loss(error, self._number))
                     return
                 sent = 0
             if sent == len(data):
@@ -114,6 +114,11 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         """Register `producer`; a pull producer is called only after a write had to wait."""
         self.clear = self.clear and streaming
         super().registerProducer(producer, streaming)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether a write has failed because the peer had taken nothing for too long."""
+        return self._broken is not None and self._broken.value is TIMED_OUT
 
     def startWriting(self) -> None:
         """Call `doWrite` whenever the socket is writable."""
@@ -147,8 +152,8 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:
             return None
-        except OSError:
-            return main.CONNECTION_LOST
+        except OSError as problem:
+            return loss(problem, self._number)
         if not data:
             return main.CONNECTION_DONE
         self.protocol.dataReceived(data)
@@ -157,8 +162,8 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
     def doWrite(self) -> Any:
         """Send what is buffered."""
         why: Any = super().doWrite()
-        if why is main.CONNECTION_LOST:
-            self._break()
+        if why in (main.CONNECTION_LOST, TIMED_OUT):
+            self._break(why)
             return None
         if not self._waits:
             ending = self.disconnecting or self._fin_is_due or self._broken
@@ -166,23 +171,30 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             self.clear = bool(self.connected) and not ending and not pulling
         return why
 
-    def _break(self) -> None:
-        """Stop writing, read what the peer sent before it closed, and then lose the connection."""
+    def writeSomeData(self, data: bytes) -> Any:
+        """Send some of `data`, which is buffered; return how much, or why the connection is lost."""
+        try:
+            return self.socket.send(memoryview(data)[: self.SEND_LIMIT])
+        except OSError as problem:
+            return 0 if problem.errno in (errno.EAGAIN, errno.ENOBUFS) else loss(problem, self._number)
+
+    def _break(self, why: Exception) -> None:
+        """Stop writing, read what the peer sent before it closed, and then lose the connection because of `why`."""
         self.clear = False
-        self._broken = True
+        self._broken = Failure(why)
         drop_unsent(self)
         self.stopWriting()
         producer, self.producer = self.producer, None
         if producer is not None:
             producer.stopProducing()
         if (self._read_all or self.disconnecting) and not self.disconnected:
-            self._poller.callLater(0, self.connectionLost, _LOST)
+            self._poller.callLater(0, self.connectionLost, self._broken)
 
     def readConnectionLost(self, reason: Failure) -> None:
         """Pass on the peer's FIN; after a failed write it ends the connection."""
         self._read_all = True
-        if self._broken:
-            self.connectionLost(_LOST)
+        if self._broken is not None:
+            self.connectionLost(self._broken)
         else:
             super().readConnectionLost(reason)
 

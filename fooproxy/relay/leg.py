@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from fooproxy.net.peers import shown
 from fooproxy.net.proxy_header import header_below
-from fooproxy.net.sockets import bottom_of, is_writing
+from fooproxy.net.sockets import bottom_of, give_up_unread, is_writing
 from fooproxy.net.transport import Transport
 
 if TYPE_CHECKING:
@@ -195,6 +195,15 @@ class Leg(Protocol):
         """Whether the connection has ended, even if `connectionLost` has not been called yet."""
         bottom = bottom_of(self.transport)
         return bottom is not None and bool(bottom.disconnected)
+
+    def expect_reading(self, within: float) -> None:
+        """Lose the connection if the peer takes nothing of what waits for it for so many seconds."""
+        give_up_unread(self.transport, within)
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether writing failed for that reason; TLS does not tell."""
+        return isinstance(self.transport, Transport) and self.transport.timed_out
 
     @property
     def can_half_close(self) -> bool:

@@ -137,6 +137,7 @@ class Session:
 
     def connected(self, leg: Leg) -> None:
         """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
+        leg.expect_reading(self._host.timeouts.send)
         if leg is self.client:
             self.observer.accepted(leg.peer)
             self._host.sessions.add(self)
@@ -216,7 +217,7 @@ class Session:
     def lost(self, leg: Leg, reason: Failure) -> None:
         """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
         how = "closed" if reason.check(ConnectionDone) else "reset"
-        self._because(f"{self._name(leg)}_{how}")
+        self._because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
         if not self._closing:
             if leg is self.client:
                 if how == "closed":
@@ -234,7 +235,7 @@ class Session:
         # If it is gone, `lost` follows at once and knows how it ended.
         if self._closing or other is None or other.is_gone:
             return
-        self._because(f"{self._name(other)}_reset")
+        self._because("send_timeout" if other.timed_out else f"{self._name(other)}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()

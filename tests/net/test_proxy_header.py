@@ -150,7 +150,7 @@ def test_what_follows_a_malformed_header_is_ignored() -> None:
 def test_whether_a_header_came_is_told_once(pieces: list[bytes], told: list[bool], end: str) -> None:
     protocol, peer, _ = connected()
     found: list[bool] = []
-    below = header_below(peer.transport)
+    below: Any = header_below(peer.transport)
     assert below is protocol
     protocol.tell = found.append
     for piece in pieces:

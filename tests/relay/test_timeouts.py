@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -533,6 +534,46 @@ def test_the_process_gives_up_an_upstream_that_does_not_read(tmp_path: Path) -> 
             client.shutdown(socket.SHUT_RDWR)
             sender.join()
         settles(lambda: closed(proxy), {"send_timeout": 1})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "haproxy:tcp:0:interface=127.0.0.1"])
+@pytest.mark.parametrize("goes_on", [False, True], ids=["silent", "sending"])
+def test_the_process_gives_up_a_client_whose_replies_only_the_kernel_holds(
+    tmp_path: Path, listen: str, goes_on: bool
+) -> None:
+    arguments = ("--send-timeout", "0.5", "--listen", listen)
+    with (
+        FooServer() as server,
+        fooproxy(tmp_path, *arguments, upstream=server.port) as proxy,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        client.connect(("127.0.0.1", proxy.port))
+        if listen.startswith("haproxy"):
+            client.sendall(b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n")
+        # More than the client's kernel takes, but not more than the proxy's.
+        for _ in range(20):
+            client.sendall(b"REQ 1 ".ljust(10_000, b"x") + b"\n")
+        with contextlib.suppress(OSError):
+            while goes_on:
+                client.sendall(b"REQ 2 y\n")
+                time.sleep(0.02)
+        settles(lambda: closed(proxy), {"send_timeout": 1})
+
+
+@pytest.mark.slow
+def test_the_process_gives_up_an_upstream_whose_requests_only_the_kernel_holds(tmp_path: Path) -> None:
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        options = ("--send-timeout", "0.5")
+        with fooproxy(tmp_path, *options, upstream=server.getsockname()[1]) as proxy, connect(proxy.port) as client:
+            client.sendall(b"REQ 1 ".ljust(200_000, b"x") + b"\n")
+            assert read_to_end(client) == b""
+            client.shutdown(socket.SHUT_RDWR)
+            settles(lambda: closed(proxy), {"send_timeout": 1})
 
 
 def closed(proxy: Proxy) -> dict[str, int]:
