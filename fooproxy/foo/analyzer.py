@@ -121,6 +121,12 @@ class Analyzer:
         self.nak += nak
         self.invalid += ended - req - ack - nak
 
+    def take_back(self, size: int) -> None:
+        """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
+        self.head = b""
+        self.bytes -= size
+        self.analysis.total.bytes -= size
+
     @property
     def req(self) -> int:
         """REQ messages received on this leg."""

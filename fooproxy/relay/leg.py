@@ -81,7 +81,7 @@ class Leg(Protocol):
 
     transport: Any
     dataReceived: Callable[[bytes], None]  # type: ignore[assignment]
-    """Called with each chunk: `forward` itself, `_hand_on` or `_drop`."""
+    """Called with each chunk: `forward` itself, `_hand_on`, `_drop`, or a function of the session's."""
     forward: Callable[[bytes], None] = staticmethod(_drop)
     paused = False
     finished = False
@@ -115,9 +115,10 @@ class Leg(Protocol):
 
     def watch(self) -> None:
         """From now on, call the session after each chunk was forwarded."""
-        self._receive(self._hand_on)
+        self.take(self._hand_on)
 
-    def _receive(self, take: Callable[[bytes], None]) -> None:
+    def take(self, take: Callable[[bytes], None]) -> None:
+        """From now on, call `take` with each chunk instead of forwarding it."""
         self.dataReceived = take
         if isinstance(self.transport, Transport):
             self.transport.stop_pumping()
@@ -167,6 +168,11 @@ class Leg(Protocol):
     def stopProducing(self) -> None:
         """Tell the session that the other leg accepts no more data."""
         self.session.unheard(self)
+
+    @property
+    def is_ignored(self) -> bool:
+        """Whether what the peer sends is dropped."""
+        return self.forward is _drop
 
     @property
     def peer(self) -> str:
@@ -231,7 +237,7 @@ class Leg(Protocol):
         """Drop whatever the peer sends from now on."""
         self.session.note_ignored(self)
         self.forward = _drop
-        self._receive(_drop)
+        self.take(_drop)
 
     def close(self) -> None:
         """Close after everything written so far was sent."""

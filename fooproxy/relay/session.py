@@ -14,7 +14,8 @@ The rules::
     closing      Data already received is still delivered, as long as the peer reads it.  But if the session ends while
                  a line of the client is unfinished, and not by the client's own FIN, the upstream gets a reset: after a
                  FIN, servers would execute the half of a request that they have.
-    draining     The session closes as soon as it is settled.  A client between two requests is not read any more.
+    draining     The session closes as soon as it is settled.  A client between two requests is not read any more; what
+                 a chunk holds beyond the last whole request is dropped.
 
 The client is not closed directly if the upstream connection is lost, or if a drained client may have sent more than
 was read or has not acknowledged all replies.  It then gets the remaining data and a FIN, and whatever it sends is read
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
         @property
         def between_requests(self) -> bool:
             """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
+
+        def stop_after(self, chunk: bytes) -> int:
+            """Return how much of `chunk`, the client's last, completes requests; if there is any, forget the rest."""
 
         def accepted(self, address: str) -> None:
             """Record that the client at `address` was accepted; again if a PROXY header names another address."""
@@ -263,6 +267,19 @@ class Session:
             self.close()
         elif not self._closing:
             self._end_soon()
+            if not self.client.is_ignored:
+                self.client.take(self._take_last_request)
+            self.proceed(self.client)
+
+    def _take_last_request(self, chunk: bytes) -> None:
+        """Forward the last chunk of a draining client up to the end of its last whole request, and read no more."""
+        whole, forward = self.observer.stop_after(chunk), self.client.forward
+        if whole:
+            # Before it is written, since that may fail, and then the client is read to the end.
+            self.client.ignore()
+            self.client.pause()
+        forward(chunk[:whole] if whole else chunk)
+        if self.ending:
             self.proceed(self.client)
 
     def _end_soon(self) -> None:

@@ -63,6 +63,14 @@ class SessionStats:
         """Whether the client has sent only whole lines; a last line that its FIN ends is whole too."""
         return not self.client.mid_line
 
+    def stop_after(self, chunk: bytes) -> int:
+        """Return how much of `chunk`, the client's last, completes lines; if any, take the rest off the counts."""
+        self._stats.catch_up()
+        whole = chunk.rfind(b"\n") + 1
+        if whole:
+            self.client.take_back(len(chunk) - whole)
+        return whole
+
     def paused(self, leg: str) -> None:
         """Record that reading from a leg, ``client`` or ``upstream``, was paused."""
         self._stats.reads_paused[leg] += 1

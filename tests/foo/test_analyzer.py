@@ -268,3 +268,14 @@ def histogram_of(latencies: list[int]) -> Histogram:
     for span in latencies:
         total.add(span, 1)
     return total.answered
+
+
+def test_what_is_taken_back_was_never_there() -> None:
+    latency = Latency()
+    analysis = Analysis(latency, requests=True)
+    analyzer = Analyzer(analysis, Exchange(latency))
+    analyzer.feed(b"REQ 1\nREQ 2 not any mo", 1)
+    assert analyzer.mid_line
+    analyzer.take_back(len(b"REQ 2 not any mo"))
+    assert not analyzer.mid_line
+    assert (analyzer.bytes, analyzer.req, analysis.total.bytes) == (6, 1, 6)

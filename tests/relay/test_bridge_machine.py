@@ -71,6 +71,7 @@ class Talk:
         self._noted = [0, 0]
         self._in_flight = 0
         self._finished = False
+        """Whether the client's last line is complete, though it may have no newline."""
 
     # The observer
 
@@ -101,6 +102,13 @@ class Talk:
         self.note()
         self._finished = True
         self._in_flight += self._mid_line(self.client)
+
+    def stop_after(self, chunk: bytes) -> int:
+        self.note()
+        whole = chunk.rfind(b"\n") + 1
+        # The rest will not arrive.
+        self._finished = self._finished or whole > 0
+        return whole
 
     def paused(self, leg: str) -> None:
         assert leg in ("client", "upstream")

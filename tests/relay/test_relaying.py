@@ -464,6 +464,25 @@ async def test_draining_lets_a_half_sent_request_be_completed(bed: Bed) -> None:
 
 
 @ensure
+async def test_draining_stops_at_the_last_whole_request_of_a_client_that_always_sends_more(bed: Bed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1 ha")
+    await until(lambda: upstream.received)
+    drained = bed.bridge.drain()
+    client.transport.write(b"lf\nREQ 2\nREQ 3 not any mo")
+    await until(lambda: upstream.received == b"REQ 1 half\nREQ 2\n")
+    client.transport.write(b"re\n")
+    upstream.transport.write(b"ACK 1\nACK 2\n")
+    await until(lambda: client.fin)
+    assert client.received == b"ACK 1\nACK 2\n"
+    assert upstream.received == b"REQ 1 half\nREQ 2\n"
+    client.transport.loseConnection()
+    await drained
+    report = bed.stats.report()
+    assert (report["msg_req"], report["bytes_from_clients"], report["connections_closed"]["drained"]) == (2, 17, 1)
+
+
+@ensure
 async def test_draining_takes_no_new_requests_and_loses_no_reply_to_a_client_that_keeps_sending(bed: Bed) -> None:
     client, upstream = await bed.pair()
     client.transport.write(b"REQ 1\n")
