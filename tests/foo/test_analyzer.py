@@ -279,3 +279,15 @@ def test_what_is_taken_back_was_never_there() -> None:
     analyzer.take_back(len(b"REQ 2 not any mo"))
     assert not analyzer.mid_line
     assert (analyzer.bytes, analyzer.req, analysis.total.bytes) == (6, 1, 6)
+
+
+@pytest.mark.parametrize(("rest", "req", "invalid"), [(b"5\n", 0, 1), (b"\n", 1, 0)], ids=["in a number", "at the end"])
+def test_a_cr_is_tolerated_only_right_before_the_newline_wherever_the_line_is_cut(
+    rest: bytes, req: int, invalid: int
+) -> None:
+    latency = Latency()
+    analyzer = Analyzer(Analysis(latency, requests=True), Exchange(latency))
+    analyzer.feed(b"REQ 1\r", 1)
+    assert analyzer.mid_line
+    analyzer.feed(rest, 2)
+    assert (analyzer.counts.req, analyzer.counts.invalid) == (req, invalid)

@@ -428,6 +428,26 @@ async def test_replies_that_wait_for_a_slow_client_are_not_taken_for_a_silent_up
 
 
 @ensure
+async def test_a_session_that_had_to_wait_for_its_connect_has_no_deadline_left_of_it(bed: Bed) -> None:
+    bed.gate = Deferred()
+    client = await bed.client()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: bed.bridge.sessions)
+    bed.gate.callback(None)
+    await until(lambda: bed.upstreams.built and bed.upstreams.built[0].received == b"REQ 1\n")
+    upstream = bed.upstreams.built[0]
+    drained = bed.bridge.drain()
+    upstream.transport.write(b"ACK ")
+    await until(lambda: client.received == b"ACK ")
+    bed.clock.advance(FIN_TIMEOUT)
+    upstream.transport.write(b"1\n")
+    await until(lambda: client.fin)
+    assert client.received == b"ACK 1\n"
+    client.transport.loseConnection()
+    await drained
+
+
+@ensure
 async def test_draining_closes_idle_sessions_and_waits_for_replies(bed: Bed) -> None:
     idle, _ = await bed.pair()
     busy, upstream = await bed.pair()

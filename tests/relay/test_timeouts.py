@@ -379,6 +379,32 @@ async def test_a_client_that_has_closed_its_side_waits_so_long_for_each_reply(be
     assert reasons(bed) == {"half_close_timeout": 1}
 
 
+@ensure
+@only("ours", "twisted's", "unix")
+async def test_a_client_that_has_closed_its_side_and_reads_slowly_keeps_its_reason(bed: AnyBed) -> None:
+    client, upstream = await bed.pair()
+    client.transport.write(b"REQ 1\n")
+    await until(lambda: upstream.received)
+    session = bed.session()
+    source = session.upstream
+    assert source is not None
+    client.transport.pauseProducing()
+    # More than all buffers on the way hold, so that the upstream has some left while the client does not read.
+    reply = b"ACK 1 ".ljust(20_000_000, b"x") + b"\n"
+    upstream.transport.write(reply)
+    await until(lambda: source.paused)
+    await at_rest(session.client)
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    for _ in range(3):
+        bed.pass_time(CLIENT_FIN)
+    assert session.state == "half-closed"
+    client.transport.resumeProducing()
+    await until(lambda: not bed.bridge.sessions)
+    await until(lambda: len(client.received) == len(reply))
+    assert reasons(bed) == {"client_closed": 1}
+
+
 # The sweep itself
 
 

@@ -38,6 +38,15 @@ def test_open_and_ended_sessions_of_an_address_are_summed() -> None:
     assert report["other"]["connections_total"] == 0
 
 
+def test_a_report_changes_nothing() -> None:
+    stats = Stats(lambda: 0.0)
+    session(stats, "10.0.0.1:1", 3).ended("client_closed")
+    session(stats, "10.0.0.1:2", 4)
+    session(stats, "10.0.0.2:2", 1).ended("client_closed")
+    for limit in (10, 1):
+        assert clients(stats, limit) == clients(stats, limit)
+
+
 def test_those_beyond_the_limit_are_summed_as_others() -> None:
     stats = Stats(lambda: 0.0)
     for number in range(5):
