@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import select
 import socket
@@ -725,8 +724,14 @@ class AlwaysReady:
 def test_the_poller_returns_to_the_reactor_when_its_time_is_over(tick: int, batches: int) -> None:
     near, far = socket.socketpair()
     stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
-    ticks = itertools.count(1, tick)
-    poller = Poller(stub, clock=lambda: next(ticks))
+    now = 1
+    poller = Poller(stub, clock=lambda: now)
+
+    def pass_time() -> None:
+        nonlocal now
+        now += tick
+
+    poller.afterwards.append(pass_time)
     with near, far:
         far.send(b"x")
         ready = AlwaysReady(near.fileno())

@@ -34,11 +34,13 @@ def test_a_turn_closes_only_some_of_many_idle_sessions() -> None:
     timeouts = Timeouts(idle=10)
     sweep = Sweep(sessions, timeouts, clock, lambda: None)
     sweep.start()
-    turn: Any
-    (turn,) = clock.getDelayedCalls()
-    clock.calls.clear()
     clock.rightNow += timeouts.interval
-    turn.func()
+    # The first turn lets the event loop read what has arrived.
+    for _ in range(2):
+        turn: Any
+        (turn,) = clock.getDelayedCalls()
+        clock.calls.clear()
+        turn.func(*turn.args)
     assert 1 <= sum(session.expired for session in sessions) <= 4
     clock.advance(0)
     assert all(session.expired for session in sessions)
