@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.python.filepath import FilePath
 
+from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
 from fooproxy.net.resolver import NamedEndpoint
-from fooproxy.net.trail import NotingEndpoint
 from fooproxy.net.unixport import Listening
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
 
 # Twisted's default of 50 overflows when many clients connect at once, and each dropped client waits a second.
 _BACKLOG = 4096
+
+_COLON = re.compile(r"(?<!\\):")
+"""What separates the arguments of a description."""
 
 _LONGEST_PATH = 107
 """Bytes of a unix socket's path that the kernel takes."""
@@ -99,7 +103,7 @@ def server_endpoint(
         if expects_proxy_header(text):
             balancers: IStreamServerEndpoint = _balancers(listener, text)
             return balancers
-        endpoint: IStreamServerEndpoint = _described(_server, listener, text)
+        endpoint: IStreamServerEndpoint = _listening(listener, text)
         return endpoint
     host = short.host or interface
     if poller is not None:
@@ -125,7 +129,7 @@ def client_endpoint(
         path = unix_path(described)
         if poller is not None and path is not None and connects_polled(text):
             return unix_client(poller, trail, path)
-        return _noting(described, trail)
+        return ArrivalEndpoint(described, trail)
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to; expected the server's port")
@@ -134,14 +138,10 @@ def client_endpoint(
         literal = isIPAddress(host) or isIPv6Address(host)
         return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
     if isIPAddress(host):
-        return _noting(endpoints.TCP4ClientEndpoint(reactor, host, port), trail)
+        return ArrivalEndpoint(endpoints.TCP4ClientEndpoint(reactor, host, port), trail)
     if isIPv6Address(host):
-        return _noting(endpoints.TCP6ClientEndpoint(reactor, host, port), trail)
-    return _noting(endpoints.HostnameEndpoint(reactor, host, port), trail)
-
-
-def _noting(endpoint: IStreamClientEndpoint, trail: Trail | None) -> IStreamClientEndpoint:
-    return endpoint if trail is None else NotingEndpoint(endpoint, trail)
+        return ArrivalEndpoint(endpoints.TCP6ClientEndpoint(reactor, host, port), trail)
+    return ArrivalEndpoint(endpoints.HostnameEndpoint(reactor, host, port), trail)
 
 
 def listens_polled(text: str) -> bool:
@@ -174,12 +174,33 @@ def _balancers(reactor: Any, text: str) -> Any:
         )
     if _word(description) == "ssl":
         return _described(endpoints.serverFromString, BelowTls(reactor), description)
-    return ProxyHeaderEndpoint(_described(_server, reactor, description))
+    return ProxyHeaderEndpoint(_listening(reactor, description))
 
 
 def _server(reactor: Any, text: str) -> Any:
     is_unix = _word(text) == "unix" and not isinstance(reactor, Listener)
     return endpoints.serverFromString(Listening(reactor) if is_unix else reactor, text)
+
+
+def _listening(reactor: Any, text: str) -> Any:
+    """Let Twisted parse a description to listen at."""
+    _check_certificates(text)
+    return _described(_server, reactor, text)
+
+
+def _check_certificates(text: str) -> None:
+    """Refuse ``tls:8002``: Twisted takes what comes first for a directory of certificates, and listens on port 443."""
+    word, _, rest = text.partition(":")
+    arguments = [part.replace("\\:", ":").replace("\\\\", "\\") for part in _COLON.split(rest)]
+    named = [part.removeprefix("path=") for part in arguments if part.startswith("path=")]
+    folder = (named or arguments)[0]
+    if word.lower() != "tls" or (folder and FilePath(folder).globChildren("*.pem")):
+        return
+    port = folder if folder.isdecimal() else "8002"
+    raise ValueError(
+        f"{text!r} names {folder!r}, which is not a directory of certificates (*.pem); "
+        f"expected ssl:{port}:privateKey=key.pem:certKey=cert.pem, or tls:directory:{port}"
+    )
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:

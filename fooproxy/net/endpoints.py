@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from zope.interface import implementer
 
 from fooproxy.net import unixport
+from fooproxy.net.sockets import meets_itself
 from fooproxy.net.transport import Transport
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ def _accepted(
 ) -> Transport:
     """Make the transport of a connection that a port has accepted from `peer`."""
     return Transport(skt, protocol, peer, poller)
+
+
+_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER's value for a close that sends a reset."""
 
 
 class Port(tcp.Port):
@@ -111,17 +117,31 @@ class ServerEndpoint:
 
 @implementer(IStreamClientEndpoint)
 class ClientEndpoint:
-    """Connects to `address`, which is one of the `family`, and notes each connection in `trail`."""
+    """Connects to `address`, which is one of the `family`, and notes each connection in `trail`.
 
-    def __init__(self, poller: Poller, trail: Trail | None, family: socket.AddressFamily, address: Address) -> None:
+    `zone` names the network interface of a link-local IPv6 address (``fe80::77%eth0``).
+    """
+
+    def __init__(
+        self,
+        poller: Poller,
+        trail: Trail | None,
+        family: socket.AddressFamily,
+        address: Address,
+        zone: str = "",
+    ) -> None:
         self._poller = poller
         self._trail = trail
         self._family = family
         self._address = address
+        self._zone = zone
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fires at once if the kernel connects at once, as on loopback and to a unix socket."""
         try:
+            if self._zone:
+                # Each time, since an interface may come and go, and then has another number.
+                self._address = (*self._address[:3], _scope(self._zone))
             skt = socket.socket(self._family, socket.SOCK_STREAM)
         except OSError as error:
             return fail(error)
@@ -132,16 +152,18 @@ class ClientEndpoint:
             self._trail.note(skt, self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
             return _Attempt(self._poller, skt, self._address, factory).result
-        if problem in (0, errno.EISCONN):
+        problem = problem or errno.EISCONN
+        if problem == errno.EISCONN and not _is_refused(skt):
             return succeed(_connected(self._poller, skt, self._address, factory))
         skt.close()
-        return fail(_refusal(problem))
+        return fail(_refusal(errno.ECONNREFUSED if problem == errno.EISCONN else problem))
 
 
 def tcp_client(poller: Poller, trail: Trail | None, port: int, host: str) -> ClientEndpoint:
-    """Connect to `port` of `host`, an IPv4 or IPv6 address."""
+    """Connect to `port` of `host`, an IPv4 or IPv6 address, which may have a zone."""
     if ":" in host:
-        return ClientEndpoint(poller, trail, socket.AF_INET6, (host, port, 0, 0))
+        host, _, zone = host.partition("%")
+        return ClientEndpoint(poller, trail, socket.AF_INET6, (host, port, 0, 0), zone)
     return ClientEndpoint(poller, trail, socket.AF_INET, (host, port))
 
 
@@ -168,6 +190,8 @@ class _Attempt:
         """Finish: the attempt has succeeded or failed."""
         skt = self._forget()
         problem = skt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if not problem and _is_refused(skt):
+            problem = errno.ECONNREFUSED
         if problem:
             skt.close()
             self.result.errback(_refusal(problem))
@@ -188,6 +212,27 @@ def _connected(poller: Poller, skt: socket.socket, address: Address, factory: IP
     protocol: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
     protocol.makeConnection(Transport(skt, protocol, address, poller))
     return protocol
+
+
+def _is_refused(skt: socket.socket) -> bool:
+    """Return whether a connected socket met itself, so that nobody listens there; it is then closed with a reset.
+
+    Otherwise it would keep the server from binding its port for a minute.
+    """
+    if not meets_itself(skt):
+        return False
+    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    return True
+
+
+def _scope(zone: str) -> int:
+    """Return the number of a zone, the name or the number of an interface."""
+    if zone.isdecimal():
+        return int(zone)
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError as error:
+        raise OSError(errno.ENODEV, f"no network interface is called {zone}") from error
 
 
 def _refusal(problem: int) -> Exception:

@@ -31,6 +31,9 @@ TIMED_OUT = TimeoutError()
 """The loss of a connection whose peer took nothing for the time that `give_up_unread` set."""
 
 
+_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
+
+
 def is_writing(transport: Any) -> bool:
     """Return whether bytes wait in `transport` to be sent, or it waits to close."""
     if isinstance(transport, FileDescriptor):
@@ -106,6 +109,14 @@ def loss(problem: OSError, fd: int) -> Exception:
     if problem.errno == errno.ETIMEDOUT and _held(fd):
         return TIMED_OUT
     return main.CONNECTION_LOST
+
+
+def meets_itself(skt: Any) -> bool:
+    """Return whether a TCP socket is connected to itself, as happens with a closed port that the kernel gave to it."""
+    try:
+        return skt.family in _INTERNET and skt.getsockname() == skt.getpeername()
+    except (AttributeError, OSError):
+        return False
 
 
 def bottom_of(transport: Any) -> Any:

@@ -22,14 +22,8 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IStreamClientEndpoint
-from zope.interface import implementer
-
-from fooproxy.net.sockets import bottom_of
-
 if TYPE_CHECKING:
-    from twisted.internet.defer import Deferred
-    from twisted.internet.interfaces import IProtocol, IProtocolFactory
+    pass
 
 _MOST = 16_384
 """Connections remembered, several times what fits into the backlog of a listening socket."""
@@ -85,25 +79,6 @@ class Trail:
                 del self._made[pair]
                 return True
         return False
-
-
-@implementer(IStreamClientEndpoint)
-class NotingEndpoint:
-    """Connects with `endpoint`, one of Twisted's, and notes each connection in `trail` when it has been made."""
-
-    def __init__(self, endpoint: IStreamClientEndpoint, trail: Trail) -> None:
-        self._endpoint = endpoint
-        self._trail = trail
-
-    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; see `IStreamClientEndpoint`."""
-        return self._endpoint.connect(factory).addCallback(self._connected)
-
-    def _connected(self, protocol: Any) -> Any:
-        bottom = bottom_of(protocol.transport)
-        if bottom is not None and hasattr(bottom, "socket"):
-            self._trail.note(bottom.socket)
-        return protocol
 
 
 def _door(address: Any) -> Any:

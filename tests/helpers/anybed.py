@@ -26,7 +26,10 @@ KINDS = ["ours", "twisted's", "unix", "ssl", "haproxy"]
 
 
 class AnyBed(Bed):
-    """A bed whose clients connect over `transports`, one of `KINDS`; its socket and certificate are in `folder`."""
+    """A bed whose clients connect over `transports`, one of `KINDS` or ``haproxy:ssl``.
+
+    Its socket and certificate are in `folder`.
+    """
 
     def __init__(self, transports: str, folder: Path, timeouts: Timeouts = TIMEOUTS) -> None:
         # As in the proxy, all but TLS have our own transports.
@@ -57,7 +60,7 @@ class AnyBed(Bed):
         address: Any = self.ports[1].getHost()
         if self.kind == "unix":
             endpoint: Any = UNIXClientEndpoint(reactor, address.name)
-        elif self.kind == "ssl":
+        elif "ssl" in self.kind:
             endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", address.port, CertificateOptions())
         else:
             endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", address.port)
@@ -78,15 +81,16 @@ class AnyBed(Bed):
         return peers
 
 
-def certificate() -> bytes:
-    """Return a key and a self-signed certificate, in PEM."""
+def certificate(host: str = "localhost") -> bytes:
+    """Return a key and a self-signed certificate for `host`, in PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
     now = datetime.now(timezone.utc)
     signed = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .sign(key, hashes.SHA256())
     )
     no_password = serialization.NoEncryption()

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet import endpoints
-from twisted.internet.protocol import Factory
+from twisted.internet import endpoints, reactor
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
 
 from fooproxy.net.addresses import HostPort, client_endpoint, host_port, server_endpoint
+from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.failures import words
+from fooproxy.net.poller import Poller
+from tests.helpers.anybed import certificate
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,9 @@ def test_a_client_connects_where_it_was_told(text: str, connects_to: tuple[str, 
     [("foo.example:8001", endpoints.HostnameEndpoint), ("unix:/run/foo.sock", endpoints.UNIXClientEndpoint)],
 )
 def test_names_and_descriptions_become_twisteds_endpoints(text: str, kind: type) -> None:
-    assert isinstance(client_endpoint(MemoryReactorClock(), text), kind)
+    endpoint = client_endpoint(MemoryReactorClock(), text)
+    assert isinstance(endpoint, ArrivalEndpoint)
+    assert isinstance(endpoint.endpoint, kind)
 
 
 WRONG = ["", "foo", "-1", "70000", "host:", "host:70000", "[zz]:1", "::1:8001", "a:b:c", "http://foo:8001", "tcp:x"]
@@ -116,3 +125,43 @@ def test_nothing_can_connect_to_port_0() -> None:
 def test_a_socket_that_systemd_did_not_pass_is_missed_by_name() -> None:
     with pytest.raises(ValueError, match="not passed to this process"):
         server_endpoint(MemoryReactorClock(), "systemd:domain=INET:index=7")
+
+
+@pytest.mark.parametrize("text", ["tls:8002", "tls:8002:interface=127.0.0.1", "tls:path=8002", "haproxy:tls:8002"])
+def test_a_port_where_tls_wants_a_directory_of_certificates_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected ssl:8002:privateKey=key\.pem:certKey=cert\.pem") as refusal:
+        server_endpoint(MemoryReactorClock(), text)
+    assert repr(text.removeprefix("haproxy:")) in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_directory_without_certificates_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=f"'{tmp_path}/{name}', which is not a directory of certificates"):
+        server_endpoint(MemoryReactorClock(), f"tls:{tmp_path}/{name}:8002")
+
+
+# Twisted causes these, not our code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_directory_of_certificates_is_listened_with(tmp_path: Path) -> None:
+    folder = tmp_path / "with:colon"
+    folder.mkdir()
+    (folder / "foo.pem").write_bytes(certificate())
+    reactor: Any = MemoryReactorClock()
+    server_endpoint(reactor, f"tls:{tmp_path}/with\\:colon:8002").listen(Factory())
+    assert reactor.tcpServers[0][0] == 8002
+
+
+def test_a_zone_is_the_scope_of_the_address_that_is_connected() -> None:
+    with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as server:
+        port = server.getsockname()[1]
+        endpoint: Any = client_endpoint(reactor, f"[::1%lo]:{port}", Poller(reactor))
+        transport: Any = endpoint.connect(Factory.forProtocol(Protocol)).result.transport
+        assert transport.getPeer().scopeID == socket.if_nametoindex("lo")
+        transport.abortConnection()
+
+
+def test_a_zone_that_is_no_interface_is_a_failure_in_words() -> None:
+    failed: Any = client_endpoint(reactor, "[fe80::77%nowhere]:9001", Poller(reactor)).connect(Factory())
+    assert "no network interface is called nowhere" in words(failed.result.value)
+    failed.addErrback(lambda _: None)
