@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fooproxy.net.pump import Tap
 
 
-@implementer(IHalfCloseableProtocol)
+@implementer(IHalfCloseableProtocol, IHandshakeListener)
 class Interceptor(Protocol):
     """Passes every chunk to `tap`, with the time it was received, and then to `wrapped`, a half-closeable protocol.
 
@@ -52,6 +52,10 @@ class Interceptor(Protocol):
                 limited="failures of the analyzer",
             )
         self.wrapped.dataReceived(data)
+
+    def handshakeCompleted(self) -> None:
+        """Pass on that the TLS handshake is done."""
+        self.wrapped.handshakeCompleted()
 
     def readConnectionLost(self) -> None:
         """Pass on that the peer sent a FIN."""

@@ -15,6 +15,7 @@ from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
+    IHandshakeListener,
     IPushProducer,
     ISSLTransport,
     ITCPTransport,
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
         """Whether any chunk may be the last one; the leg must then call `proceed` after each."""
 
         def connected(self, leg: Leg) -> None:
-            """Continue, now that `leg` is connected."""
+            """Continue, now that `leg` is connected; if it is a client's over TLS, its handshake is still to come."""
+
+        def shaken(self) -> None:
+            """Continue, now that the client's TLS handshake is done."""
 
         def proceed(self, leg: Leg) -> None:
             """Check whether what `leg` just did ends the session."""
@@ -72,7 +76,7 @@ def _drop(data: bytes) -> None:
     """Discard `data`: the `forward` of a leg with no other leg to write to."""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
+@implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
 class Leg(Protocol):
     """One leg of a session: forwards each chunk and reports everything else to the session."""
 
@@ -88,6 +92,7 @@ class Leg(Protocol):
     """Whether the peer sent its FIN or the connection ended."""
     lost = False
     _half_closed = False
+    _held: list[bytes] | None = None
 
     def __init__(self, session: Owner) -> None:
         self.session = session
@@ -107,8 +112,24 @@ class Leg(Protocol):
         """Tell the session what came of the PROXY header."""
         (self.session.identified if is_known else self.session.unidentified)(self)
 
+    def handshakeCompleted(self) -> None:
+        """Tell the session that the client's TLS handshake is done; an upstream leg is made after its own."""
+        self.session.shaken()
+
+    def hold(self) -> None:
+        """Stop reading, and keep what arrives all the same for `relay`: at most the rest of one read.
+
+        What was read with the end of a TLS handshake is passed on even to a leg that is paused.
+        """
+        self._held = []
+        self.forward = self._held.append
+        self.transport.pauseProducing()
+
     def relay(self, other: Leg) -> None:
-        """Forward each chunk straight to `other`, without telling the session, until `watch` is called."""
+        """Forward what was held, and then each chunk straight to `other`, without telling the session until `watch`."""
+        held, self._held = self._held, None
+        for data in held or ():
+            other.transport.write(data)
         self.forward = self.dataReceived = other.transport.write
         if isinstance(self.transport, Transport) and isinstance(other.transport, Transport):
             self.transport.pump(other.transport)
@@ -224,6 +245,11 @@ class Leg(Protocol):
     def let_go(self) -> None:
         """Close now and let the kernel deliver the rest; waiting until the socket is writable might never end."""
         self.transport.connectionLost(Failure(ConnectionDone()))
+
+    @property
+    def shakes_hands(self) -> bool:
+        """Whether the connection is usable only after a TLS handshake."""
+        return bool(ISSLTransport.providedBy(self.transport))
 
     def half_close(self) -> None:
         """Send a FIN after everything written so far, if the transport can."""

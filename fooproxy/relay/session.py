@@ -2,7 +2,9 @@
 
 The rules::
 
-    connecting   The client is not read until its upstream leg is connected, so the proxy buffers nothing for it.
+    shaking      A client over TLS has `HANDSHAKE_TIMEOUT` for its handshake, and no upstream leg before.
+    connecting   The client is not read until its upstream leg is connected, so the proxy buffers nothing for it but
+                 what came in one read with the end of a TLS handshake.
                  Every `LOOK_INTERVAL` the session checks whether the client is still there.
     open         Each chunk is written to the other leg in the reactor turn in which it was read.  Each leg is the
                  other's producer: when one cannot write, the other is not read.  At most one buffer per direction is
@@ -31,9 +33,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone, ConnectionRefusedError, DNSLookupError, TimeoutError
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import ClientFactory
 
+from fooproxy.net.failures import is_tls, kind
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.net.trail import ForwardsToItself
 from fooproxy.relay.leg import Leg
@@ -100,12 +103,8 @@ if TYPE_CHECKING:
             """Record that both legs are gone, and why."""
 
 
-_CONNECT_FAILURES = (
-    (ConnectionRefusedError, "upstream_refused"),
-    (DNSLookupError, "upstream_unresolved"),
-    (TimeoutError, "connect_timeout"),
-    (ForwardsToItself, "loop"),
-)
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a client has for its TLS handshake."""
 
 LOOK_INTERVAL = 1.0
 """Seconds between two checks whether a client that waits for its upstream leg is still there."""
@@ -145,12 +144,10 @@ class Session:
         if leg is self.client:
             self.observer.accepted(leg.peer)
             self._host.sessions.add(self)
-            connecting = self._host.connect(UpstreamFactory(self))
-            if self.upstream is None:
-                leg.transport.pauseProducing()
-                self._connecting = connecting
-                self._expect(LOOK_INTERVAL, self._look_after_client)
-                connecting.addErrback(self._connect_failed)
+            if leg.shakes_hands:
+                self._expect(HANDSHAKE_TIMEOUT, self._handshake_is_late)
+            else:
+                self._connect()
         elif self.client.lost or self._closing:
             leg.transport.abortConnection()
         else:
@@ -162,7 +159,26 @@ class Session:
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
             leg.relay(self.client)
-            self.client.transport.resumeProducing()
+            if not self.client.paused:
+                self.client.transport.resumeProducing()
+
+    def shaken(self) -> None:
+        """Continue once the client's TLS handshake is done."""
+        if not self._closing:
+            self._host.deadlines.clear(self)
+            self._connect()
+
+    def _handshake_is_late(self) -> None:
+        self._because("client_tls")
+        self.close()
+
+    def _connect(self) -> None:
+        connecting = self._host.connect(UpstreamFactory(self))
+        if self.upstream is None:
+            self.client.hold()
+            self._connecting = connecting
+            self._expect(LOOK_INTERVAL, self._look_after_client)
+            connecting.addErrback(self._connect_failed)
 
     def identified(self, leg: Leg) -> None:
         """Record which client a load balancer stands for."""
@@ -183,9 +199,8 @@ class Session:
     def _connect_failed(self, failure: Failure) -> None:
         if not self._closing:
             how = self.client.departed
-            kinds = (kind for error, kind in _CONNECT_FAILURES if failure.check(error))
             # If the client has left already, that is the reason, not the failed connect.
-            self._because(f"client_{how}" if how else next(kinds, "upstream_unreachable"))
+            self._because(f"client_{how}" if how else _why_not_connected(failure))
             self.close()
 
     def finished(self, leg: Leg) -> None:
@@ -220,7 +235,7 @@ class Session:
 
     def lost(self, leg: Leg, reason: Failure) -> None:
         """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
-        how = "closed" if reason.check(ConnectionDone) else "reset"
+        how = "tls" if is_tls(reason.value) else "closed" if reason.check(ConnectionDone) else "reset"
         self._because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
         if not self._closing:
             if leg is self.client:
@@ -416,6 +431,14 @@ class Session:
 
     def _other(self, leg: Leg) -> Leg | None:
         return self.upstream if leg is self.client else self.client
+
+
+def _why_not_connected(failure: Failure) -> str:
+    """Return the reason for the end of a session that got no upstream leg."""
+    if failure.check(ForwardsToItself):
+        return "loop"
+    why = kind(failure.value)
+    return "connect_timeout" if why == "timeout" else f"upstream_{why}"
 
 
 class UpstreamFactory(ClientFactory):

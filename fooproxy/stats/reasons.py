@@ -13,8 +13,10 @@ CLOSED = {
     "upstream_reset": "the upstream reset its connection, or the connection was lost",
     "upstream_refused": "the upstream was still refusing connections when --connect-timeout expired",
     "upstream_unresolved": "the proxy could not resolve the upstream's name within --connect-timeout",
+    "upstream_tls": "TLS with the upstream failed: a certificate was rejected, for example, or it does not speak TLS",
     "upstream_unreachable": "the proxy could not connect to the upstream within --connect-timeout, for another reason",
     "connect_timeout": "the upstream did not answer connection attempts within --connect-timeout",
+    "client_tls": "TLS with the client failed, or it took more than 10 seconds for its handshake",
     "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
     "idle_timeout": "no data passed in either direction for --idle-timeout",
     "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
@@ -33,6 +35,7 @@ CLEAN = frozenset({"client_closed", "upstream_closed", "drained"})
 CONNECT_FAILURES = {
     "refused": "upstream_refused",
     "unresolved": "upstream_unresolved",
+    "tls": "upstream_tls",
     "unreachable": "upstream_unreachable",
     "timeout": "connect_timeout",
 }

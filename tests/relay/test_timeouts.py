@@ -16,7 +16,6 @@ import pytest
 import pytest_twisted
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import Clock, deferLater
 
 from fooproxy.net.private import unsent, unsent_cleartext
@@ -313,21 +312,6 @@ async def test_closing_waits_for_a_peer_that_reads_slowly_and_not_for_one_that_d
         assert bed.session().state == "closing"
     await given_up(bed, sink)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"send_timeout": 1}
-
-
-@ensure
-@only("ssl")
-async def test_a_client_that_never_shakes_hands_is_given_up_and_costs_no_memory(bed: AnyBed) -> None:
-    address: Any = bed.ports[1].getHost()
-    silent: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
-    await until(lambda: bed.upstreams.built and bed.upstreams.built[0].connected_)
-    session = bed.session()
-    assert session.upstream is not None
-    await flood(bed.upstreams.built[0], session.upstream)
-    assert held(session.client.transport) <= LARGEST_READ + FileDescriptor.bufferSize
-    bed.pass_time(SEND + LATE)
-    await until(lambda: silent.lost and not bed.bridge.sessions)
     assert reasons(bed) == {"send_timeout": 1}
 
 
