@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from fooproxy.net.resolver import FRESH, NamedEndpoint, Resolver
+from fooproxy.net.resolver import FRESH, NamedEndpoint, Resolver, interleaved
 
 
 class Names(Clock):
@@ -22,7 +22,7 @@ class Names(Clock):
 
     def __init__(self, *addresses: str) -> None:
         super().__init__()
-        self.addresses = list(addresses)
+        self.addresses: list[Any] = list(addresses)
         self.questions = 0
         self.nameResolver = self
 
@@ -30,17 +30,19 @@ class Names(Clock):
         self.questions += 1
         receiver.resolutionBegan(None)
         for address in self.addresses:
-            receiver.addressResolved(IPv4Address("TCP", address, 0))
+            receiver.addressResolved(IPv4Address("TCP", address, 0) if isinstance(address, str) else address)
         receiver.resolutionComplete()
 
 
 class World:
-    """Addresses that take connections (`up`), hang, or refuse."""
+    """Addresses that take connections (`up`), hang, or refuse; several that hang are separated by blanks."""
 
     def __init__(self, *addresses: str, up: str = "", hanging: str = "") -> None:
         self.names = Names(*addresses)
         self.up, self.hanging = up, hanging
         self.tried: list[str] = []
+        self.cancelled: list[str] = []
+        self.attempts: dict[str, Deferred[Any]] = {}
         self.endpoint = NamedEndpoint(self.names, "foo.example", self.to_address)
 
     def to_address(self, address: str) -> Any:
@@ -49,8 +51,9 @@ class World:
         class Endpoint:
             def connect(self, factory: Any) -> Deferred[Any]:
                 world.tried.append(address)
-                if address == world.hanging:
-                    return Deferred()
+                if address in world.hanging.split():
+                    world.attempts[address] = Deferred(lambda _: world.cancelled.append(address))
+                    return world.attempts[address]
                 return succeed(address) if address == world.up else fail(ConnectionRefusedError())
 
         return Endpoint()
@@ -68,12 +71,72 @@ def test_the_first_address_that_takes_the_connection_is_kept() -> None:
     assert world.names.questions == 1
 
 
-def test_an_address_that_hangs_gives_way_to_the_next() -> None:
+def test_while_an_address_hangs_the_next_is_tried_and_the_one_that_works_is_tried_first_from_then_on() -> None:
     world = World("192.0.2.1", "192.0.2.2", up="192.0.2.2", hanging="192.0.2.1")
     assert world.connect() is None
-    world.names.advance(1)
+    world.names.advance(0.25)
     assert world.tried == ["192.0.2.1", "192.0.2.2"]
+    assert world.cancelled == ["192.0.2.1"]
     assert world.connect() == "192.0.2.2"
+    assert world.tried[2:] == ["192.0.2.2"]
+    assert not world.names.getDelayedCalls()
+
+
+def test_an_address_that_answers_late_is_taken_if_it_is_the_first_to_answer() -> None:
+    world = World("192.0.2.1", "192.0.2.2", hanging="192.0.2.1 192.0.2.2")
+    results: list[Any] = []
+    world.endpoint.connect(Factory()).addBoth(results.append)
+    world.names.advance(0.3)
+    world.attempts["192.0.2.1"].callback("late")
+    assert results == ["late"]
+    assert world.cancelled == ["192.0.2.2"]
+
+
+@pytest.mark.parametrize("budget", [0.4, 1.0])
+def test_a_connection_given_up_too_early_brings_the_next_one_closer_to_an_address_that_works(budget: float) -> None:
+    dead = [f"192.0.2.{number}" for number in range(1, 7)]
+    world = World(*dead, "192.0.2.99", up="192.0.2.99", hanging=" ".join(dead))
+    for _ in range(1 + round(6 // (budget // 0.25))):
+        results: list[Any] = []
+        connecting = world.endpoint.connect(Factory()).addBoth(results.append)
+        for _ in range(round(budget / 0.05)):
+            world.names.advance(0.05)
+        if results:
+            break
+        connecting.cancel()
+    assert results == ["192.0.2.99"]
+    world.tried.clear()
+    assert world.connect() == "192.0.2.99"
+    assert world.tried == ["192.0.2.99"]
+
+
+def test_an_address_that_stops_working_gives_way_to_the_others_without_a_look_up() -> None:
+    world = World("192.0.2.1", "192.0.2.2", up="192.0.2.1")
+    world.connect()
+    world.up = "192.0.2.2"
+    assert world.connect() == "192.0.2.2"
+    assert world.tried == ["192.0.2.1", "192.0.2.1", "192.0.2.2"]
+
+
+def test_an_empty_answer_does_not_take_the_addresses_that_are_known() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses = []
+    world.names.advance(FRESH + 1)
+    assert [world.connect(), world.connect()] == ["192.0.2.1"] * 2
+
+
+def test_the_families_take_turns() -> None:
+    addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "192.0.2.1", "192.0.2.2"]
+    assert interleaved(addresses) == ["2001:db8::1", "192.0.2.1", "2001:db8::2", "192.0.2.2", "2001:db8::3"]
+    assert interleaved(addresses[3:]) == addresses[3:]
+    assert interleaved(addresses[::-1])[:2] == ["192.0.2.2", "2001:db8::3"]
+
+
+def test_an_address_of_a_name_keeps_its_scope() -> None:
+    world = World(up="fe80::77%2")
+    world.names.addresses = [IPv6Address("TCP", "fe80::77", 0, 0, 2)]
+    assert world.connect() == "fe80::77%2"
 
 
 def test_a_failed_connection_has_the_name_looked_up_again() -> None:
