@@ -1,9 +1,13 @@
-"""An upstream server: connects to it, retries with backoff, and records whether it is reachable.
+"""An upstream server: connects to it, retries with backoff, and records whether it is reachable, and why not.
 
-While the server is reachable, each request for a connection makes its own attempt.  After an attempt has failed, all
-requests wait in one queue, and one attempt at a time is made for all of them.  The pauses in between double up to
-`_LONGEST_PAUSE` and are randomized.  The first success serves the request that has waited longest; the others follow,
-spread over `_SPREAD` seconds.  So a restarting server is not flooded with connection attempts from a thousand clients.
+While attempts succeed, each request for a connection makes its own.  After an attempt has failed, all requests wait in
+one queue, and one attempt at a time is made for all of them.  The pauses in between double up to `_LONGEST_PAUSE` and
+are randomized.  The first success serves the request that has waited longest; the others follow, spread over `_SPREAD`
+seconds.  So a restarting server is not flooded with connection attempts from a thousand clients.
+
+What operators see changes less often: the server is unreachable from the first failure until there has been a success
+and no failure for a while, which is longer if it failed again soon after the last time.  So a server of which every
+other attempt fails, like one with a full backlog, has one such episode, with one line at its begin and one at its end.
 
 It knows nothing about sessions or messages.  The service passes its `connect` to the bridge; health calls `probe`.
 """
@@ -23,7 +27,10 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.deadlines import Deadlines, Limit
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind, words
+from fooproxy.stats.reasons import CONNECT_FAILURES
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
@@ -51,6 +58,15 @@ _SPREAD = 0.5
 _STEP = 0.01
 """Seconds between two batches of queued requests."""
 
+_PROBATION = 2.0
+"""Seconds without a failure after which a server to which connections succeed again is called reachable."""
+
+_LONGEST_PROBATION = 30.0
+"""Seconds of that at most; it doubles each time that the server fails again within `_RELAPSE`."""
+
+_RELAPSE = 60.0
+"""Seconds after the end of an episode within which a failure makes the next one longer."""
+
 
 class Upstream:
     """Connects to `endpoint`, with retries.
@@ -77,14 +93,24 @@ class Upstream:
         self._pause = _FIRST_PAUSE
         self._share = 1
         """Number of queued requests per batch."""
+        self._failing = False
+        """Whether the last attempt failed, so that requests queue."""
+        self._recovering: IDelayedCall | None = None
+        """The end of the episode, if nothing fails until then."""
+        self._probation = _PROBATION
+        self._recovered_at = float("-inf")
         self._failed_at = float("-inf")
         self._heard_at = float("-inf")
         self._last: Exception = error.TimeoutError()
         self.error: str | None = None
-        """Why the last attempt failed; `None` after a success and before the first attempt."""
+        """Why the server is unreachable, in words: why the last failed attempt failed; `None` if it is not."""
+        self.reason: str | None = None
+        """The same as one of the reasons in `CONNECT_FAILURES`."""
+        if isinstance(endpoint, ArrivalEndpoint):
+            endpoint.rejected = self._failed
 
     def unreachable(self, within: float) -> str | None:
-        """Return why the last attempt failed, if that was at most `within` seconds ago; otherwise `None`."""
+        """Return why the server is unreachable, if an attempt failed at most `within` seconds ago; otherwise `None`."""
         return self.error if self._clock.seconds() - self._failed_at <= within else None
 
     @property
@@ -94,7 +120,7 @@ class Upstream:
 
     @property
     def state(self) -> str:
-        """Result of the last attempt: ``reachable`` or ``unreachable``; ``unknown`` before the first."""
+        """``reachable`` or ``unreachable``; ``unknown`` before the first attempt."""
         if self.error is not None:
             return "unreachable"
         return "unknown" if self._heard_at < 0 else "reachable"
@@ -105,10 +131,10 @@ class Upstream:
         trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
         try:
             protocol: Any = await trying
-        except (DeferredTimeout, error.ConnectingCancelledError):
+        except DeferredTimeout:
             self._failed(_NoAnswer(timeout))
         except Exception as reason:
-            self._failed(reason)
+            self._failed(_cause(reason, timeout))
         else:
             self._succeeded()
             protocol.transport.loseConnection()
@@ -119,7 +145,7 @@ class Upstream:
         After `timeout` seconds it fails with the error of the last failed attempt, or `TimeoutError` if there was
         none.  It can be cancelled.
         """
-        first = self._endpoint.connect(factory) if self.error is None else None
+        first = None if self._failing else self._endpoint.connect(factory)
         if first is not None and first.called and not isinstance(first.result, Failure):
             self._succeeded()
             return first
@@ -147,7 +173,8 @@ class Upstream:
         # If it is missing, it expired or was cancelled, and so cancelled this attempt.
         if self._trying.pop(connecting, None) is not None:
             self._waiting[connecting] = factory
-            self._failed(failure.value)
+            # If it was cancelled, that was `_expire`.
+            self._failed(_cause(failure.value, self._timeout))
             self._go_on_after(self._pause)
 
     def _fire(self, connecting: Deferred[Any], protocol: Any) -> None:
@@ -162,12 +189,14 @@ class Upstream:
         if attempt is not None:
             attempt.cancel()
         self._waiting.pop(connecting, None)
-        if not self._waiting and self._knocking is not None:
-            self._knocking.cancel()
+        if not self._waiting:
+            self._stop_waiting()
 
     def _expire(self, connecting: Deferred[Any]) -> None:
-        if connecting in self._trying:
-            self._failed(_NoAnswer(self._timeout))
+        attempt = self._trying.get(connecting)
+        if attempt is not None:
+            # Its failure says what it was waiting for.
+            attempt.cancel()
         self._leave(connecting)
         connecting.errback(self._last)
 
@@ -179,11 +208,11 @@ class Upstream:
     def _go_on(self) -> None:
         """Make an attempt for the queue, or connect its next batch if the server is reachable again."""
         self._timer = None
-        if self.error is None:
+        if not self._failing:
             for connecting, factory in list(islice(self._waiting.items(), self._share)):
                 del self._waiting[connecting]
                 self._follow(self._endpoint.connect(factory), connecting, factory)
-                if self.error is not None:
+                if self._failing:
                     return
             if self._waiting:
                 self._go_on_after(_STEP)
@@ -208,7 +237,7 @@ class Upstream:
     def _not_let_in(self, failure: Failure, attempt: Deferred[Any]) -> None:
         self._knocking = None
         if attempt not in self._deadlines:
-            self._failed(_NoAnswer(min(self._timeout, _LONGEST_KNOCK)))
+            self._failed(_cause(failure.value, min(self._timeout, _LONGEST_KNOCK)))
         elif failure.check(CancelledError, error.ConnectingCancelledError) is None:
             self._failed(failure.value)
         self._deadlines.clear(attempt)
@@ -216,28 +245,43 @@ class Upstream:
             self._go_on_after(self._pause)
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
+    def _stop_waiting(self) -> None:
+        if self._knocking is not None:
+            self._knocking.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _failed(self, reason: Any) -> None:
         self._failed_at = self._heard_at = self._clock.seconds()
         self._last = reason
-        why = one_line(str(reason)) or type(reason).__name__
-        if self.error is None:
-            self.log.warn("cannot connect to upstream {name}: {error}", name=self.name, error=why)
-        self.error = why
+        self._failing = True
+        if self._recovering is not None:
+            self._recovering.cancel()
+            self._recovering = None
+        began = self.error is None
+        self.error, self.reason = one_line(words(reason)), CONNECT_FAILURES[kind(reason)]
+        if began:
+            is_relapse = self._failed_at - self._recovered_at <= _RELAPSE
+            self._probation = min(2 * self._probation, _LONGEST_PROBATION) if is_relapse else _PROBATION
+            self.log.warn("cannot connect to upstream {name}: {error}", name=self.name, error=self.error)
 
     def _succeeded(self) -> None:
         self._heard_at = self._clock.seconds()
-        if self.error is not None:
-            self.error = None
-            self.log.info("connected to upstream {name} again", name=self.name)
+        if self._failing:
+            self._failing = False
+            self._recovering = self._clock.callLater(self._probation, self._recovered)
             self._pause = _FIRST_PAUSE
             self._share = math.ceil(len(self._waiting) * _STEP / _SPREAD)
-            if self._knocking is not None:
-                self._knocking.cancel()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._stop_waiting()
             if self._waiting:
                 self._go_on_after(_STEP)
+
+    def _recovered(self) -> None:
+        self._recovering = None
+        self._recovered_at = self._clock.seconds()
+        self.error = self.reason = None
+        self.log.info("connected to upstream {name} again", name=self.name)
 
 
 class _First(Factory):
@@ -256,6 +300,13 @@ class _First(Factory):
             return Protocol()
         self.connecting = next(iter(self._waiting))
         return self._waiting.pop(self.connecting).buildProtocol(addr)
+
+
+def _cause(reason: Any, seconds: float) -> Any:
+    """Return why an attempt failed with `reason`; if it was cancelled, that was after `seconds` without an answer."""
+    if isinstance(reason, HandshakeCancelled):
+        return HandshakeError(f"no answer within {seconds:g} s")
+    return _NoAnswer(seconds) if isinstance(reason, (CancelledError, error.ConnectingCancelledError)) else reason
 
 
 class _NoAnswer(error.TimeoutError):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.error import ConnectingCancelledError, ConnectionRefusedError, TimeoutError
+from twisted.internet.error import (
+    ConnectError,
+    ConnectingCancelledError,
+    ConnectionLost,
+    ConnectionRefusedError,
+    DNSLookupError,
+    TimeoutError,
+)
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
+from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError
 from fooproxy.upstreams.upstream import Upstream
 
 TIMEOUT = 5.0
+STEADY = 2.0
+"""Seconds without a failure after which an upstream to which connections succeed again is reachable."""
 
 
 class Endpoint:
@@ -135,7 +148,7 @@ def test_after_a_success_a_new_failure_begins_with_short_pauses() -> None:
     crowd = Crowd(1)
     crowd.pass_time(4)
     crowd.up = True
-    crowd.pass_time(1)
+    crowd.pass_time(STEADY + 1)
     assert crowd.upstream.state == "reachable"
     crowd.up, crowd.tries = False, []
     crowd.join()
@@ -203,6 +216,7 @@ def test_a_success_elsewhere_ends_an_attempt_that_hangs_and_lets_in_those_who_wa
     case.clock.advance(0.01)
     case.endpoint.attempts[3].callback("another")
     assert case.results == ["another"]
+    case.clock.advance(STEADY)
     assert case.upstream.state == "reachable"
 
 
@@ -280,13 +294,17 @@ def test_one_sweep_serves_all_that_are_connecting() -> None:
     assert not case.clock.getDelayedCalls()
 
 
-def test_the_upstream_is_unreachable_from_a_failure_to_the_next_success() -> None:
+def test_the_upstream_is_unreachable_from_a_failure_until_it_has_been_good_for_a_while() -> None:
     case = Case()
     assert case.upstream.unreachable(10) is None
     case.refuse()
     assert "refused" in str(case.upstream.unreachable(10))
     case.clock.advance(0.05)
     case.endpoint.attempts[-1].callback(case.endpoint.factories[-1].buildProtocol(None))
+    case.clock.advance(STEADY / 2)
+    assert case.upstream.state == "unreachable"
+    case.clock.advance(STEADY / 2)
+    assert (case.upstream.state, case.upstream.error, case.upstream.reason) == ("reachable", None, None)
     assert case.upstream.unreachable(10) is None
 
 
@@ -297,3 +315,103 @@ def test_a_failure_is_forgotten_when_nobody_tried_again() -> None:
     case.connecting.addErrback(lambda failure: None)
     case.clock.advance(11)
     assert case.upstream.unreachable(10) is None
+
+
+class Alternating(Crowd):
+    """Every other attempt fails, as with a backlog that is full."""
+
+    def connect(self, factory: Factory) -> Deferred[Any]:
+        self.up = not self.up
+        return super().connect(factory)
+
+
+def test_an_upstream_that_fails_every_other_time_serves_all_and_has_one_episode() -> None:
+    with capturedLogs() as events:
+        crowd = Alternating(0)
+        crowd.up = True
+        states = set()
+        for _ in range(80):
+            crowd.join()
+            crowd.pass_time(0.1)
+            states.add(crowd.upstream.state)
+        assert states == {"unreachable"}
+        crowd.pass_time(STEADY)
+    assert len(crowd.results) == 80
+    assert not any(isinstance(result, Failure) for result in crowd.results)
+    assert [event["log_format"].split(" upstream")[0] for event in events] == ["cannot connect to", "connected to"]
+    assert crowd.upstream.state == "reachable"
+
+
+def test_an_upstream_that_fails_again_soon_is_doubted_for_longer_each_time() -> None:
+    crowd = Crowd(0)
+    doubts = []
+    for _ in range(6):
+        crowd.up = False
+        crowd.join()
+        crowd.up = True
+        crowd.pass_time(0.1)
+        doubt = 0.1
+        while crowd.upstream.state == "unreachable":
+            crowd.pass_time(0.1)
+            doubt += 0.1
+        doubts.append(round(doubt))
+    assert doubts == [2, 4, 8, 16, 30, 30]
+    crowd.pass_time(61)
+    crowd.up = False
+    crowd.join()
+    crowd.up = True
+    crowd.pass_time(STEADY + 0.1)
+    assert crowd.upstream.state == "reachable"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "text"),
+    [
+        (ConnectionRefusedError(111, "refused"), "upstream_refused", "Connection was refused by other side"),
+        (DNSLookupError("no address found for foo"), "upstream_unresolved", "no address found for foo"),
+        (TimeoutError(), "connect_timeout", "timeout"),
+        (HandshakeError("bad certificate"), "upstream_tls", "TLS handshake failed: bad certificate"),
+        (ConnectError(errno.EAGAIN, "again"), "upstream_unreachable", "its queue of new connections is full"),
+        (ConnectError(errno.EADDRNOTAVAIL, "none"), "upstream_unreachable", "no free local port or address"),
+        (ConnectError(string=Failure(ConnectionLost("gone"))), "upstream_unreachable", "gone"),
+        (OSError(24, "Too many open files"), "upstream_unreachable", "Too many open files"),
+        (ValueError(), "upstream_unreachable", "ValueError"),
+    ],
+)
+def test_a_failure_has_a_reason_and_words(error: Exception, reason: str, text: str) -> None:
+    case = Case()
+    case.endpoint.attempts[0].errback(error)
+    assert case.upstream.reason == reason
+    assert text in str(case.upstream.error)
+    assert "Traceback" not in str(case.upstream.error)
+    case.connecting.cancel()
+
+
+@pytest.mark.parametrize("knock", [False, True])
+def test_a_handshake_that_is_not_answered_in_time_is_a_failure_of_tls(knock: bool) -> None:
+    case = Case(timeout=60 if knock else TIMEOUT)
+    if knock:
+        case.refuse()
+        case.clock.advance(0.05)
+    case.endpoint.attempts[-1]._canceller = lambda attempt: attempt.errback(HandshakeCancelled(None))
+    case.clock.advance(5)
+    assert (case.upstream.reason, case.upstream.error) == ("upstream_tls", "TLS handshake failed: no answer within 5 s")
+    if not knock:
+        assert case.results[0].check(HandshakeError)
+        assert not case.clock.getDelayedCalls()
+
+
+def test_a_failed_handshake_is_retried_like_any_failed_attempt() -> None:
+    case = Case()
+    case.endpoint.attempts[0].errback(HandshakeError("the peer closed the connection"))
+    case.clock.advance(0.05)
+    case.endpoint.attempts[1].callback(case.endpoint.factories[1].buildProtocol(None))
+    assert isinstance(case.results[0], Protocol)
+
+
+def test_a_rejection_after_the_handshake_is_a_failure() -> None:
+    clock = Clock()
+    endpoint = ArrivalEndpoint(Endpoint())  # type: ignore[arg-type]
+    upstream = Upstream(endpoint, "foo:8001", clock, TIMEOUT)
+    endpoint.rejected(HandshakeError("certificate required"))
+    assert (upstream.state, upstream.reason) == ("unreachable", "upstream_tls")
