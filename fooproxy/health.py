@@ -22,7 +22,7 @@ PROBE_INTERVAL = 5.0
 """Seconds without a connection attempt, and without sessions, after which ``/ready`` tests the upstream itself."""
 
 PROBE_TIMEOUT = 1.0
-"""Timeout of that test, in seconds."""
+"""Timeout of that test, in seconds; a name's addresses are tried a fraction of that apart."""
 
 
 class Health:
@@ -61,9 +61,14 @@ class Health:
                 deferred.callback(None)
 
     def reasons(self) -> list[str]:
-        """Return why the proxy is not ready: any of ``starting``, ``draining``, ``upstream_unreachable``."""
+        """Return why the proxy is not ready: any of ``starting``, ``draining``, ``upstream_unreachable``.
+
+        The last is followed by why, in the word by which failed sessions are counted, such as ``upstream_refused``.
+        """
         unreachable = self._upstream.unreachable(UPSTREAM_MEMORY) is not None
         words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
+        if unreachable and self._upstream.reason is not None:
+            words[self._upstream.reason] = True
         return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:

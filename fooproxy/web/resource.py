@@ -178,7 +178,12 @@ class Web:
             "started": self._started,
             "report": self._stats.report(),
             "health": self._health.report(),
-            "upstream": {"address": upstream.name, "state": upstream.state, "error": upstream.error},
+            "upstream": {
+                "address": upstream.name,
+                "state": upstream.state,
+                "reason": upstream.reason,
+                "error": upstream.error,
+            },
             "recovery": self._recovery(),
             "history": self._history(query),
             "latency_buckets": list(self._stats.history.recent().upper_bounds()),

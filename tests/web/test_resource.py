@@ -26,6 +26,7 @@ class Reachability:
 
     name = "127.0.0.1:8001"
     error: str | None = None
+    reason: str | None = None
     state = "reachable"
     silence = 0.0
 
@@ -37,7 +38,7 @@ class Reachability:
 
     async def probe(self, timeout: float) -> None:
         self.probes += 1
-        self.error = "refused"
+        self.error, self.reason = "refused", "upstream_refused"
 
 
 class Answer:
@@ -158,11 +159,17 @@ def test_liveness_never_looks_upstream(site: Site, path: str) -> None:
 
 def test_ready_says_yes_or_why_not(site: Site) -> None:
     assert site.ask("/ready").status == 200
-    site.upstream.error = "refused"
+    site.upstream.error, site.upstream.reason = "bad certificate", "upstream_tls"
     site.health.draining = True
     answer = site.ask("/ready")
     assert answer.status == 503
-    assert answer.json == {"ready": False, "reasons": ["draining", "upstream_unreachable"], "warnings": []}
+    reasons = ["draining", "upstream_unreachable", "upstream_tls"]
+    assert answer.json == {"ready": False, "reasons": reasons, "warnings": []}
+
+
+def test_an_upstream_that_is_unreachable_for_no_special_reason_is_named_once(site: Site) -> None:
+    site.upstream.error, site.upstream.reason = "No route to host", "upstream_unreachable"
+    assert site.ask("/ready").json["reasons"] == ["upstream_unreachable"]
 
 
 def test_a_failing_recovery_is_a_warning_and_no_reason_to_send_traffic_elsewhere(site: Site) -> None:
@@ -178,7 +185,7 @@ def test_being_asked_for_readiness_looks_at_an_upstream_that_was_long_silent(sit
     site.upstream.silence = 6.0
     answer = site.ask("/ready")
     assert site.upstream.probes == 1
-    assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable"])
+    assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable", "upstream_refused"])
 
 
 def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
@@ -232,7 +239,12 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     assert answer["connections"] == site.ask("/connections").json == {"total": 0, "connections": []}
     assert answer["health"] == site.ask("/ready").json
     assert answer["recovery"] == site.recovery
-    assert answer["upstream"] == {"address": "127.0.0.1:8001", "state": "reachable", "error": None}
+    assert answer["upstream"] == {
+        "address": "127.0.0.1:8001",
+        "state": "reachable",
+        "reason": None,
+        "error": None,
+    }
     assert answer["history"]["responses"] == [1]
     assert answer["started"] == 1000.0
     (bucket,) = answer["latency_buckets"]

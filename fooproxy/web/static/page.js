@@ -97,7 +97,8 @@ function say(state, why) {
 // Returns the state of the proxy and an explanation.
 function judge({ health: { ready, reasons, warnings }, upstream, recovery, report: { connections_active: open } }) {
   const peer = `the upstream ${text(upstream.address)}`;
-  const error = text(upstream.error ?? "reason unknown");
+  const reason = upstream.reason ? ` (${words(upstream.reason)})` : "";
+  const error = `${text(upstream.error ?? "no error known")}${reason}`;
   if (reasons.includes("draining")) {
     const sessions = open === 1 ? "one session is" : `${count(open)} sessions are`;
     return ["draining", `The proxy is stopping and accepts no new clients; ${sessions} still open.`];
