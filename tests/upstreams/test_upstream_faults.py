@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
 from tests.helpers.processes import started
-from tests.helpers.proxyprocess import Proxy, fooproxy, settles
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +78,7 @@ def test_an_upstream_that_refuses_ends_the_clients_that_need_it_and_is_counted(t
         assert "Connection refused" in proxy.log and "ended: upstream_refused" in proxy.log
         with FooServer(server):
             assert is_served(proxy)
-            settles(lambda: unready(proxy), [])
+            eventually(lambda: not unready(proxy))
             assert "connected to upstream" in proxy.log
 
 
