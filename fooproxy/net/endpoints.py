@@ -152,11 +152,11 @@ class ClientEndpoint:
             self._trail.note(skt, self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
             return _Attempt(self._poller, skt, self._address, factory).result
-        problem = problem or errno.EISCONN
-        if problem == errno.EISCONN and not _is_refused(skt):
+        problem = _outcome(skt, problem, self._address)
+        if not problem:
             return succeed(_connected(self._poller, skt, self._address, factory))
         skt.close()
-        return fail(_refusal(errno.ECONNREFUSED if problem == errno.EISCONN else problem))
+        return fail(_refusal(problem))
 
 
 def tcp_client(poller: Poller, trail: Trail | None, port: int, host: str) -> ClientEndpoint:
@@ -189,9 +189,7 @@ class _Attempt:
     def doWrite(self) -> None:
         """Finish: the attempt has succeeded or failed."""
         skt = self._forget()
-        problem = skt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if not problem and _is_refused(skt):
-            problem = errno.ECONNREFUSED
+        problem = _outcome(skt, skt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), self._address)
         if problem:
             skt.close()
             self.result.errback(_refusal(problem))
@@ -214,15 +212,19 @@ def _connected(poller: Poller, skt: socket.socket, address: Address, factory: IP
     return protocol
 
 
-def _is_refused(skt: socket.socket) -> bool:
-    """Return whether a connected socket met itself, so that nobody listens there; it is then closed with a reset.
+def _outcome(skt: socket.socket, problem: int, address: tuple[Any, ...]) -> int:
+    """Return what prevents the use of a socket after a connect to `address`, which said `problem`; 0 if nothing does.
 
-    Otherwise it would keep the server from binding its port for a minute.
+    If it met itself, nobody listens there.  It is then closed with a reset, as it would otherwise keep the server from
+    binding its port for a minute.
     """
-    if not meets_itself(skt):
-        return False
+    if problem not in (0, errno.EISCONN):
+        return problem
+    # The port alone tells, but for one connection in thousands.
+    if skt.getsockname()[1] != address[1] or not meets_itself(skt):
+        return 0
     skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    return True
+    return errno.ECONNREFUSED
 
 
 def _scope(zone: str) -> int:

@@ -31,9 +31,6 @@ TIMED_OUT = TimeoutError()
 """The loss of a connection whose peer took nothing for the time that `give_up_unread` set."""
 
 
-_INTERNET = frozenset({socket.AF_INET, socket.AF_INET6})
-
-
 def is_writing(transport: Any) -> bool:
     """Return whether bytes wait in `transport` to be sent, or it waits to close."""
     if isinstance(transport, FileDescriptor):
@@ -114,7 +111,9 @@ def loss(problem: OSError, fd: int) -> Exception:
 def meets_itself(skt: Any) -> bool:
     """Return whether a TCP socket is connected to itself, as happens with a closed port that the kernel gave to it."""
     try:
-        return skt.family in _INTERNET and skt.getsockname() == skt.getpeername()
+        here = skt.getsockname()
+        # The names of unix sockets are text, and may both be empty.
+        return isinstance(here, tuple) and here == skt.getpeername()
     except (AttributeError, OSError):
         return False
 
