@@ -125,6 +125,11 @@ class Leg(Protocol):
         self.forward = self._held.append
         self.transport.pauseProducing()
 
+    @property
+    def holds(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._held)
+
     def relay(self, other: Leg) -> None:
         """Forward what was held, and then each chunk straight to `other`, without telling the session until `watch`."""
         held, self._held = self._held, None

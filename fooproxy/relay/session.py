@@ -148,8 +148,12 @@ class Session:
                 self._expect(HANDSHAKE_TIMEOUT, self._handshake_is_late)
             else:
                 self._connect()
-        elif self.client.lost or self._closing:
+        elif self._closing:
             leg.transport.abortConnection()
+        elif self.client.lost:
+            self.upstream, self._connecting = leg, None
+            self.client.relay(leg)
+            self.close()
         else:
             self.upstream = leg
             if self._connecting is not None:
@@ -202,6 +206,8 @@ class Session:
             # If the client has left already, that is the reason, not the failed connect.
             self._because(f"client_{how}" if how else _why_not_connected(failure))
             self.close()
+        if self.client.lost:
+            self._ended()
 
     def finished(self, leg: Leg) -> None:
         """Pass on the FIN of `leg`, or end the session if nothing else is outstanding."""
@@ -238,6 +244,9 @@ class Session:
         how = "tls" if is_tls(reason.value) else "closed" if reason.check(ConnectionDone) else "reset"
         self._because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
         if not self._closing:
+            if leg is self.client and leg.holds and how == "closed" and self._connecting is not None:
+                # It has left, but what it said is still to be forwarded.
+                return
             if leg is self.client:
                 if how == "closed":
                     # In TLS, which has no half-close, this is the client's FIN.

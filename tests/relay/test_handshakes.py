@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectionRefusedError
 
 from fooproxy.net.deadlines import GRAIN
 from fooproxy.relay.session import HANDSHAKE_TIMEOUT
@@ -70,44 +72,85 @@ async def test_a_client_has_the_whole_time_to_connect_after_its_handshake(bed: A
     bed.gate = Deferred()
     client = await bed.client()
     client.transport.write(header(bed) + b"REQ 1 a\n")
-    await until(lambda: bed.session().client._held is not None)
+    await until(lambda: bed.session().client.holds)
     bed.pass_time(2 * HANDSHAKE_TIMEOUT)
     bed.gate.callback(None)
     await until(lambda: bed.upstreams.built and bed.upstreams.built[0].received == b"REQ 1 a\n")
 
 
-@ensure
-async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: AnyBed) -> None:
-    bed.gate = Deferred()
-    address: Any = bed.ports[1].getHost()
-    # A client without a socket of its own, so that its last message of the handshake and its first data are one write.
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    wire: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing)
-    taken = 0
+class Shaker:
+    """A TLS client without a socket of its own, so that the test decides what is sent in one write."""
 
-    def shakes_hands() -> bool:
-        nonlocal taken
-        incoming.write(bytes(wire.received[taken:]))
-        taken = len(wire.received)
+    def __init__(self, wire: Any) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._wire = wire
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._taken = 0
+        self.tls = context.wrap_bio(self._incoming, self._outgoing)
+
+    def send(self) -> None:
+        """Send all that TLS has to say."""
+        self._wire.transport.write(self._outgoing.read())
+
+    def shakes_hands(self) -> bool:
+        """Go on with the handshake; once it is done, its last message is still to be sent."""
+        received = bytes(self._wire.received)
+        self._incoming.write(received[self._taken :])
+        self._taken = len(received)
         try:
-            client.do_handshake()
+            self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            wire.transport.write(outgoing.read())
+            self.send()
             return False
         return True
 
-    await until(shakes_hands)
+
+async def shaking(bed: AnyBed) -> Shaker:
+    """Connect a client whose last message of its handshake is still to be sent; the upstream has to be waited for."""
+    bed.gate = Deferred()
+    address: Any = bed.ports[1].getHost()
+    client = Shaker(await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients))
+    await until(client.shakes_hands)
+    return client
+
+
+@ensure
+async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: AnyBed) -> None:
+    client = await shaking(bed)
     sent = b"".join(b"REQ %d a\n" % seq for seq in range(5000))
-    client.write(header(bed) + sent)
-    wire.transport.write(outgoing.read())
-    await until(lambda: bed.session().client._held)
+    client.tls.write(header(bed) + sent)
+    client.send()
+    await until(lambda: bed.session().client.holds)
     assert not bed.upstreams.built
-    client.write(b"REQ 5000 last\n")
-    wire.transport.write(outgoing.read())
+    client.tls.write(b"REQ 5000 last\n")
+    client.send()
     bed.gate.callback(None)
     await until(lambda: bed.upstreams.built and bed.upstreams.built[0].received.endswith(b"last\n"))
     assert bed.upstreams.built[0].received == sent + b"REQ 5000 last\n"
     assert bed.stats.report()["msg_req"] == 5001
+
+
+@ensure
+@pytest.mark.parametrize("how", ["connected", "failed", "drained", "aborted"])
+async def test_a_client_that_has_left_with_its_handshake_is_still_forwarded(bed: AnyBed, how: str) -> None:
+    client = await shaking(bed)
+    client.tls.write(header(bed) + b"REQ 1 a\n")
+    with suppress(ssl.SSLWantReadError):
+        client.tls.unwrap()
+    client.send()
+    await until(lambda: bed.session().client.lost)
+    if how == "connected":
+        bed.gate.callback(None)
+        await until(lambda: bed.upstreams.built and bed.upstreams.built[0].fin)
+        assert bed.upstreams.built[0].received == b"REQ 1 a\n"
+        bed.upstreams.built[0].transport.loseConnection()
+    elif how == "failed":
+        bed.gate.errback(ConnectionRefusedError())
+        bed.gate.addErrback(lambda _: None)
+    elif how == "drained":
+        bed.bridge.drain()
+    else:
+        bed.bridge.abort()
+    await until(lambda: not bed.bridge.sessions)
+    assert reasons(bed) == {"client_closed": 1}
