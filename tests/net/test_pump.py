@@ -13,6 +13,9 @@ from twisted.internet import main
 
 from fooproxy.net.pump import CLOSED, IN, LARGEST_READ, SMALLEST_READ, Pump
 
+NOBODYS = 1 << 30
+"""A file descriptor that nothing here has open, however many have been opened before."""
+
 
 class Tap:
     """Keeps what it is shown."""
@@ -104,8 +107,8 @@ def test_what_cannot_be_done_at_once_is_given_back_ends_first(case: Case) -> Non
     case.client.sendall(b"REQ 1\n")
     case.server.close()
     client, upstream = case.client_leg.fileno(), case.upstream_leg.fileno()
-    others, stuck = case.pump.relay([(99, IN), (client, IN | 4), (upstream, IN), (client, IN)], 7)
-    assert others == [(upstream, IN, main.CONNECTION_DONE), (99, IN, None), (client, IN | 4, None)]
+    others, stuck = case.pump.relay([(NOBODYS, IN), (client, IN | 4), (upstream, IN), (client, IN)], 7)
+    assert others == [(upstream, IN, main.CONNECTION_DONE), (NOBODYS, IN, None), (client, IN | 4, None)]
     assert stuck == [(case.sinks[0], b"REQ 1\n")]
 
 
@@ -172,7 +175,7 @@ def test_small_messages_are_soon_read_by_small_reads_and_a_large_one_by_large_re
 
 
 def test_of_many_bulk_transfers_each_is_read_a_fair_share_at_a_time(case: Case, asked: list[int]) -> None:
-    many, few = [(99, IN)] * 40, [(99, IN)] * 7
+    many, few = [(NOBODYS, IN)] * 40, [(NOBODYS, IN)] * 7
     rooms = ((1 << 15, many, 1 << 16), (1 << 16, many, 1 << 16), (1 << 18, many, 1 << 16), (1 << 16, few, 1 << 17))
     for room, others, then in rooms:
         case.client.sendall(bytes(1 << 16))
