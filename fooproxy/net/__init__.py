@@ -3,6 +3,7 @@
 It knows nothing of the Foo protocol, of sessions or of counting; the chunks that it relays are shown to a `pump.Tap`.
 
 Start with `addresses` (what an operator writes becomes an endpoint), then `transport`, `poller` and `pump` (the way of
-a chunk).  `resolver` looks names up, `proxy_header` reads PROXY headers, `sockets` asks the kernel what waits for a
-peer, and `deadlines` keeps many deadlines with one timer.
+a chunk).  `named` and `resolver` look names up, `arrival` waits for TLS, `failures` says why a connection could not be
+made, `proxy_header` reads PROXY headers, `sockets` asks the kernel what waits for a peer, and `deadlines` keeps many
+deadlines with one timer.
 """

@@ -18,10 +18,10 @@ from twisted.python.filepath import FilePath
 
 from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
+from fooproxy.net.named import NamedEndpoint
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
-from fooproxy.net.resolver import NamedEndpoint
 from fooproxy.net.unixport import Listening
 
 if TYPE_CHECKING:

@@ -62,6 +62,12 @@ def kind(reason: Any) -> str:
     return next((word for classes, word in _KINDS if isinstance(reason, classes)), "unreachable")
 
 
+def counted_as(reason: Any) -> str:
+    """Return the reason for which a session ends that could not be connected, such as ``upstream_refused``."""
+    word = kind(reason)
+    return "connect_timeout" if word == "timeout" else f"upstream_{word}"
+
+
 def words(reason: Any) -> str:
     """Return what an exception means, without the line end, the traceback or the tuple that its text may have."""
     if isinstance(reason, VerificationError):

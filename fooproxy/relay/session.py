@@ -36,7 +36,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import ClientFactory
 
-from fooproxy.net.failures import is_tls, kind
+from fooproxy.net.failures import counted_as, is_tls
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.net.trail import ForwardsToItself
 from fooproxy.relay.leg import Leg
@@ -446,8 +446,7 @@ def _why_not_connected(failure: Failure) -> str:
     """Return the reason for the end of a session that got no upstream leg."""
     if failure.check(ForwardsToItself):
         return "loop"
-    why = kind(failure.value)
-    return "connect_timeout" if why == "timeout" else f"upstream_{why}"
+    return counted_as(failure.value)
 
 
 class UpstreamFactory(ClientFactory):

@@ -29,8 +29,7 @@ from twisted.python.failure import Failure
 
 from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.deadlines import Deadlines, Limit
-from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind, words
-from fooproxy.stats.reasons import CONNECT_FAILURES
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as, words
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class Upstream:
         self.error: str | None = None
         """Why the server is unreachable, in words: why the last failed attempt failed; `None` if it is not."""
         self.reason: str | None = None
-        """The same as one of the reasons in `CONNECT_FAILURES`."""
+        """The same in a word, by which the sessions that fail for it are counted."""
         if isinstance(endpoint, ArrivalEndpoint):
             endpoint.rejected = self._failed
 
@@ -260,7 +259,7 @@ class Upstream:
             self._recovering.cancel()
             self._recovering = None
         began = self.error is None
-        self.error, self.reason = one_line(words(reason)), CONNECT_FAILURES[kind(reason)]
+        self.error, self.reason = one_line(words(reason)), counted_as(reason)
         if began:
             is_relapse = self._failed_at - self._recovered_at <= _RELAPSE
             self._probation = min(2 * self._probation, _LONGEST_PROBATION) if is_relapse else _PROBATION

@@ -14,7 +14,8 @@ from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
-from fooproxy.net.resolver import FRESH, NamedEndpoint, Resolver, interleaved
+from fooproxy.net.named import FRESH, NamedEndpoint, interleaved
+from fooproxy.net.resolver import Resolver
 
 
 class Names(Clock):

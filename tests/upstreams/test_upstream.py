@@ -21,7 +21,8 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from fooproxy.net.arrival import ArrivalEndpoint
-from fooproxy.net.failures import HandshakeCancelled, HandshakeError
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind
+from fooproxy.stats.reasons import CONNECT_FAILURES
 from fooproxy.upstreams.upstream import Upstream
 
 TIMEOUT = 5.0
@@ -381,7 +382,7 @@ def test_an_upstream_that_fails_again_soon_is_doubted_for_longer_each_time() -> 
 def test_a_failure_has_a_reason_and_words(error: Exception, reason: str, text: str) -> None:
     case = Case()
     case.endpoint.attempts[0].errback(error)
-    assert case.upstream.reason == reason
+    assert case.upstream.reason == reason == CONNECT_FAILURES[kind(error)]
     assert text in str(case.upstream.error)
     assert "Traceback" not in str(case.upstream.error)
     case.connecting.cancel()
