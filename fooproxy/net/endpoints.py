@@ -212,7 +212,7 @@ def _connected(poller: Poller, skt: socket.socket, address: Address, factory: IP
     return protocol
 
 
-def _outcome(skt: socket.socket, problem: int, address: tuple[Any, ...]) -> int:
+def _outcome(skt: socket.socket, problem: int, address: Address) -> int:
     """Return what prevents the use of a socket after a connect to `address`, which said `problem`; 0 if nothing does.
 
     If it met itself, nobody listens there.  It is then closed with a reset, as it would otherwise keep the server from
@@ -220,8 +220,8 @@ def _outcome(skt: socket.socket, problem: int, address: tuple[Any, ...]) -> int:
     """
     if problem not in (0, errno.EISCONN):
         return problem
-    # The port alone tells, but for one connection in thousands.
-    if skt.getsockname()[1] != address[1] or not meets_itself(skt):
+    # The port alone tells, but for one connection in thousands; a unix socket cannot meet itself.
+    if not isinstance(address, tuple) or skt.getsockname()[1] != address[1] or not meets_itself(skt):
         return 0
     skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     return errno.ECONNREFUSED

@@ -26,7 +26,7 @@ KINDS = ["ours", "twisted's", "unix", "ssl", "haproxy"]
 
 
 class AnyBed(Bed):
-    """A bed whose clients connect over `transports`, one of `KINDS` or ``haproxy:ssl``.
+    """A bed whose clients connect over `transports`, one of `KINDS` or ``haproxy, ssl``.
 
     Its socket and certificate are in `folder`.
     """
@@ -60,7 +60,7 @@ class AnyBed(Bed):
         address: Any = self.ports[1].getHost()
         if self.kind == "unix":
             endpoint: Any = UNIXClientEndpoint(reactor, address.name)
-        elif "ssl" in self.kind:
+        elif self.kind == "ssl":
             endpoint = SSL4ClientEndpoint(reactor, "127.0.0.1", address.port, CertificateOptions())
         else:
             endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", address.port)

@@ -25,7 +25,7 @@ ensure = pytest_twisted.ensureDeferred
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
-@pytest_twisted.async_yield_fixture(params=["ssl", "haproxy:ssl"])
+@pytest_twisted.async_yield_fixture(params=["ssl", "haproxy, ssl"])
 async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay whose clients connect over TLS."""
     bed = AnyBed(request.param, tmp_path)
@@ -39,14 +39,18 @@ def reasons(bed: AnyBed) -> dict[str, int]:
     return {reason: count for reason, count in bed.stats.report()["connections_closed"].items() if count}
 
 
-def header(bed: AnyBed) -> bytes:
-    return b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n" if bed.kind == "haproxy:ssl" else b""
+async def connected(bed: AnyBed) -> Any:
+    """Connect a client by TCP, behind a load balancer if the bed has one; nothing of TLS is sent."""
+    address: Any = bed.ports[1].getHost()
+    peer: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
+    if "haproxy" in bed.kind:
+        peer.transport.write(bed.header)
+    return peer
 
 
 @ensure
 async def test_a_client_that_never_shakes_hands_has_no_upstream_leg_and_is_given_up(bed: AnyBed) -> None:
-    address: Any = bed.ports[1].getHost()
-    silent: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
+    silent = await connected(bed)
     await until(lambda: bed.bridge.sessions)
     bed.pass_time(HANDSHAKE_TIMEOUT - 1)
     assert bed.session().state == "connecting"
@@ -59,8 +63,7 @@ async def test_a_client_that_never_shakes_hands_has_no_upstream_leg_and_is_given
 
 @ensure
 async def test_a_client_that_does_not_speak_tls_ends_with_a_reason_of_its_own(bed: AnyBed) -> None:
-    address: Any = bed.ports[1].getHost()
-    plain: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
+    plain = await connected(bed)
     plain.transport.write(b"REQ 1 in the clear\n")
     await until(lambda: (plain.fin or plain.lost) and not bed.bridge.sessions)
     assert reasons(bed) == {"client_tls": 1}
@@ -71,7 +74,7 @@ async def test_a_client_that_does_not_speak_tls_ends_with_a_reason_of_its_own(be
 async def test_a_client_has_the_whole_time_to_connect_after_its_handshake(bed: AnyBed) -> None:
     bed.gate = Deferred()
     client = await bed.client()
-    client.transport.write(header(bed) + b"REQ 1 a\n")
+    client.transport.write(b"REQ 1 a\n")
     await until(lambda: bed.session().client.holds)
     bed.pass_time(2 * HANDSHAKE_TIMEOUT)
     bed.gate.callback(None)
@@ -109,8 +112,7 @@ class Shaker:
 async def shaking(bed: AnyBed) -> Shaker:
     """Connect a client whose last message of its handshake is still to be sent; the upstream has to be waited for."""
     bed.gate = Deferred()
-    address: Any = bed.ports[1].getHost()
-    client = Shaker(await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients))
+    client = Shaker(await connected(bed))
     await until(client.shakes_hands)
     return client
 
@@ -119,7 +121,7 @@ async def shaking(bed: AnyBed) -> Shaker:
 async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: AnyBed) -> None:
     client = await shaking(bed)
     sent = b"".join(b"REQ %d a\n" % seq for seq in range(5000))
-    client.tls.write(header(bed) + sent)
+    client.tls.write(sent)
     client.send()
     await until(lambda: bed.session().client.holds)
     assert not bed.upstreams.built
@@ -135,7 +137,7 @@ async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: 
 @pytest.mark.parametrize("how", ["connected", "failed", "drained", "aborted"])
 async def test_a_client_that_has_left_with_its_handshake_is_still_forwarded(bed: AnyBed, how: str) -> None:
     client = await shaking(bed)
-    client.tls.write(header(bed) + b"REQ 1 a\n")
+    client.tls.write(b"REQ 1 a\n")
     with suppress(ssl.SSLWantReadError):
         client.tls.unwrap()
     client.send()
