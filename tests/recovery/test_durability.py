@@ -134,6 +134,9 @@ class Disk:
         elif "O_TRUNC" in flags:
             self._written[self._names[path]] = b""
 
+    def empty(self, path: str) -> None:
+        self._written[self._names[path]] = b""
+
     def unlink(self, path: str) -> None:
         self._change({path: None})
 
@@ -219,7 +222,11 @@ def do(disk: Disk, call: str) -> None:
             disk.open(quoted[0], arguments)
         case "openat":
             pass
-        case "write":
+        case "ftruncate" if arguments.endswith(", 0"):
+            assert opened
+            disk.empty(opened[1])
+        # The lock's only writes are at its start, after it has been emptied.
+        case "write" | "pwrite64":
             assert opened
             disk.write(opened[1], f'"{quoted[0]}"')
         case "fsync":
