@@ -289,6 +289,15 @@ def test_a_session_is_between_requests_when_its_client_has_sent_whole_lines_only
     assert session.between_requests
 
 
+def test_the_last_chunk_of_a_client_counts_up_to_its_last_newline() -> None:
+    everything = stats()
+    session = SessionStats(everything)
+    for chunk, whole in ((b"REQ 1\nREQ 2", 6), (b" no end", 0)):
+        session.client.feed(chunk, 0)
+        assert session.stop_after(chunk) == whole
+    assert everything.msg_req == 1
+
+
 def test_what_is_ignored_does_not_count() -> None:
     everything = stats()
     session = SessionStats(everything)
