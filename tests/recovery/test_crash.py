@@ -216,7 +216,7 @@ def test_an_upstream_that_comes_up_in_time_gets_what_the_client_sent_before(tmp_
 
 def test_ready_tells_whether_the_upstream_could_be_reached(tmp_path: Path) -> None:
     ready: tuple[int, Any] = (200, {"ready": True, "reasons": [], "warnings": []})
-    unready = (503, {"ready": False, "reasons": ["upstream_unreachable", "connect_timeout"], "warnings": []})
+    unready = (503, {"ready": False, "reasons": ["upstream_unreachable", "upstream_refused"], "warnings": []})
     with (
         silent_port() as held,
         fooproxy(tmp_path, "--connect-timeout", "2", upstream=held.getsockname()[1]) as proxy,

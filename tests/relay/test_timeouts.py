@@ -502,7 +502,7 @@ async def test_a_sweep_that_fails_is_not_the_last_one(bed: AnyBed) -> None:
 
 @pytest.mark.slow
 def test_the_process_ends_a_session_in_which_nothing_passes(tmp_path: Path) -> None:
-    with FooServer() as server, fooproxy(tmp_path, "--idle-timeout", "0.3", upstream=server.port) as proxy:
+    with FooServer() as server, fooproxy(tmp_path, "--idle-timeout", "1", upstream=server.port) as proxy:
         with closing(connect(proxy.port)) as client:
             client.sendall(b"REQ 1 a\n")
             assert read_to_end(client) == b"ACK 1 a\n"
