@@ -208,6 +208,10 @@ class Bed:
         await until(lambda: len(self.upstreams.built) > before and self.upstreams.built[-1].connected_)
         return client, self.upstreams.built[-1]
 
+    def reasons(self) -> dict[str, int]:
+        """Return the number of ended sessions by reason."""
+        return {reason: count for reason, count in self.stats.connections_closed.items() if count}
+
     def session(self) -> Session:
         """Return the only open session."""
         (session,) = self.bridge.sessions

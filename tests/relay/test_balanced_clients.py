@@ -44,10 +44,6 @@ def hosts(bed: AnyBed) -> dict[str, int]:
     return {row["client"]: row["connections_active"] for row in clients(bed.stats, 10)["clients"]}
 
 
-def reasons(bed: AnyBed) -> dict[str, int]:
-    return {reason: count for reason, count in bed.stats.connections_closed.items() if count}
-
-
 @ensure
 async def test_the_client_is_shown_and_not_the_load_balancer_from_when_its_header_has_come(bed: AnyBed) -> None:
     client, _ = await exchanged(bed)
@@ -56,7 +52,7 @@ async def test_the_client_is_shown_and_not_the_load_balancer_from_when_its_heade
     client.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
     assert hosts(bed) == {"192.0.2.7": 0}
-    assert reasons(bed) == {"client_closed": 1}
+    assert bed.reasons() == {"client_closed": 1}
 
 
 @ensure
@@ -67,7 +63,7 @@ async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
     client.reset()
     await until(lambda: upstream.lost)
     assert not upstream.fin
-    assert reasons(bed) == {"client_reset": 1}
+    assert bed.reasons() == {"client_reset": 1}
 
 
 @ensure
@@ -78,7 +74,7 @@ async def test_tls_ends_by_a_close_notify_or_is_a_reset(bed: AnyBed) -> None:
     await until(lambda: not is_writing(tls))
     tls.protocol.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"client_reset": 1}
+    assert bed.reasons() == {"client_reset": 1}
 
 
 @ensure
@@ -93,7 +89,7 @@ async def test_a_connection_without_a_valid_header_ends_for_that_reason(bed: Any
         client.transport.loseConnection()
     await until(lambda: client.fin or client.lost)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"proxy_header": 1}
+    assert bed.reasons() == {"proxy_header": 1}
     assert not any(upstream.received for upstream in bed.upstreams.built)
 
 
@@ -102,8 +98,8 @@ async def test_a_connection_without_a_valid_header_ends_for_that_reason(bed: Any
 async def test_a_health_check_of_the_load_balancer_is_a_client_that_closes(bed: AnyBed) -> None:
     bed.header = b""
     (await bed.client()).transport.loseConnection()
-    await until(lambda: any(reasons(bed).values()))
-    assert reasons(bed) == {"client_closed": 1}
+    await until(lambda: any(bed.reasons().values()))
+    assert bed.reasons() == {"client_closed": 1}
 
 
 @pytest.mark.slow

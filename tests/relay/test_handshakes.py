@@ -34,11 +34,6 @@ async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     await bed.stop()
 
 
-def reasons(bed: AnyBed) -> dict[str, int]:
-    """Return the number of ended sessions by reason."""
-    return {reason: count for reason, count in bed.stats.report()["connections_closed"].items() if count}
-
-
 async def connected(bed: AnyBed) -> Any:
     """Connect a client by TCP, behind a load balancer if the bed has one; nothing of TLS is sent."""
     address: Any = bed.ports[1].getHost()
@@ -57,7 +52,7 @@ async def test_a_client_that_never_shakes_hands_has_no_upstream_leg_and_is_given
     assert not silent.lost
     bed.pass_time(1 + GRAIN)
     await until(lambda: silent.lost and not bed.bridge.sessions)
-    assert reasons(bed) == {"client_tls": 1}
+    assert bed.reasons() == {"client_tls": 1}
     assert not bed.upstreams.built
 
 
@@ -66,7 +61,7 @@ async def test_a_client_that_does_not_speak_tls_ends_with_a_reason_of_its_own(be
     plain = await connected(bed)
     plain.transport.write(b"REQ 1 in the clear\n")
     await until(lambda: (plain.fin or plain.lost) and not bed.bridge.sessions)
-    assert reasons(bed) == {"client_tls": 1}
+    assert bed.reasons() == {"client_tls": 1}
     assert not bed.upstreams.built
 
 
@@ -155,4 +150,4 @@ async def test_a_client_that_has_left_with_its_handshake_is_still_forwarded(bed:
     else:
         bed.bridge.abort()
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"client_closed": 1}
+    assert bed.reasons() == {"client_closed": 1}

@@ -58,11 +58,6 @@ def only(*kinds: str) -> Any:
     return pytest.mark.parametrize("bed", kinds, indirect=True)
 
 
-def reasons(bed: AnyBed) -> dict[str, int]:
-    """Return the number of ended sessions by reason."""
-    return {reason: count for reason, count in bed.stats.connections_closed.items() if count}
-
-
 async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
     """Stop reading on `slow_side` and send from the other until backpressure holds; return reader, writer, sink leg."""
     client, upstream = await bed.pair()
@@ -141,7 +136,7 @@ async def test_a_session_in_which_nothing_passes_is_ended(bed: AnyBed) -> None:
     bed.pass_time(1 + LATE)
     await until(lambda: not bed.bridge.sessions)
     await until(lambda: (client.fin or client.lost) and (upstream.fin or upstream.lost))
-    assert reasons(bed) == {"idle_timeout": 1}
+    assert bed.reasons() == {"idle_timeout": 1}
 
 
 @ensure
@@ -165,7 +160,7 @@ async def test_a_request_that_waits_for_its_reply_does_not_make_a_session_busy(b
     await until(lambda: upstream.received)
     bed.pass_time(IDLE + LATE)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"idle_timeout": 1}
+    assert bed.reasons() == {"idle_timeout": 1}
 
 
 @ensure
@@ -203,7 +198,7 @@ async def test_a_session_is_idle_only_from_when_its_peer_has_read_everything(bed
     assert bed.session().state == "open"
     bed.pass_time(2 * LATE)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"idle_timeout": 1}
+    assert bed.reasons() == {"idle_timeout": 1}
 
 
 @ensure
@@ -225,7 +220,7 @@ async def test_a_peer_that_leaves_what_the_kernel_holds_is_not_idle_but_does_not
     assert bed.session().state == "open"
     await given_up(bed, sink)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"send_timeout": 1}
+    assert bed.reasons() == {"send_timeout": 1}
 
 
 @ensure
@@ -270,7 +265,7 @@ async def test_a_peer_that_does_not_read_at_all_is_aborted_while_the_session_is_
         await until(lambda: not bed.bridge.sessions or bed.session().state == "closing")
         bed.pass_time(SEND + LATE if bed.kind == "ssl" else FIN_TIMEOUT)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"send_timeout": 1}
+    assert bed.reasons() == {"send_timeout": 1}
     for peer in (reader, writer):
         peer.transport.resumeProducing()
     await until(lambda: (reader.lost or reader.fin) and (writer.lost or writer.fin))
@@ -296,7 +291,7 @@ async def test_a_peer_that_does_not_read_is_not_helped_by_one_that_goes_on_sendi
     # A unix socket reports only how much is unread, so further data would look like progress.
     await given_up(bed, sink, lambda: bed.kind == "unix" or upstream.transport.write(b"0123456789"))
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"send_timeout": 1}
+    assert bed.reasons() == {"send_timeout": 1}
 
 
 @ensure
@@ -312,7 +307,7 @@ async def test_closing_waits_for_a_peer_that_reads_slowly_and_not_for_one_that_d
         assert bed.session().state == "closing"
     await given_up(bed, sink)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"send_timeout": 1}
+    assert bed.reasons() == {"send_timeout": 1}
 
 
 @ensure
@@ -340,7 +335,7 @@ async def test_a_client_that_was_not_read_when_its_session_closed_is_still_heard
     upstream.transport.write(b"ACK 1\n")
     await drained
     assert client.received == b"ACK 1\n"
-    assert reasons(bed) == {"drained": 1}
+    assert bed.reasons() == {"drained": 1}
 
 
 # Half-closed clients
@@ -360,7 +355,7 @@ async def test_a_client_that_has_closed_its_side_waits_so_long_for_each_reply(be
     assert bed.session().state == "half-closed"
     bed.pass_time(CLIENT_FIN)
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"half_close_timeout": 1}
+    assert bed.reasons() == {"half_close_timeout": 1}
 
 
 @ensure
@@ -386,7 +381,7 @@ async def test_a_client_that_has_closed_its_side_and_reads_slowly_keeps_its_reas
     client.transport.resumeProducing()
     await until(lambda: not bed.bridge.sessions)
     await until(lambda: len(client.received) == len(reply))
-    assert reasons(bed) == {"client_closed": 1}
+    assert bed.reasons() == {"client_closed": 1}
 
 
 # The sweep itself
@@ -621,7 +616,7 @@ async def test_a_client_that_closes_is_not_taken_for_one_that_resets(bed: AnyBed
     await until(lambda: client.received == b"ACK 1\n")
     client.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"client_closed": 1}
+    assert bed.reasons() == {"client_closed": 1}
 
 
 @ensure
@@ -635,7 +630,7 @@ async def test_replies_arrive_after_the_clients_fin(bed: AnyBed) -> None:
     await until(lambda: client.lost or client.fin)
     assert client.received == b"ACK 1\n"
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"client_closed": 1}
+    assert bed.reasons() == {"client_closed": 1}
 
 
 @ensure
@@ -643,4 +638,4 @@ async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
     client, _ = await bed.pair()
     client.reset()
     await until(lambda: not bed.bridge.sessions)
-    assert reasons(bed) == {"client_closed" if bed.kind == "unix" else "client_reset": 1}
+    assert bed.reasons() == {"client_closed" if bed.kind == "unix" else "client_reset": 1}
