@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python import usage
 
 from fooproxy import __version__, values
+from fooproxy.core import IMPLEMENTATION
 from fooproxy.net.addresses import expects_proxy_header, host_port
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ An option not given on the command line is read from the environment: FOOPROXY_C
 
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
-        print(f"fooproxy {__version__}")
+        print(f"fooproxy {__version__} ({IMPLEMENTATION})")
         raise SystemExit(0)
 
     def _value(self, option: Option) -> Any:

@@ -22,6 +22,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger, LogLevel
 
+from fooproxy import __version__
+from fooproxy.core import REASON
 from fooproxy.early import Held
 from fooproxy.health import Health
 from fooproxy.launch import Launch
@@ -142,6 +144,7 @@ class ProxyService(Service):
         """Claim the recovery file as the user who will write it, and open the listeners while still privileged."""
         super().privilegedStartService()
         self._launch.settled()
+        self.log.info("fooproxy {version}, {reason}", version=__version__, reason=REASON)
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)

@@ -17,9 +17,12 @@ from hypothesis import settings
 from tests.helpers.bed import Bed
 from tests.helpers.interrupts import Interrupts, ignore_no_signal
 from tests.helpers.processes import Watch
+from tests.helpers.twins import are_told_apart, twin
+
+__all__ = ["twin"]
 
 # What somebody has set for a proxy of their own is not for those that the tests start.
-for name in [name for name in os.environ if name.startswith("FOOPROXY_")]:
+for name in [name for name in os.environ if name.startswith("FOOPROXY_") and name != "FOOPROXY_EXTENSION"]:
     del os.environ[name]
 
 # Examples are judged by what comes out, not by how long a busy machine takes for them.
@@ -38,10 +41,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if _is_another_test(item)]
     interrupts = Interrupts()
     for item in items:
         if isinstance(item, pytest.Function) and getattr(item.obj, "_pytest_twisted_mark", None) == "async_test":
             item.obj = interrupts.cancellable(item.obj, partial(item.stash.get, LIMIT, 0.0))
+
+
+def _is_another_test(item: pytest.Item) -> bool:
+    """Return whether a test that would run with the pure twin differs from the one with the compiled twin."""
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return params.get("twin") != "pure" or are_told_apart(params)
 
 
 def pytest_collection_finish() -> None:
@@ -77,7 +87,7 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
-async def bed(request: Any) -> AsyncIterator[Bed]:
+async def bed(twin: str, request: Any) -> AsyncIterator[Bed]:
     """A relay with an upstream, running on either kind of transports."""
     bed = Bed(request.param)
     await bed.start()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fooproxy import __version__
+from fooproxy.core import IMPLEMENTATION
 from fooproxy.options import OPTIONS
 from tests.helpers.processes import completed
 from tests.helpers.proxyprocess import TWIST, TWISTD, options, run
@@ -242,7 +243,7 @@ def test_help_tells_of_each_option(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("command", [TWISTD, TWIST], ids=["twistd", "twist"])
 def test_version_tells_the_version(tmp_path: Path, command: tuple[str, ...]) -> None:
     end = run(tmp_path, "fooproxy", "--version", command=command)
-    assert (end.returncode, end.stdout, end.stderr) == (0, f"fooproxy {__version__}\n", "")
+    assert (end.returncode, end.stdout, end.stderr) == (0, f"fooproxy {__version__} ({IMPLEMENTATION})\n", "")
 
 
 def test_the_plugin_is_listed(tmp_path: Path) -> None:

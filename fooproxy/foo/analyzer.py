@@ -61,7 +61,53 @@ _BYTES, _REQ, _ACK = Counts.bytes.place, Counts.req.place, Counts.ack.place
 _NAK, _INVALID = Counts.nak.place, Counts.invalid.place
 
 
-class Analyzer:
+class Leg:
+    """What follows from the figures of an `Analyzer`, whichever twin it is."""
+
+    __slots__ = ()
+
+    analysis: Analysis
+    exchange: Exchange
+    head: bytes
+    nak: int
+
+    @property
+    def ack(self) -> int:
+        """ACK messages received on this leg."""
+        raise NotImplementedError
+
+    @property
+    def replies(self) -> int:
+        """ACK and NAK together."""
+        return self.ack + self.nak
+
+    @property
+    def counts(self) -> Counts:
+        """The counts of everything fed so far."""
+        self.analysis.catch_up()
+        counts = Counts()
+        for name in Counts.names:
+            setattr(counts, name, getattr(self, name))
+        return counts
+
+    @property
+    def mid_line(self) -> bool:
+        """Whether the last line is unfinished: its newline has not arrived yet."""
+        self.analysis.catch_up()
+        return self.head != b""
+
+    def finish(self, time: int) -> None:
+        """Record that nothing follows after `time`; an unfinished last line is a request, as servers answer it."""
+        if self.mid_line:
+            self.take_back(0)
+            self.exchange.cut_short(time)
+
+    def take_back(self, size: int) -> None:
+        """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
+        raise NotImplementedError
+
+
+class Analyzer(Leg):
     """Counts one leg of one session, and reports its requests or replies to the session's `exchange`.
 
     Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and memory use
@@ -138,26 +184,6 @@ class Analyzer:
     def ack(self) -> int:
         """ACK messages received on this leg."""
         return self._stray if self.analysis.requests else self.exchange.replies - self.nak
-
-    @property
-    def replies(self) -> int:
-        """ACK and NAK together."""
-        return self.ack + self.nak
-
-    @property
-    def counts(self) -> Counts:
-        """The counts of everything fed so far."""
-        self.analysis.catch_up()
-        counts = Counts()
-        for name in Counts.names:
-            setattr(counts, name, getattr(self, name))
-        return counts
-
-    @property
-    def mid_line(self) -> bool:
-        """Whether the last line is unfinished: its newline has not arrived yet."""
-        self.analysis.catch_up()
-        return self.head != b""
 
 
 class Analysis:
@@ -306,13 +332,13 @@ class Analysis:
             nak = lines.count(b"\nNAK ")
             ack = ended - nak
         analyzer.apart = analyzer.head != b"" or not usual
-        analyzer.exchange.last = time
-        if self.requests:
-            if ended:
-                analyzer.exchange.request(time, ended)
-                self._latency.ask(ended)
-        else:
+        if not self.requests:
             analyzer.exchange.reply(time, ack + nak)
+        elif ended:
+            analyzer.exchange.request(time, ended)
+            self._latency.ask(ended)
+        else:
+            analyzer.exchange.last = time
         analyzer.bytes += len(chunk)
         analyzer.tally(ended, req, ack, nak)
         numbers, start = self.total.numbers, self.total.start

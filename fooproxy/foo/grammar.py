@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import NamedTuple
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
 TYPES = re.compile(rb"^" + _HEAD + rb"(?:[ \t].*|\r?)$", re.MULTILINE)
@@ -51,6 +52,44 @@ def canonical(head: bytes) -> bytes:
     if match := _IN_GAP.fullmatch(head):
         return match[1] + b" " + match[2]
     return head if head in _IN_TYPE else _HOPELESS
+
+
+class Automaton(NamedTuple):
+    """The grammar as a table: what `canonical` and `TYPES` say, for code that reads one byte after the other.
+
+    Its states are the canonical heads, by number; state 0 is the beginning of a line.  Only a newline leads back to it,
+    and from the state `absorbing` on only a newline leads anywhere else.
+    """
+
+    transitions: bytes
+    """The next state, at 256 times the state plus the byte."""
+    kinds: bytes
+    """What a line that ends in each state is: its place in `KINDS`."""
+    heads: tuple[bytes, ...]
+    absorbing: int
+
+
+KINDS = (b"REQ", b"ACK", b"NAK", b"")
+"""The types of messages, and what is none, in the order in which they are counted."""
+
+
+def automaton() -> Automaton:
+    """Derive the automaton from the functions of this module."""
+    heads = [b""]
+    after: dict[bytes, list[bytes]] = {}
+    for head in heads:
+        after[head] = [b"" if byte == b"\n" else canonical(head + byte) for byte in map(_byte, range(256))]
+        heads += sorted(set(after[head]).difference(heads))
+    absorbing = [head for head in heads if set(after[head]) == {b"", head}]
+    heads = [head for head in heads if head not in absorbing] + absorbing
+    numbers = {head: number for number, head in enumerate(heads)}
+    transitions = bytes(numbers[following] for head in heads for following in after[head])
+    kinds = bytes(1 + KINDS.index(b"".join(TYPES.findall(head))) for head in heads)
+    return Automaton(transitions, kinds, tuple(heads), len(heads) - len(absorbing))
+
+
+def _byte(number: int) -> bytes:
+    return bytes((number,))
 
 
 def heads_of(head: bytes, chunk: bytes, end: int) -> bytes | None:

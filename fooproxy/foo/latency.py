@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fooproxy.foo.numbers import Block, Number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, MutableSequence
+    from collections.abc import Iterator, Mapping
 
 LONGEST = (1 << 27) - 1
 """Microseconds (134 s); longer latencies count as this long."""
@@ -49,10 +49,10 @@ def bounds(number: int) -> tuple[int, int]:
     return lower, lower + (1 << shift)
 
 
-_BUCKETS = bucket(LONGEST) + 1
+BUCKETS = bucket(LONGEST) + 1
 """The number of buckets."""
 
-BUCKETS = frozenset(map(str, range(_BUCKETS)))
+BUCKET_NAMES = frozenset(map(str, range(BUCKETS)))
 """All bucket numbers, as text: the keys in `Histogram.state`."""
 
 
@@ -126,11 +126,12 @@ class Latency(Block):
 
     `asked` counts all requests, `given_up` those still open when their session ended, `unmatched` the replies that
     arrived while no request was open, and `late` those whose latency is not the server's (see `Exchange.resumed`).
-    `sum` and `longest` describe the latencies, in microseconds; the buckets follow them.  All numbers except `longest`
-    are additive.
+    `sum` and `longest` describe the latencies, in microseconds.  `replied` is when a reply was last read from an
+    upstream, `seen` when the last of the data that has been counted was read, from either leg; both in microseconds, 0
+    if never.  The buckets follow.  All numbers up to `sum` are additive, and so are the buckets.
     """
 
-    __slots__ = ("replied", "seen")
+    __slots__ = ()
 
     asked = Number()
     given_up = Number()
@@ -138,16 +139,9 @@ class Latency(Block):
     late = Number()
     sum = Number()
     longest = Number()
-    more = tuple(f"bucket_{number}" for number in range(_BUCKETS))
-
-    replied: int
-    """When a reply to a request was last read, in microseconds; 0 if none was."""
-    seen: int
-    """When the last of the data that has been counted was read, from either leg, in microseconds."""
-
-    def __init__(self, numbers: MutableSequence[int] | None = None, start: int = 0) -> None:
-        super().__init__(numbers, start)
-        self.replied = self.seen = 0
+    replied = Number()
+    seen = Number()
+    more = tuple(f"bucket_{number}" for number in range(BUCKETS))
 
     def ask(self, count: int) -> None:
         """Add `count` requests."""
@@ -159,38 +153,58 @@ class Latency(Block):
         if microseconds > numbers[start + _LONGEST]:
             microseconds = numbers[start + _LONGEST] = min(microseconds, LONGEST)
         number = bucket(microseconds)
-        numbers[start + _FIRST + number] += count
+        numbers[start + FIRST + number] += count
         numbers[start + _SUM] += microseconds * count
         return number
 
     @property
     def answered(self) -> Histogram:
         """The latencies of all requests answered so far."""
-        first = self.start + _FIRST
-        counts = self.numbers[first : first + _BUCKETS]
+        first = self.start + FIRST
+        counts = self.numbers[first : first + BUCKETS]
         return Histogram({number: count for number, count in enumerate(counts) if count}, self.sum, self.longest)
 
     @property
     def in_flight(self) -> int:
         """Unanswered requests of open sessions."""
-        first = self.start + _FIRST
-        return self.asked - self.given_up - self.late - sum(self.numbers[first : first + _BUCKETS])
+        first = self.start + FIRST
+        return self.asked - self.given_up - self.late - sum(self.numbers[first : first + BUCKETS])
 
     def restore(self, answered: Histogram) -> None:
         """Take over the latencies of an earlier process; none of its requests is still open."""
-        first = self.start + _FIRST
-        for number in range(_BUCKETS):
+        first = self.start + FIRST
+        for number in range(BUCKETS):
             self.numbers[first + number] = answered.buckets.get(number, 0)
         self.sum, self.longest = answered.sum, min(answered.longest, LONGEST)
         self.asked, self.given_up = answered.count + self.late, 0
 
 
 _ASKED, _SUM, _LONGEST = Latency.asked.place, Latency.sum.place, Latency.longest.place
-_FIRST = _LONGEST + 1
+FIRST = Latency.seen.place + 1
 """The place of the first bucket."""
 
 
-class Exchange:
+class Waiting:
+    """What follows from the figures of an `Exchange`, whichever twin it is."""
+
+    __slots__ = ()
+
+    open: int
+    asked: int
+    last: int
+    buckets: dict[int, int]
+
+    @property
+    def waiting_since(self) -> int:
+        """When the oldest open request arrived, or, if its reply will be late, when data last arrived."""
+        return self.last if self.asked == _LATE else self.asked
+
+    def quantile(self, share: float) -> float | None:
+        """Return the latency in seconds that `share` of the session's latencies do not exceed; `None` without any."""
+        return quantile(self.buckets, share, LONGEST)
+
+
+class Exchange(Waiting):
     """The open requests of one session, and the latencies of those answered; adds both to `total` as well.
 
     Times are whole microseconds on one clock.  A request is forwarded only after everything with its arrival time has
@@ -238,11 +252,6 @@ class Exchange:
             return self.later[-1][0]
         return 0 if self.asked == _LATE else self.asked
 
-    @property
-    def waiting_since(self) -> int:
-        """When the oldest open request arrived, or, if its reply will be late, when data last arrived."""
-        return self.last if self.asked == _LATE else self.asked
-
     def resumed(self) -> None:
         """Mark the open requests: the upstream was not read for a while, so how long they took will be unknown.
 
@@ -251,10 +260,6 @@ class Exchange:
         if self.open:
             self.last = max(self.last, self.last_request)
             self.open, self.later, self.asked = self.in_flight, None, _LATE
-
-    def quantile(self, share: float) -> float | None:
-        """Return the latency in seconds that `share` of the session's latencies do not exceed; `None` without any."""
-        return quantile(self.buckets, share, LONGEST)
 
     def request(self, time: int, count: int) -> None:
         """Record `count` new requests; the caller adds them to `asked` of the total."""
@@ -278,6 +283,8 @@ class Exchange:
     def reply(self, time: int, count: int) -> None:
         """Match `count` replies with the oldest open requests."""
         self.last = time
+        if count:
+            self._total.replied = time
         while count:
             if not self.open or time <= self.asked != _LATE:
                 self._unmatched += count
@@ -285,7 +292,6 @@ class Exchange:
                 return
             matched = min(count, self.open)
             count -= matched
-            self._total.replied = time
             if self.asked == _LATE:
                 self._late += matched
                 self._total.late += matched

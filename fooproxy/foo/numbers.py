@@ -9,7 +9,9 @@ blocks, and `fooproxy.stats` owns the array.
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from fooproxy.core import core
 
 if TYPE_CHECKING:
     from collections.abc import MutableSequence
@@ -29,7 +31,7 @@ class Block:
     A subclass declares each number as an attribute, a `Number`; their order is that of the places.
     """
 
-    __slots__ = ("numbers", "start")
+    __slots__ = ("_row", "numbers", "start")
 
     more: ClassVar[tuple[str, ...]] = ()
     """The names of the places that follow those of the attributes."""
@@ -46,6 +48,14 @@ class Block:
     def __init__(self, numbers: MutableSequence[int] | None = None, start: int = 0) -> None:
         self.numbers = zeros(len(self.names)) if numbers is None else numbers
         self.start = start
+        self._row: Any = None
+
+    @property
+    def row(self) -> Any:
+        """The same numbers for the compiled twins, which keep the array from being resized."""
+        if self._row is None:
+            self._row = core.Row(self.numbers, self.start, len(self.names))
+        return self._row
 
 
 class Number:

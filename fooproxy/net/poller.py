@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fooproxy.net.pump import IN, Pump
+from fooproxy.net.pump import CHOSEN, IN
 from fooproxy.net.sockets import TIMED_OUT
 
 if TYPE_CHECKING:
@@ -70,17 +70,19 @@ class Poller:
 
     `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
     traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
-    `clock` returns microseconds; one reading is the time of a whole batch.
+    `clock` returns microseconds; one reading is the time of a whole batch.  `pump` makes the pump.
     """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, patience: float = 0.0, clock: Callable[[], int] = microseconds) -> None:
+    def __init__(
+        self, reactor: Any, patience: float = 0.0, clock: Callable[[], int] = microseconds, pump: Any = CHOSEN
+    ) -> None:
         self.callLater = reactor.callLater
         self._clock = clock
         self.patience = patience
         self._reactor = reactor
-        self.pump = Pump(self._do_afterwards, clock)
+        self.pump = pump(self._do_afterwards, clock)
         """Relays between transports without calling their protocols."""
         self.after_silence: list[Callable[[], None]] = []
         """Functions to call before a batch is read that arrives more than `_SILENCE` after the last one."""

@@ -6,7 +6,7 @@ at once.  For the same reason it calls no function per chunk but the kernel's, a
 is written share one time.
 
 It knows file descriptors and taps, and calls no method of a transport or protocol: what it cannot do itself it returns
-to the poller, which owns it.  A faster implementation in a compiled language would replace exactly `relay`.
+to the poller, which owns it.  The compiled twin, pump.c, does the same, and also counts each chunk as it is read.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import main
 
+from fooproxy.core import IS_USED, core
 from fooproxy.net.sockets import loss
 
 if TYPE_CHECKING:
@@ -164,3 +165,12 @@ class Pump:
                     sent = 0
                 if sent != len(chunk):
                     self._stuck.append((self._sinks[tap], chunk[sent:]))
+
+
+def compiled(look: Callable[[], None], clock: Callable[[], int]) -> Any:
+    """Return the compiled twin of a `Pump`, whose taps must be compiled too; it leaves them nothing to `look` for."""
+    return core.Pump(clock, loss, main.CONNECTION_DONE)
+
+
+CHOSEN: Callable[[Callable[[], None], Callable[[], int]], Any] = compiled if IS_USED else Pump
+"""Makes the pump to use."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
-from fooproxy.foo.latency import BUCKETS, Histogram, bounds, bucket
+from fooproxy.foo.latency import BUCKET_NAMES, Histogram, bounds, bucket
 from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.stats import history
@@ -141,7 +141,7 @@ def _latencies(content: Any) -> Histogram:
     if not isinstance(content, dict) or not isinstance(content.get("buckets"), dict):
         raise Unusable("its latency is not a JSON object with buckets")
     counts = content["buckets"]
-    if not counts.keys() <= BUCKETS:
+    if not counts.keys() <= BUCKET_NAMES:
         raise Unusable("its latency has unknown buckets")
     buckets = {int(name): _count(counts, name) for name in counts}
     total, longest = content.get("sum"), _count(content, "longest")

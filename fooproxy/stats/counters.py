@@ -16,7 +16,9 @@ from operator import sub
 from typing import TYPE_CHECKING
 
 from fooproxy import __version__
-from fooproxy.foo.analyzer import Analysis, Analyzer, Counts
+from fooproxy.core import IMPLEMENTATION
+from fooproxy.foo.analyzer import Counts
+from fooproxy.foo.counting import CHOSEN
 from fooproxy.foo.latency import Histogram, Latency
 from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableSequence, Sequence
     from typing import Any
 
+    from fooproxy.foo.analyzer import Analyzer
+    from fooproxy.foo.counting import Twin
     from fooproxy.foo.latency import Exchange
     from fooproxy.stats.clients import Session
 
@@ -53,7 +57,8 @@ class Stats(Declared):
     """All statistics of this process.
 
     `clock` returns monotonic seconds.  `on_end` is called with the statistics of each session that ends, and the
-    reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.
+    reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.  `twin` counts
+    the traffic.
     """
 
     @computed(
@@ -216,10 +221,20 @@ class Stats(Declared):
         """Time since this process started."""
         return self.clock() - self._started
 
-    @computed("info", "", series="build")
+    @computed("info", "", series=None)
     def version(self) -> str:
         """The version of fooproxy."""
         return __version__
+
+    @computed("info", "", series=None)
+    def implementation(self) -> str:
+        """What relays and counts: compiled, or pure for Python alone."""
+        return IMPLEMENTATION
+
+    @computed("info", "", in_report=False)
+    def build(self) -> dict[str, str]:
+        """The version of fooproxy, and whether what relays and counts is compiled."""
+        return {"version": self.version, "implementation": self.implementation}
 
     _client = Counted(Counts.names, saved="client")
     _upstream = Counted(Counts.names, saved="upstream")
@@ -231,11 +246,13 @@ class Stats(Declared):
         clock: Callable[[], float],
         on_end: Callable[[Any, str], None] = _ignore,
         numbers: MutableSequence[int] | None = None,
+        twin: Twin = CHOSEN,
     ) -> None:
         super().__init__(numbers)
         self._bind(self.numbers)
-        self._requests = Analysis(self._all, requests=True, total=self._from_clients)
-        self._replies = Analysis(self._all, requests=False, before=self._requests, total=self._from_upstream)
+        self._twin = twin
+        self._requests = twin.Analysis(self._all, requests=True, total=self._from_clients)
+        self._replies = twin.Analysis(self._all, requests=False, before=self._requests, total=self._from_upstream)
         self._restored: Sequence[int] = self.numbers[:]
         """The numbers as they were when this process began to count."""
         self.clock = clock
@@ -268,9 +285,10 @@ class Stats(Declared):
         view._bind(array("q", map(sub, self.numbers, self._restored)))
         return view
 
-    def analyzers(self, exchange: Exchange) -> tuple[Analyzer, Analyzer]:
-        """Return new analyzers for the client leg and the upstream leg of a session."""
-        return Analyzer(self._requests, exchange), Analyzer(self._replies, exchange)
+    def analyzers(self) -> tuple[Exchange, Analyzer, Analyzer]:
+        """Return what counts a new session: its exchange, and the analyzers of its client leg and upstream leg."""
+        exchange = self._twin.Exchange(self._all)
+        return exchange, self._twin.Analyzer(self._requests, exchange), self._twin.Analyzer(self._replies, exchange)
 
     def counters(self) -> dict[str, int]:
         """Return the numbers that outlive the process, by the names in the recovery file."""

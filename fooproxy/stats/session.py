@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fooproxy.foo.latency import Exchange
-
 if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
@@ -24,8 +22,7 @@ class SessionStats:
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self.exchange = Exchange(stats.latency)
-        self.client, self.upstream = stats.analyzers(self.exchange)
+        self.exchange, self.client, self.upstream = stats.analyzers()
         self.address = ""
         self.is_held_up = False
         self.opened = stats.clock()
@@ -53,10 +50,7 @@ class SessionStats:
 
     def finished(self) -> None:
         """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""
-        self._stats.catch_up()
-        if self.client.head:
-            self.client.head = b""
-            self.exchange.cut_short(round(self._stats.clock() * 1e6))
+        self.client.finish(round(self._stats.clock() * 1e6))
 
     @property
     def between_requests(self) -> bool:

@@ -106,7 +106,7 @@ def _family(field: Field, value: Any) -> Metric:
     if field.kind == "histogram":
         return _durations(name, field.meaning, value)
     if field.kind == "info":
-        return InfoMetricFamily(name, field.meaning, value={field.name: value})
+        return InfoMetricFamily(name, field.meaning, value=value)
     kind = CounterMetricFamily if field.kind == "counter" else GaugeMetricFamily
     if not field.label:
         return kind(name, field.meaning, value=value)

@@ -22,6 +22,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__
+from fooproxy.core import IMPLEMENTATION
 from fooproxy.web import overview, page
 from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
@@ -209,8 +210,8 @@ class Web:
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:
-        """The version as JSON."""
-        return _json(request, 200, {"version": __version__})
+        """The version, and whether what relays is compiled, as JSON."""
+        return _json(request, 200, {"version": __version__, "implementation": IMPLEMENTATION})
 
     @app.route("/<name>", methods=["GET"])
     def file(self, request: IRequest, name: str) -> bytes:

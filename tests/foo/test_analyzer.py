@@ -10,9 +10,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fooproxy.foo.analyzer import Analysis, Analyzer, Counts
+from fooproxy.foo.analyzer import Analyzer, Counts
 from fooproxy.foo.grammar import canonical
-from fooproxy.foo.latency import Exchange, Histogram, Latency
+from fooproxy.foo.latency import Histogram, Latency
+from tests.helpers.twins import counting, each_twin
 
 # A second implementation of the grammar: one regex per line, without any state between lines.
 REFERENCE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[-+]?\d+(?:[ \t]+[^\n]*)?", re.DOTALL)
@@ -31,7 +32,7 @@ def as_dict(counts: Counts | Analyzer) -> dict[str, int]:
 
 
 def fed(chunks: list[bytes], requests: bool = True) -> Analyzer:
-    analyzer = Analyzer(Analysis(Latency(), requests), Exchange(Latency()))
+    analyzer = counting().Analyzer(counting().Analysis(Latency(), requests), counting().Exchange(Latency()))
     for chunk in chunks:
         analyzer.feed(chunk, 0)
     return analyzer
@@ -89,13 +90,15 @@ USUAL = st.builds(
 def test_any_bytes_cut_anywhere_count_as_the_reference_counts_them(
     stream: bytes, places: list[int], requests: bool
 ) -> None:
-    assert as_dict(fed(cut(stream, places), requests).counts) == reference(stream)
+    for _ in each_twin():
+        assert as_dict(fed(cut(stream, places), requests).counts) == reference(stream)
 
 
 @given(STREAMS, st.booleans())
 def test_byte_by_byte_counts_the_same_as_in_one_piece(stream: bytes, requests: bool) -> None:
-    bytewise, whole = fed([bytes([byte]) for byte in stream], requests), fed([stream], requests)
-    assert as_dict(bytewise.counts) == reference(stream) == as_dict(whole.counts)
+    for _ in each_twin():
+        bytewise, whole = fed([bytes([byte]) for byte in stream], requests), fed([stream], requests)
+        assert as_dict(bytewise.counts) == reference(stream) == as_dict(whole.counts)
 
 
 @given(st.lists(NEARLY, max_size=12).map(b"".join), st.lists(NEARLY, max_size=6).map(b"".join))
@@ -106,6 +109,7 @@ def test_a_canonical_head_stands_for_every_head_it_replaces(head: bytes, rest: b
     assert len(canonical(head)) <= 7
 
 
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize(
     ("line", "kind"),
     [
@@ -139,6 +143,7 @@ def test_one_line_counts_as_the_grammar_says(line: bytes, kind: str) -> None:
     }
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
     analyzer = fed([b"REQ 1 some da"])
     assert analyzer.counts.lines == 0
@@ -155,52 +160,26 @@ def test_a_line_counts_only_when_its_newline_has_been_seen() -> None:
 def test_sessions_that_are_counted_together_count_as_each_alone_and_add_up(
     pieces: list[tuple[int, bytes, list[int]]], requests: bool
 ) -> None:
-    analysis = Analysis(Latency(), requests)
-    analyzers = [Analyzer(analysis, Exchange(Latency())) for _ in range(4)]
-    streams = [b""] * 4
-    for number, stream, places in pieces:
-        streams[number] += stream
-        for chunk in cut(stream, places):
-            analyzers[number].feed(chunk, 0)
-    analysis.catch_up()
-    due = [reference(stream) for stream in streams]
-    assert [as_dict(analyzer) for analyzer in analyzers] == due
-    assert as_dict(analysis.total) == {name: sum(counts[name] for counts in due) for name in due[0]}
+    for _ in each_twin():
+        analysis = counting().Analysis(Latency(), requests)
+        analyzers = [counting().Analyzer(analysis, counting().Exchange(Latency())) for _ in range(4)]
+        streams = [b""] * 4
+        for number, stream, places in pieces:
+            streams[number] += stream
+            for chunk in cut(stream, places):
+                analyzers[number].feed(chunk, 0)
+        analysis.catch_up()
+        due = [reference(stream) for stream in streams]
+        assert [as_dict(analyzer) for analyzer in analyzers] == due
+        assert as_dict(analysis.total) == {name: sum(counts[name] for counts in due) for name in due[0]}
 
 
-def test_chunks_wait_until_there_are_enough_of_them_or_somebody_asks() -> None:
-    analysis = Analysis(Latency(), requests=True)
-    analyzer = Analyzer(analysis, Exchange(Latency()))
-    analyzer.feed(b"REQ 1\n", 0)
-    analyzer.feed(b"", 0)
-    analysis.digest()
-    assert analysis.total.req == 0
-    assert analyzer.counts.req == analysis.total.req == 1
-    for _ in range(32):
-        analyzer.feed(b"REQ 2\n", 0)
-    analysis.digest()
-    assert analysis.total.req == 33
-    for _ in range(10_000):
-        analyzer.feed(b"REQ 3\n", 0)
-        assert len(analysis.waiting) <= Analyzer.many
-    assert analysis.total.req > 9900
-    assert analyzer.counts.req == 10_033
-
-
-def test_a_large_chunk_is_counted_at_once() -> None:
-    analysis = Analysis(Latency(), requests=True)
-    analyzer = Analyzer(analysis, Exchange(Latency()))
-    for chunk in (b"REQ 1\n", b"REQ 2\n", b"REQ 3 " + b"x" * 100_000 + b"\n"):
-        analyzer.feed(chunk, 0)
-    assert analysis.total.req == 3
-    assert not analysis.waiting
-
-
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize("byte", [b"x", b" ", b"0", b"\r", b"R"])
 @pytest.mark.parametrize("start", [b"", b"REQ", b"REQ ", b"REQ 1", b"REQ 1 ", b"nonsense"])
 def test_an_endless_line_is_held_in_seven_bytes(start: bytes, byte: bytes) -> None:
     analyzer = fed([start, *[byte * 65536] * 20])
-    assert not analyzer.analysis.waiting
+    analyzer.analysis.catch_up()
     assert len(analyzer.head) <= 7
 
 
@@ -236,31 +215,34 @@ PASSING = st.lists(
 @example([(0, b"REQ", 1, [], 1), (0, b"NAK", 1, [], 10**9)])
 @example([(0, b"REQ", 1, [], 1), (1, b"REQ", 1, [], 0), (0, b"ACK", 1, [], 1), (1, b"ACK", 1, [], 0)])
 def test_requests_and_replies_are_matched_as_one_by_one(passing: list[tuple[int, bytes, int, list[int], int]]) -> None:
-    latency = Latency()
-    clients = Analysis(latency, requests=True)
-    upstreams = Analysis(latency, requests=False, before=clients)
-    exchanges = [Exchange(latency) for _ in range(3)]
-    legs = [(Analyzer(clients, exchange), Analyzer(upstreams, exchange)) for exchange in exchanges]
-    models = [Model() for _ in range(3)]
-    now = 0
-    for who, word, lines, places, later in passing:
-        now += later
-        asks = word == b"REQ"
-        for chunk in cut((word + b" 1 a\n") * lines, places):
-            legs[who][not asks].feed(chunk, now)
-            for _ in range(chunk.count(b"\n")):
-                if asks:
-                    models[who].open.append(now)
-                else:
-                    models[who].reply(now)
-    upstreams.catch_up()
-    assert [exchange.in_flight for exchange in exchanges] == [len(model.open) for model in models]
-    assert latency.unmatched == sum(model.unmatched for model in models)
-    assert latency.asked == sum(len(model.open) + len(model.latencies) for model in models)
-    due = [histogram_of(model.latencies) for model in models]
-    assert [exchange.buckets or {} for exchange in exchanges] == [histogram.buckets for histogram in due]
-    together = histogram_of([span for model in models for span in model.latencies])
-    assert latency.answered.state() == together.state()
+    for _ in each_twin():
+        latency = Latency()
+        clients = counting().Analysis(latency, requests=True)
+        upstreams = counting().Analysis(latency, requests=False, before=clients)
+        exchanges = [counting().Exchange(latency) for _ in range(3)]
+        legs = [
+            (counting().Analyzer(clients, exchange), counting().Analyzer(upstreams, exchange)) for exchange in exchanges
+        ]
+        models = [Model() for _ in range(3)]
+        now = 0
+        for who, word, lines, places, later in passing:
+            now += later
+            asks = word == b"REQ"
+            for chunk in cut((word + b" 1 a\n") * lines, places):
+                legs[who][not asks].feed(chunk, now)
+                for _ in range(chunk.count(b"\n")):
+                    if asks:
+                        models[who].open.append(now)
+                    else:
+                        models[who].reply(now)
+        upstreams.catch_up()
+        assert [exchange.in_flight for exchange in exchanges] == [len(model.open) for model in models]
+        assert latency.unmatched == sum(model.unmatched for model in models)
+        assert latency.asked == sum(len(model.open) + len(model.latencies) for model in models)
+        due = [histogram_of(model.latencies) for model in models]
+        assert [exchange.buckets or {} for exchange in exchanges] == [histogram.buckets for histogram in due]
+        together = histogram_of([span for model in models for span in model.latencies])
+        assert latency.answered.state() == together.state()
 
 
 def histogram_of(latencies: list[int]) -> Histogram:
@@ -270,10 +252,11 @@ def histogram_of(latencies: list[int]) -> Histogram:
     return total.answered
 
 
+@pytest.mark.usefixtures("twin")
 def test_what_is_taken_back_was_never_there() -> None:
     latency = Latency()
-    analysis = Analysis(latency, requests=True)
-    analyzer = Analyzer(analysis, Exchange(latency))
+    analysis = counting().Analysis(latency, requests=True)
+    analyzer = counting().Analyzer(analysis, counting().Exchange(latency))
     analyzer.feed(b"REQ 1\nREQ 2 not any mo", 1)
     assert analyzer.mid_line
     analyzer.take_back(len(b"REQ 2 not any mo"))
@@ -281,12 +264,13 @@ def test_what_is_taken_back_was_never_there() -> None:
     assert (analyzer.bytes, analyzer.req, analysis.total.bytes) == (6, 1, 6)
 
 
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize(("rest", "req", "invalid"), [(b"5\n", 0, 1), (b"\n", 1, 0)], ids=["in a number", "at the end"])
 def test_a_cr_is_tolerated_only_right_before_the_newline_wherever_the_line_is_cut(
     rest: bytes, req: int, invalid: int
 ) -> None:
     latency = Latency()
-    analyzer = Analyzer(Analysis(latency, requests=True), Exchange(latency))
+    analyzer = counting().Analyzer(counting().Analysis(latency, requests=True), counting().Exchange(latency))
     analyzer.feed(b"REQ 1\r", 1)
     assert analyzer.mid_line
     analyzer.feed(rest, 2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fooproxy.foo.latency import BUCKETS, Exchange, Histogram, Latency, bounds, bucket
+from fooproxy.foo.latency import BUCKET_NAMES, Histogram, Latency, bounds, bucket
+from tests.helpers.twins import counting
 
 
 @given(st.integers(0, 1 << 27))
@@ -20,7 +22,7 @@ def test_a_bucket_holds_what_falls_into_it_and_is_narrow(microseconds: int) -> N
 
 
 def test_buckets_follow_each_other_without_a_gap() -> None:
-    edges = [bounds(number) for number in range(len(BUCKETS) - 1)]
+    edges = [bounds(number) for number in range(len(BUCKET_NAMES) - 1)]
     assert edges[0][0] == 0
     assert all(before[1] == after[0] for before, after in itertools.pairwise(edges))
 
@@ -76,11 +78,12 @@ def test_a_histogram_is_written_by_the_numbers_of_its_buckets() -> None:
     assert list(total.answered.upper_bounds()) == [(18e-6, 3), (42e-6, 1)]
 
 
-def exchange() -> tuple[Exchange, Latency]:
+def exchange() -> tuple[Any, Latency]:
     total = Latency()
-    return Exchange(total), total
+    return counting().Exchange(total), total
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_reply_belongs_to_the_oldest_open_request() -> None:
     session, total = exchange()
     session.request(1_000_000, 1)
@@ -93,6 +96,7 @@ def test_a_reply_belongs_to_the_oldest_open_request() -> None:
     assert session.in_flight == 0
 
 
+@pytest.mark.usefixtures("twin")
 def test_chunks_of_requests_and_of_replies_need_not_be_the_same() -> None:
     session, total = exchange()
     session.request(1_000_000, 3)
@@ -106,6 +110,7 @@ def test_chunks_of_requests_and_of_replies_need_not_be_the_same() -> None:
     assert (session.in_flight, total.unmatched) == (0, 0)
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_reply_without_an_open_request_matches_nothing_and_no_later_one() -> None:
     session, total = exchange()
     session.reply(1_000_000, 2)
@@ -117,6 +122,7 @@ def test_a_reply_without_an_open_request_matches_nothing_and_no_later_one() -> N
     assert session.in_flight == 0
 
 
+@pytest.mark.usefixtures("twin")
 def test_requests_that_nobody_answers_take_bounded_memory_and_stay_counted() -> None:
     session, total = exchange()
     for number in range(10_000):
@@ -127,18 +133,20 @@ def test_requests_that_nobody_answers_take_bounded_memory_and_stay_counted() -> 
     assert (session.in_flight, total.unmatched, total.answered.count) == (0, 0, 20_000)
 
 
+@pytest.mark.usefixtures("twin")
 def test_open_requests_are_given_up_when_the_session_ends() -> None:
     session, total = exchange()
-    other = Exchange(total)
+    other = counting().Exchange(total)
     session.request(1_000_000, 5)
     other.request(1_000_000, 1)
     session.end()
     assert (total.given_up, other.in_flight) == (5, 1)
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_latency_beyond_all_bounds_counts_as_the_longest() -> None:
     session, total = exchange()
     session.request(0, 1)
     session.reply(1_000_000_000_000, 1)
-    assert {str(number) for number in total.answered.buckets} <= BUCKETS
+    assert {str(number) for number in total.answered.buckets} <= BUCKET_NAMES
     assert total.answered.longest < 135_000_000

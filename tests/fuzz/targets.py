@@ -12,10 +12,12 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from twisted.python.usage import UsageError
 
 from fooproxy.foo.analyzer import Counts
+from fooproxy.foo.counting import COMPILED, PURE, Twin
 from fooproxy.options import OPTIONS, Options
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
@@ -34,8 +36,13 @@ def analyzer(data: bytes) -> None:
     the rest is repeated (two bits), which makes long lines and large chunks, and whether the counts are checked
     afterwards (one bit).
     """
+    for twin in filter(None, (PURE, COMPILED)):
+        _counted(data, twin)
+
+
+def _counted(data: bytes, twin: Twin) -> None:
     now = 0.0
-    stats = Stats(lambda: now)
+    stats = Stats(lambda: now, twin=twin)
     sessions = [SessionStats(stats) for _ in range(_SESSIONS)]
     streams = [(bytearray(), bytearray()) for _ in sessions]
     in_flight = [0] * _SESSIONS
@@ -68,6 +75,54 @@ def analyzer(data: bytes) -> None:
             assert tapped.mid_line == (bytes(stream[-1:]) not in (b"", b"\n"))
             assert len(tapped.head) <= 7
     assert stats.requests_in_flight == sum(in_flight)
+
+
+def twins(data: bytes) -> None:
+    r"""Let the same happen to the compiled and the pure twin, and compare every figure after each event.
+
+    ``\xff`` separates the events.  The first byte of each selects the session (two bits), the leg (one bit), how often
+    the rest is repeated (two bits), and how much later than the event before it happens (three bits).  The rest is what
+    the leg receives; if it is one of the letters in `_HAPPENINGS`, that happens instead.
+    """
+    now = 0.0
+    both = [Stats(lambda: now, twin=twin) for twin in filter(None, (PURE, COMPILED))]
+    sessions = [[SessionStats(stats) for _ in range(_SESSIONS)] for stats in both]
+    for piece in data.split(b"\xff"):
+        if not piece:
+            continue
+        now += (0.0, 0.0, 1e-6, 5e-6, 3e-4, 1e-2, 1.0, 200.0)[piece[0] >> 5]
+        for session in [column[(piece[0] & 3) % _SESSIONS] for column in sessions]:
+            leg = "upstream" if piece[0] & 4 else "client"
+            if piece[1:] in _HAPPENINGS:
+                _HAPPENINGS[piece[1:]](session, leg)
+            else:
+                chunk = piece[1:] * (1, 3, 50, 700)[piece[0] >> 3 & 3]
+                getattr(session, leg).feed(chunk, round(now * 1e6))
+        states = [_figures(stats, column) for stats, column in zip(both, sessions, strict=True)]
+        assert states[0] == states[-1]
+
+
+_HAPPENINGS: dict[bytes, Callable[[SessionStats, str], Any]] = {
+    b"p": SessionStats.paused,
+    b"r": SessionStats.resumed,
+    b"i": SessionStats.ignored,
+    b"f": lambda session, _: session.finished(),
+    b"s": lambda session, _: session.client.mid_line or session.stop_after(b"\n" * session.settled),
+    b"e": lambda session, _: session.exchange.end(),
+}
+
+
+def _figures(stats: Stats, sessions: list[SessionStats]) -> list[Any]:
+    stats.catch_up()
+    return [list(stats.numbers), [_figures_of(session) for session in sessions]]
+
+
+def _figures_of(session: SessionStats) -> list[Any]:
+    exchange = session.exchange
+    legs = [[*_listed(leg.counts), leg.head, leg.replies, leg.is_muted] for leg in (session.client, session.upstream)]
+    waiting = exchange.waiting_since if exchange.open else None
+    matched = [exchange.in_flight, exchange.open, exchange.last_request, dict(exchange.buckets), exchange.quantile(0.5)]
+    return [legs, matched, waiting, session.idle, session.settled, session.between_requests]
 
 
 def _listed(counts: Counts) -> list[int]:
@@ -148,4 +203,9 @@ def _changed(changes: bytes) -> bytes:
     return json.dumps(content).encode()
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"analyzer": analyzer, "options": options, "recovery": recovery}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "analyzer": analyzer,
+    "options": options,
+    "recovery": recovery,
+    "twins": twins,
+}

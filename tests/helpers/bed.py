@@ -27,6 +27,7 @@ from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
+from tests.helpers.twins import counting, pump
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,10 +108,10 @@ class Bed:
     """An upstream, the relay in front of it, and clients."""
 
     def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
-        self.poller = Poller(reactor, clock=self.tick) if transports == "ours" else None
+        self.poller = Poller(reactor, clock=self.tick, pump=pump()) if transports == "ours" else None
         self.clock = Clock()
         self._ticks = 0
-        self.stats = Stats(self.clock.seconds)
+        self.stats = Stats(self.clock.seconds, twin=counting())
         self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
         self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
         self.gate: Deferred[None] = succeed(None)

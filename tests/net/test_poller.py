@@ -26,7 +26,7 @@ class SlowBed(Bed):
 
 
 @pytest_twisted.async_yield_fixture()
-async def bed() -> AsyncIterator[SlowBed]:
+async def bed(twin: str) -> AsyncIterator[SlowBed]:
     bed = SlowBed("ours")
     await bed.start()
     yield bed

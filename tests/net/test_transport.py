@@ -23,11 +23,13 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.protocols.basic import FileSender
 
+from fooproxy.foo.latency import Latency
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.net.poller import Poller
 from fooproxy.net.private import unsent
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import PATIENCE, Peer, Peers, reactor, until
+from tests.helpers.twins import counting, pump
 
 ensure = pytest_twisted.ensureDeferred
 
@@ -97,9 +99,9 @@ class Wire:
 
 
 @pytest_twisted.async_yield_fixture(params=["ours", "ours, unix", "twisted's"])
-async def wire(request: Any, tmp_path: Path) -> Any:
+async def wire(twin: str, request: Any, tmp_path: Path) -> Any:
     address = f"unix:{tmp_path}/foo.sock" if "unix" in request.param else "0"
-    wire = Wire(None if request.param == "twisted's" else Poller(reactor), address)
+    wire = Wire(None if request.param == "twisted's" else Poller(reactor, pump=pump()), address)
     await wire.start()
     yield wire
     await wire.stop()
@@ -110,8 +112,8 @@ def over(*kinds: str) -> Any:
 
 
 @pytest_twisted.async_yield_fixture
-async def our_wire() -> Any:
-    wire = Wire(Poller(reactor))
+async def our_wire(twin: str) -> Any:
+    wire = Wire(Poller(reactor, pump=pump()))
     await wire.start()
     yield wire
     await wire.stop()
@@ -584,30 +586,17 @@ async def test_a_port_in_use_is_told(our_wire: Wire) -> None:
         await endpoint.listen(Factory())
 
 
-class Taken:
-    """A tap, and its own analysis, that keeps what it is shown."""
-
-    outlet = -1
-    room = 0
-
-    def __init__(self) -> None:
-        self.waiting: list[tuple[Taken, bytes, int]] = []
-        self.seen = bytearray()
-
-    def look(self) -> None:
-        self.seen += b"".join(chunk for _, chunk, _ in self.waiting)
-        self.waiting.clear()
-
-
-async def pumping(wire: Wire) -> tuple[Taken, End, socket.socket, End, socket.socket]:
-    """Connect two ends, and have the first one's transport pump to the second's."""
-    tap = Taken()
+async def pumping(wire: Wire) -> tuple[Any, End, socket.socket, End, socket.socket]:
+    """Connect two ends, and have the first one's transport pump to the second's, and show an analyzer what it pumps."""
+    twin, latency = counting(), Latency()
+    analysis = twin.Analysis(latency, requests=True)
+    tap = twin.Analyzer(analysis, twin.Exchange(latency))
     source, source_skt = await wire.connect()
     sink, sink_skt = await wire.connect()
     protocol: Any = source
     protocol.tap = tap
     assert wire.poller is not None
-    wire.poller.afterwards.append(tap.look)
+    wire.poller.afterwards.append(analysis.catch_up)
     source.transport.pump(sink.transport)
     return tap, source, source_skt, sink, sink_skt
 
@@ -619,7 +608,7 @@ async def test_what_is_pumped_goes_to_the_sink_and_the_tap_but_not_to_the_protoc
         source_skt.sendall(word)
         await until(partial(readable, sink_skt))
         assert sink_skt.recv(100) == word
-    assert tap.seen == b"one two three four "
+    assert tap.bytes == len(b"one two three four ")
     assert not source.received
     source.transport.stop_pumping()
     source_skt.sendall(b"five")
@@ -640,7 +629,7 @@ async def test_large_chunks_are_shown_at_once_and_all_that_is_pumped_arrives_in_
     sending = Thread(target=source_skt.sendall, args=(BIG,))
     sending.start()
     await until(lambda: pauses)
-    assert 0 < len(tap.seen) < len(BIG)
+    assert 0 < tap.bytes < len(BIG)
     received = bytearray()
     sink_skt.setblocking(False)
 
@@ -652,8 +641,7 @@ async def test_large_chunks_are_shown_at_once_and_all_that_is_pumped_arrives_in_
     await until(all_here)
     sending.join()
     assert received == BIG
-    tap.look()
-    assert tap.seen == BIG
+    assert tap.counts.bytes == len(BIG)
 
 
 @ensure
@@ -691,7 +679,7 @@ async def test_what_is_pumped_to_a_sink_with_bytes_waiting_arrives_last(our_wire
     # The peer makes room in the kernel, which is not for what comes later.
     skipped = len(sink_skt.recv(1 << 20))
     source_skt.sendall(b"last")
-    await until(lambda: tap.seen == b"last")
+    await until(lambda: tap.bytes == len(b"last"))
     sink.transport.loseConnection()
     assert await read_all(sink_skt) == BIG[skipped:] + b"last"
 

@@ -112,7 +112,7 @@ def test_the_turnstile_is_the_socket_in_everything_else() -> None:
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path)
     await bed.start()

@@ -101,9 +101,9 @@ def test_the_files_that_are_named_exist(name: str) -> None:
 
 
 def test_the_design_lists_every_file_of_the_package() -> None:
-    listed = re.findall(r"^``([\w/]+\.py)``  ", (ROOT / "docs" / "design.rst").read_text(), re.MULTILINE)
-    modules = [path for path in (ROOT / "fooproxy").rglob("*.py") if path.name != "__init__.py"]
-    there = {str(path.relative_to(ROOT / "fooproxy")) for path in modules}
+    listed = re.findall(r"^``([\w/]+\.(?:py|c))``  ", (ROOT / "docs" / "design.rst").read_text(), re.MULTILINE)
+    modules = [path for path in (ROOT / "fooproxy").rglob("*") if path.suffix in (".py", ".c")]
+    there = {str(path.relative_to(ROOT / "fooproxy")) for path in modules if path.name != "__init__.py"}
     assert there - set(listed) == set(), "describe them in docs/design.rst"
     assert set(listed) - there == set(), "take them out of docs/design.rst"
 

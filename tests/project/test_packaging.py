@@ -29,11 +29,11 @@ DEPENDENCIES = Path(twisted.__file__).parents[1]
 NOT_OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "dropin.cache", "_trial_temp*")
 
 
-def pip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the pip that belongs to the tests' environment."""
+def pip(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the pip that belongs to the tests' environment, with these environment variables set."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     # Not with our checkout on its path.
-    return completed(command, timeout=300, env=os.environ)
+    return completed(command, timeout=300, env={**os.environ, **variables})
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(source: Path) -> Path:
-    """A wheel of the checkout."""
-    built = pip("wheel", "--no-deps", "--wheel-dir", source.parent, source)
+    """A wheel of the checkout, with the compiled core."""
+    return build(source, source.parent / "wheel", FOOPROXY_EXTENSION="require")
+
+
+def build(source: Path, folder: Path, **variables: str) -> Path:
+    """Build a wheel in `folder`."""
+    built = pip("wheel", "--no-deps", "--wheel-dir", folder, source, **variables)
     assert built.returncode == 0, built.stderr
-    (path,) = source.parent.glob("fooproxy-*.whl")
+    (path,) = folder.glob("fooproxy-*.whl")
     return path
 
 
@@ -115,6 +120,37 @@ def test_the_wheel_holds_the_plugin_the_static_files_and_the_type_marker(wheel: 
     assert expected <= set(contents(wheel))
 
 
+def test_the_wheel_holds_the_compiled_core_and_not_its_sources(wheel: Path) -> None:
+    endings = {Path(name).suffix for name in contents(wheel) if name.startswith("fooproxy/")}
+    assert ".so" in endings
+    assert not endings & {".c", ".h"}
+
+
+def test_without_the_compiled_core_the_wheel_is_for_any_machine(
+    source: Path, tmp_path: Path, environment: Environment
+) -> None:
+    pure = build(source, tmp_path / "pure", FOOPROXY_EXTENSION="no")
+    assert pure.name.endswith("-py3-none-any.whl")
+    environment.install(pure)
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__} (pure)\n"
+
+
+def test_without_a_compiler_the_compiled_core_is_left_out_unless_it_is_required(
+    source: Path, tmp_path: Path, environment: Environment
+) -> None:
+    environment.install(build(source, tmp_path / "without", FOOPROXY_EXTENSION="", CC="false"))
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__} (pure)\n"
+    required = pip("wheel", "--no-deps", "-w", tmp_path, source, FOOPROXY_EXTENSION="require", CC="false")
+    assert required.returncode == 1
+    assert "building 'fooproxy._core' extension" in required.stderr + required.stdout
+
+
+def test_a_word_for_the_extension_that_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
+    refused = pip("wheel", "--no-deps", "-w", tmp_path, source, FOOPROXY_EXTENSION="yes")
+    assert refused.returncode == 1
+    assert "FOOPROXY_EXTENSION=yes is not known: use require or no, or leave it out" in refused.stderr + refused.stdout
+
+
 def test_the_wheel_holds_nothing_else_than_the_packages(wheel: Path) -> None:
     names = contents(wheel)
     assert {name.split("/")[0] for name in names} == {"fooproxy", "twisted", f"fooproxy-{__version__}.dist-info"}
@@ -124,14 +160,14 @@ def test_the_wheel_holds_nothing_else_than_the_packages(wheel: Path) -> None:
 def test_the_wheel_installed_alone_gives_twistd_the_command(wheel: Path, environment: Environment) -> None:
     environment.install(wheel)
     assert "fooproxy" in environment.twistd("--help")
-    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__}\n"
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__} (compiled)\n"
     assert all(origin.is_relative_to(environment.site_packages.resolve()) for origin in environment.origins())
 
 
 def test_an_editable_install_gives_twistd_the_command(source: Path, environment: Environment) -> None:
     environment.install("--editable", source)
     assert "fooproxy" in environment.twistd("--help")
-    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__}\n"
+    assert environment.twistd("fooproxy", "--version") == f"fooproxy {__version__} (compiled)\n"
     assert all(origin.is_relative_to(source.resolve()) for origin in environment.origins())
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import formatEvent
 
-from fooproxy.foo.latency import BUCKETS, LONGEST, Histogram, bounds
+from fooproxy.foo.latency import BUCKET_NAMES, LONGEST, Histogram, bounds
 from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
@@ -464,7 +464,7 @@ def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
     most = LARGEST
     process = Process(path, wall=1e9)
     # The largest values whose sums do not overflow.
-    buckets = {int(name): most >> 36 for name in BUCKETS}
+    buckets = {int(name): most >> 36 for name in BUCKET_NAMES}
     total = sum((bounds(number)[1] - 1) * count for number, count in buckets.items())
     latencies = Histogram(buckets, total, LONGEST)
     process.stats.restore({**dict.fromkeys(process.stats.counters(), most), "closed_crashed": most >> 1}, latencies)

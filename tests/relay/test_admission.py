@@ -302,7 +302,7 @@ def test_a_connection_that_we_made_ourselves_is_closed_and_counted_and_told_once
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path)
     await bed.start()

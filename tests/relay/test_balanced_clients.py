@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWar
 
 
 @pytest_twisted.async_yield_fixture(params=["haproxy", "haproxy, ssl"])
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     bed = AnyBed(request.param, tmp_path)
     await bed.start()
     yield bed

@@ -27,7 +27,7 @@ CUT = b"REQ 7 transfer 100"
 
 
 @pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     bed = AnyBed(request.param, tmp_path, TIMEOUTS)
     await bed.start()
     yield bed

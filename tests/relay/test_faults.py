@@ -151,7 +151,7 @@ class _Port:
 
 
 @pytest_twisted.async_yield_fixture(params=["ours", pytest.param("twisted's", marks=pytest.mark.slow)])
-async def stage(request: Any) -> AsyncIterator[Stage]:
+async def stage(twin: str, request: Any) -> AsyncIterator[Stage]:
     stage = Stage(request.param)
     await stage.start()
     yield stage

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWar
 
 
 @pytest_twisted.async_yield_fixture(params=["ssl", "haproxy, ssl"])
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay whose clients connect over TLS."""
     bed = AnyBed(request.param, tmp_path)
     await bed.start()

@@ -46,7 +46,7 @@ LATE = 2 * TIMEOUTS.interval
 @pytest_twisted.async_yield_fixture(
     params=[kind if kind == "ours" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     """A relay with short timeouts, whose clients connect over each kind of transport."""
     bed = AnyBed(request.param, tmp_path, TIMEOUTS)
     await bed.start()

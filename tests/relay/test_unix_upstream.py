@@ -35,7 +35,7 @@ class UnixBed(Bed):
 
 
 @pytest_twisted.async_yield_fixture
-async def bed(tmp_path: Path) -> AsyncIterator[UnixBed]:
+async def bed(twin: str, tmp_path: Path) -> AsyncIterator[UnixBed]:
     bed = UnixBed(tmp_path)
     await bed.start()
     yield bed

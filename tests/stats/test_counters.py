@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fooproxy import __version__
+from fooproxy.foo.counting import PURE
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
 from fooproxy.stats.timetable import FRAME, INTERVAL, TimeTable
@@ -255,7 +256,7 @@ def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
 
 
 def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
-    everything = stats()
+    everything = Stats(lambda: 100.0, twin=PURE)
     session = SessionStats(everything)
     session.client.feed(b"REQ 1\n", 0)
     for _ in range(40):

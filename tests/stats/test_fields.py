@@ -18,7 +18,6 @@ from fooproxy.stats.fields import Counter, Counters, Declared, Field, computed
 from fooproxy.web.exposition import exposition
 
 COUNTED = [field for field in Stats.fields if isinstance(field, Counter | Counters)]
-CELLS = [(field, number) for field in Stats.fields for number in range(len(field.cells))]
 
 SHOWN_OTHERWISE = {
     "msg_req": "messages_total, by type",
@@ -32,11 +31,19 @@ SHOWN_OTHERWISE = {
     "response_rate_10s": "rate(messages_total)",
     "latency_seconds_10s": "rate(request_duration_seconds_bucket)",
     "uptime_seconds": "process_start_time_seconds",
+    "version": "build_info, by label",
+    "implementation": "build_info, by label",
 }
 """Fields without a series in the exposition, and the expression that Prometheus users need instead."""
 
 BEGINS_AT_ZERO = {"asked", "given_up"}
 """Cells that are not saved, because no request outlives the process."""
+
+TIMES = {"replied", "seen"}
+"""Cells that are times, by which others are judged."""
+
+
+CELLS = [(field, number) for field in Stats.fields for number, cell in enumerate(field.cells) if cell not in TIMES]
 
 
 def name(cell: tuple[Field, int]) -> str:

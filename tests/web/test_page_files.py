@@ -18,6 +18,7 @@ SHOWN_OTHERWISE = {
     "connections_limit": "a warning says when it is reached",
     "upstream_stuck": "the word at the top says it",
     "version": "/version",
+    "implementation": "/version",
 }
 """What is not on the page by itself, and what shows it instead."""
 

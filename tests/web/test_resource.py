@@ -15,6 +15,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from fooproxy import __version__
+from fooproxy.core import IMPLEMENTATION
 from fooproxy.health import Health
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
@@ -142,7 +143,7 @@ def test_metrics_is_the_exposition_when_a_text_type_is_asked_for(site: Site, acc
         'fooproxy_received_bytes_total{leg="client"} 13.0',
         "fooproxy_connections_total 1.0",
         "fooproxy_connections_active 1.0",
-        f'fooproxy_build_info{{version="{__version__}"}} 1.0',
+        f'fooproxy_build_info{{implementation="{IMPLEMENTATION}",version="{__version__}"}} 1.0',
     ):
         assert line in lines
     assert not [line for line in lines if "_created" in line]
@@ -267,7 +268,7 @@ def test_a_wrong_parameter_is_a_400_that_says_what_would_be_right(site: Site, pa
 
 
 def test_version_is_the_packages(site: Site) -> None:
-    assert site.ask("/version").json == {"version": __version__}
+    assert site.ask("/version").json == {"version": __version__, "implementation": IMPLEMENTATION}
 
 
 @pytest.mark.parametrize(

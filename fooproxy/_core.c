@@ -1,0 +1,20 @@
+/* The module fooproxy._core: the compiled twins of the pump and of what counts.  fooproxy/twins.py says when they are used. */
+
+#include "foo/counting.h"
+#include "net/pump.h"
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "fooproxy._core",
+    .m_doc = PyDoc_STR("The compiled twins of fooproxy.net.pump and fooproxy.foo's counting."),
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC
+PyInit__core(void)
+{
+    PyObject *core = PyModule_Create(&module);
+    if (core != NULL && (add_counting(core) < 0 || PyModule_AddType(core, &Pump_Type) < 0))
+        Py_CLEAR(core);
+    return core;
+}

@@ -1,0 +1,61 @@
+"""The compiled twins: foo/counting.c and net/pump.c."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fooproxy.foo.grammar import Automaton
+
+COUNTS: tuple[str, ...]
+"""The order of the counts of a leg."""
+LATENCY: tuple[str | int, ...]
+"""The order of the numbers about latency, and the number of buckets that follow them."""
+
+class Row:
+    def __init__(self, numbers: Any, start: int, size: int) -> None: ...
+
+class Exchange:
+    open: int
+    asked: int
+    last: int
+    in_flight: int
+    last_request: int
+    requests: int
+    replies: int
+    buckets: dict[int, int]
+    later: list[list[int]]
+
+    def __init__(self, total: Any) -> None: ...
+    def request(self, time: int, count: int, /) -> None: ...
+    def reply(self, time: int, count: int, /) -> None: ...
+    def cut_short(self, time: int, /) -> None: ...
+    def resumed(self) -> None: ...
+    def end(self) -> None: ...
+
+class Analysis:
+    requests: bool
+    total: Any
+
+    def __new__(cls, latency: Any, requests: bool, total: Any, automaton: Automaton) -> Any: ...
+
+class Analyzer:
+    analysis: Any
+    exchange: Any
+    bytes: int
+    req: int
+    ack: int
+    nak: int
+    invalid: int
+    outlet: int
+    room: int
+    is_muted: bool
+    head: Any
+
+    def __init__(self, analysis: Any, exchange: Any) -> None: ...
+    def feed(self, chunk: Any, time: int, /) -> None: ...
+    def take_back(self, size: int, /) -> None: ...
+
+class Pump:
+    def __init__(self, clock: Callable[[], int], loss: Callable[[Any, int], Exception], done: Exception) -> None: ...
+    def start(self, source: int, sink: Any, tap: Any, /) -> None: ...
+    def stop(self, source: int, /) -> None: ...
+    def relay(self, events: list[tuple[int, int]], now: int, /) -> Any: ...

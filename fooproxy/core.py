@@ -1,0 +1,30 @@
+"""The compiled module, `fooproxy._core`, and whether it is used.
+
+It holds the twins of what runs once per chunk: `fooproxy.net.pump` and the counting of `fooproxy.foo`.  Those two rooms
+choose between the twins, by `IS_USED`; nothing else depends on which is there, since they behave identically.  A build
+without a C compiler lacks the module, and ``FOOPROXY_PURE=1`` in the environment keeps it from being used.
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = ["IMPLEMENTATION", "IS_USED", "REASON", "core"]
+
+try:
+    from fooproxy import _core as core
+except ImportError:
+    core = None  # type: ignore[assignment]
+
+IS_USED = core is not None and os.environ.get("FOOPROXY_PURE", "0") in ("", "0")
+
+IMPLEMENTATION = "compiled" if IS_USED else "pure"
+"""What relays and counts, as operators see it: ``compiled`` or ``pure``."""
+
+REASON = (
+    "relaying with the compiled core"
+    if IS_USED
+    else "relaying in pure Python, which costs more CPU: "
+    + ("the compiled core was not built" if core is None else "FOOPROXY_PURE is set")
+)
+"""The same as a clause of a log line, with the reason."""

@@ -1,0 +1,643 @@
+/* Counts messages and matches replies with requests: the compiled twins of analyzer.py's and latency.py's classes.
+
+   It repeats their rules, not the grammar: grammar.py derives an automaton from that, and `count` runs it over each
+   chunk, at once instead of in batches.  Nothing here can fail once an object exists.  If there is no memory to keep
+   the chunks of open requests apart they are kept together, and a session's own histogram misses a latency. */
+
+#include "counting.h"
+
+#include <stddef.h>
+#include <string.h>
+#include <structmember.h>
+
+/* The places of Latency's numbers; the module exports their names, so that a difference is noticed. */
+enum { ASKED, GIVEN_UP, UNMATCHED, LATE_REPLIES, SUM, LONGEST, REPLIED, SEEN, FIRST_BUCKET };
+
+#define LONGEST_LATENCY (((int64_t)1 << 27) - 1)
+#define BUCKETS 384
+#define MOST_OPEN 256
+#define LATE ((int64_t)1 << 62)
+
+static int
+bucket(int64_t microseconds)
+{
+    if (microseconds < 32)
+        return (int)microseconds;
+    int shift = 59 - __builtin_clzll((unsigned long long)microseconds);
+    return (shift << 4) + (int)(microseconds >> shift);
+}
+
+/* Row */
+
+static PyObject *
+row_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"numbers", "start", "size", NULL};
+    PyObject *numbers;
+    Py_ssize_t start, size;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "Onn:Row", names, &numbers, &start, &size))
+        return NULL;
+    Row *self = (Row *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    if (PyObject_GetBuffer(numbers, &self->view, PyBUF_CONTIG | PyBUF_FORMAT) < 0) {
+        self->view.obj = NULL;
+        Py_DECREF(self);
+        return NULL;
+    }
+    const char *format = self->view.format;
+    if (self->view.itemsize != 8 || format == NULL || (strcmp(format, "q") != 0 && strcmp(format, "l") != 0)) {
+        PyErr_SetString(PyExc_TypeError, "the numbers are not signed 64-bit integers");
+        Py_DECREF(self);
+        return NULL;
+    }
+    if (start < 0 || size < 0 || start > self->view.len / 8 - size) {
+        PyErr_SetString(PyExc_ValueError, "the block is not inside the array of numbers");
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->numbers = (int64_t *)self->view.buf + start;
+    return (PyObject *)self;
+}
+
+static void
+row_dealloc(Row *self)
+{
+    PyBuffer_Release(&self->view);
+    Py_TYPE(self)->tp_free(self);
+}
+
+PyTypeObject Row_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fooproxy._core.Row",
+    .tp_doc = PyDoc_STR("A block of `size` numbers from place `start` of the array `numbers` on."),
+    .tp_basicsize = sizeof(Row),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = row_new,
+    .tp_dealloc = (destructor)row_dealloc,
+};
+
+/* Return the row of a Block, as a new reference. */
+static Row *
+row_of(PyObject *block)
+{
+    PyObject *row = PyObject_GetAttrString(block, "row");
+    if (row != NULL && !Py_IS_TYPE(row, &Row_Type)) {
+        PyErr_SetString(PyExc_TypeError, "the row of a block must be a Row");
+        Py_CLEAR(row);
+    }
+    return (Row *)row;
+}
+
+/* Exchange */
+
+static Asked *
+later(Exchange *self, unsigned position)
+{
+    return &self->later[(self->first + position) & (self->capacity - 1)];
+}
+
+static int64_t
+in_flight(Exchange *self)
+{
+    int64_t requests = self->open;
+    for (unsigned position = 0; position < self->length; position++)
+        requests += later(self, position)->count;
+    return requests;
+}
+
+static bool
+grow_later(Exchange *self)
+{
+    unsigned capacity = self->capacity ? self->capacity * 2u : 4;
+    Asked *ring = PyMem_Malloc(capacity * sizeof(Asked));
+    if (ring == NULL)
+        return false;
+    for (unsigned position = 0; position < self->length; position++)
+        ring[position] = *later(self, position);
+    PyMem_Free(self->later);
+    self->later = ring;
+    self->first = 0;
+    self->capacity = (uint16_t)capacity;
+    return true;
+}
+
+static void
+drop_later(Exchange *self)
+{
+    PyMem_Free(self->later);
+    self->later = NULL;
+    self->first = self->length = self->capacity = 0;
+}
+
+static void
+request(Exchange *self, int64_t time, int64_t count)
+{
+    if (!self->open) {
+        self->asked = time;
+        self->open = count;
+    } else if (self->length < MOST_OPEN && (self->length < self->capacity || grow_later(self))) {
+        self->length++;
+        *later(self, self->length - 1u) = (Asked){time, count};
+    } else {
+        if (self->length)
+            later(self, self->length - 1u)->count += count;
+        else
+            self->open += count;
+        self->last = time;
+    }
+}
+
+static void
+answered(Exchange *self, int number, int64_t count)
+{
+    int lowest = self->lowest, end = lowest + self->width;
+    if (number < lowest || number >= end) {
+        /* With some room for the latencies that are likely next. */
+        int from = self->width && lowest < number ? lowest : number & ~7;
+        int to = self->width && end > number ? end : (number | 7) + 1;
+        int64_t *buckets = PyMem_Calloc((size_t)(to - from), sizeof(int64_t));
+        if (buckets == NULL)
+            return;
+        if (self->width)
+            memcpy(buckets + (lowest - from), self->buckets, self->width * sizeof(int64_t));
+        PyMem_Free(self->buckets);
+        self->buckets = buckets;
+        self->lowest = (uint16_t)from;
+        self->width = (uint16_t)(to - from);
+    }
+    self->buckets[number - self->lowest] += count;
+}
+
+static void
+reply(Exchange *self, int64_t time, int64_t count)
+{
+    int64_t *total = self->latency->numbers;
+    self->last = time;
+    if (count)
+        total[REPLIED] = time;
+    while (count) {
+        if (!self->open || (time <= self->asked && self->asked != LATE)) {
+            self->unmatched += count;
+            total[UNMATCHED] += count;
+            return;
+        }
+        int64_t matched = count < self->open ? count : self->open;
+        count -= matched;
+        if (self->asked == LATE) {
+            self->late += matched;
+            total[LATE_REPLIES] += matched;
+        } else {
+            int64_t span = time - self->asked;
+            if (span > total[LONGEST]) {
+                if (span > LONGEST_LATENCY)
+                    span = LONGEST_LATENCY;
+                total[LONGEST] = span;
+            }
+            int number = bucket(span);
+            total[FIRST_BUCKET + number] += matched;
+            total[SUM] += span * matched;
+            answered(self, number, matched);
+        }
+        self->open -= matched;
+        if (!self->open && self->length) {
+            self->asked = later(self, 0)->time;
+            self->open = later(self, 0)->count;
+            self->first++;
+            if (!--self->length && self->capacity > 16)
+                drop_later(self);
+        }
+    }
+}
+
+static PyObject *
+exchange_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"total", NULL};
+    PyObject *total;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:Exchange", names, &total))
+        return NULL;
+    Row *row = row_of(total);
+    if (row == NULL)
+        return NULL;
+    Exchange *self = (Exchange *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        Py_DECREF(row);
+    else
+        self->latency = row;
+    return (PyObject *)self;
+}
+
+static void
+exchange_dealloc(Exchange *self)
+{
+    PyMem_Free(self->later);
+    PyMem_Free(self->buckets);
+    Py_XDECREF(self->latency);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyObject *
+exchange_request(Exchange *self, PyObject *args)
+{
+    long long time, count;
+    if (!PyArg_ParseTuple(args, "LL:request", &time, &count))
+        return NULL;
+    request(self, time, count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_reply(Exchange *self, PyObject *args)
+{
+    long long time, count;
+    if (!PyArg_ParseTuple(args, "LL:reply", &time, &count))
+        return NULL;
+    reply(self, time, count);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_cut_short(Exchange *self, PyObject *argument)
+{
+    long long time = PyLong_AsLongLong(argument);
+    if (time == -1 && PyErr_Occurred())
+        return NULL;
+    self->cut_short = 1;
+    self->latency->numbers[ASKED]++;
+    request(self, time, 1);
+    Py_RETURN_NONE;
+}
+
+static int64_t
+last_request(Exchange *self)
+{
+    if (self->length)
+        return later(self, self->length - 1u)->time;
+    return self->asked == LATE ? 0 : self->asked;
+}
+
+static PyObject *
+exchange_resumed(Exchange *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->open) {
+        int64_t last = last_request(self);
+        if (last > self->last)
+            self->last = last;
+        self->open = in_flight(self);
+        self->asked = LATE;
+        drop_later(self);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_end(Exchange *self, PyObject *Py_UNUSED(ignored))
+{
+    self->latency->numbers[GIVEN_UP] += in_flight(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+exchange_get_in_flight(Exchange *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(in_flight(self));
+}
+
+static PyObject *
+exchange_get_last_request(Exchange *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLongLong(last_request(self));
+}
+
+static PyObject *
+exchange_get_buckets(Exchange *self, void *Py_UNUSED(closure))
+{
+    PyObject *found = PyDict_New();
+    for (int place = 0; found != NULL && place < self->width; place++) {
+        if (!self->buckets[place])
+            continue;
+        PyObject *number = PyLong_FromLong(self->lowest + place);
+        PyObject *count = PyLong_FromLongLong(self->buckets[place]);
+        if (number == NULL || count == NULL || PyDict_SetItem(found, number, count) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(number);
+        Py_XDECREF(count);
+    }
+    return found;
+}
+
+static PyObject *
+exchange_get_replies(Exchange *self, void *Py_UNUSED(closure))
+{
+    int64_t replies = self->late + self->unmatched;
+    for (int place = 0; place < self->width; place++)
+        replies += self->buckets[place];
+    return PyLong_FromLongLong(replies);
+}
+
+static PyObject *
+exchange_get_requests(Exchange *self, void *Py_UNUSED(closure))
+{
+    int64_t requests = self->late + in_flight(self) - self->cut_short;
+    for (int place = 0; place < self->width; place++)
+        requests += self->buckets[place];
+    return PyLong_FromLongLong(requests);
+}
+
+/* The chunks after the oldest that has open requests, as latency.py keeps them. */
+static PyObject *
+exchange_get_later(Exchange *self, void *Py_UNUSED(closure))
+{
+    PyObject *found = PyList_New(self->length);
+    for (unsigned position = 0; found != NULL && position < self->length; position++) {
+        Asked *asked = later(self, position);
+        PyObject *pair = Py_BuildValue("[LL]", (long long)asked->time, (long long)asked->count);
+        if (pair == NULL)
+            Py_CLEAR(found);
+        else
+            PyList_SET_ITEM(found, position, pair);
+    }
+    return found;
+}
+
+static PyMethodDef exchange_methods[] = {
+    {"request", (PyCFunction)exchange_request, METH_VARARGS, NULL},
+    {"reply", (PyCFunction)exchange_reply, METH_VARARGS, NULL},
+    {"cut_short", (PyCFunction)exchange_cut_short, METH_O, NULL},
+    {"resumed", (PyCFunction)exchange_resumed, METH_NOARGS, NULL},
+    {"end", (PyCFunction)exchange_end, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef exchange_members[] = {
+    {"open", T_LONGLONG, offsetof(Exchange, open), READONLY, NULL},
+    {"asked", T_LONGLONG, offsetof(Exchange, asked), READONLY, NULL},
+    {"last", T_LONGLONG, offsetof(Exchange, last), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef exchange_getset[] = {
+    {"in_flight", (getter)exchange_get_in_flight, NULL, NULL, NULL},
+    {"last_request", (getter)exchange_get_last_request, NULL, NULL, NULL},
+    {"requests", (getter)exchange_get_requests, NULL, NULL, NULL},
+    {"replies", (getter)exchange_get_replies, NULL, NULL, NULL},
+    {"buckets", (getter)exchange_get_buckets, NULL, NULL, NULL},
+    {"later", (getter)exchange_get_later, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyTypeObject Exchange_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fooproxy._core.Exchange",
+    .tp_doc = PyDoc_STR("The open requests of one session: twin of fooproxy.foo.latency.Exchange."),
+    .tp_basicsize = sizeof(Exchange),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = exchange_new,
+    .tp_dealloc = (destructor)exchange_dealloc,
+    .tp_methods = exchange_methods,
+    .tp_members = exchange_members,
+    .tp_getset = exchange_getset,
+};
+
+/* Analysis */
+
+static PyObject *
+analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"latency", "requests", "total", "automaton", NULL};
+    PyObject *latency, *total, *transitions, *kinds, *heads;
+    int requests, absorbing;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OpO(SSO!i):Analysis", names, &latency, &requests, &total,
+                                     &transitions, &kinds, &PyTuple_Type, &heads, &absorbing))
+        return NULL;
+    Py_ssize_t states = PyBytes_GET_SIZE(kinds);
+    if (states < 1 || states > 255 || PyBytes_GET_SIZE(transitions) != states * 256 || absorbing < 1
+        || absorbing > states || PyTuple_GET_SIZE(heads) != states) {
+        PyErr_SetString(PyExc_ValueError, "the tables of the automaton do not fit together");
+        return NULL;
+    }
+    for (Py_ssize_t place = 0; place < states * 256; place++) {
+        if ((uint8_t)PyBytes_AS_STRING(transitions)[place] >= states
+            || (uint8_t)PyBytes_AS_STRING(kinds)[place >> 8] >= COUNTS
+            || ((place & 255) == '\n') != (PyBytes_AS_STRING(transitions)[place] == 0)) {
+            PyErr_SetString(PyExc_ValueError, "the automaton leads to no state, or not by a newline to the first");
+            return NULL;
+        }
+    }
+    Analysis *self = (Analysis *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->latency = row_of(latency);
+    self->total = self->latency ? row_of(total) : NULL;
+    if (self->total == NULL) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->block = Py_NewRef(total);
+    self->transitions = Py_NewRef(transitions);
+    self->kinds = Py_NewRef(kinds);
+    self->heads = Py_NewRef(heads);
+    self->absorbing = (uint8_t)absorbing;
+    self->requests = requests;
+    return (PyObject *)self;
+}
+
+static void
+analysis_dealloc(Analysis *self)
+{
+    Py_XDECREF(self->total);
+    Py_XDECREF(self->latency);
+    Py_XDECREF(self->block);
+    Py_XDECREF(self->transitions);
+    Py_XDECREF(self->kinds);
+    Py_XDECREF(self->heads);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyMemberDef analysis_members[] = {
+    {"requests", T_BOOL, offsetof(Analysis, requests), READONLY, NULL},
+    {"total", T_OBJECT_EX, offsetof(Analysis, block), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyTypeObject Analysis_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fooproxy._core.Analysis",
+    .tp_doc = PyDoc_STR("Counts one kind of leg: twin of fooproxy.foo.analyzer.Analysis."),
+    .tp_basicsize = sizeof(Analysis),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = analysis_new,
+    .tp_dealloc = (destructor)analysis_dealloc,
+    .tp_members = analysis_members,
+};
+
+/* Analyzer */
+
+void
+count(Analyzer *self, const char *chunk, size_t size, int64_t time)
+{
+    const Analysis *analysis = self->analysis;
+    const uint8_t *transitions = (const uint8_t *)PyBytes_AS_STRING(analysis->transitions);
+    const uint8_t *kinds = (const uint8_t *)PyBytes_AS_STRING(analysis->kinds);
+    const uint8_t *here = (const uint8_t *)chunk, *end = here + size;
+    unsigned absorbing = analysis->absorbing, state = self->state;
+    int64_t found[COUNTS] = {0};
+
+    while (here < end) {
+        if (state >= absorbing) {
+            /* Only a newline leads out of this state. */
+            here = memchr(here, '\n', (size_t)(end - here));
+            if (here == NULL)
+                break;
+        }
+        unsigned next = transitions[state << 8 | *here++];
+        if (next == 0)
+            found[kinds[state]]++;
+        state = next;
+    }
+    self->state = (uint8_t)state;
+    found[BYTES] = (int64_t)size;
+    int64_t *total = analysis->total->numbers;
+    for (int kind = 0; kind < COUNTS; kind++) {
+        self->counts[kind] += found[kind];
+        total[kind] += found[kind];
+    }
+
+    int64_t *latency = analysis->latency->numbers;
+    if (time > latency[SEEN])
+        latency[SEEN] = time;
+    if (!analysis->requests) {
+        reply(self->exchange, time, found[ACK] + found[NAK]);
+        return;
+    }
+    int64_t ended = found[REQ] + found[ACK] + found[NAK] + found[INVALID];
+    if (ended) {
+        latency[ASKED] += ended;
+        request(self->exchange, time, ended);
+    } else {
+        self->exchange->last = time;
+    }
+}
+
+static PyObject *
+analyzer_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"analysis", "exchange", NULL};
+    PyObject *analysis, *exchange;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!:Analyzer", names, &Analysis_Type, &analysis, &Exchange_Type,
+                                     &exchange))
+        return NULL;
+    Analyzer *self = (Analyzer *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->analysis = (Analysis *)Py_NewRef(analysis);
+        self->exchange = (Exchange *)Py_NewRef(exchange);
+        self->outlet = self->room = -1;
+    }
+    return (PyObject *)self;
+}
+
+static void
+analyzer_dealloc(Analyzer *self)
+{
+    Py_XDECREF(self->analysis);
+    Py_XDECREF(self->exchange);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyObject *
+analyzer_feed(Analyzer *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 2) {
+        PyErr_SetString(PyExc_TypeError, "feed takes a chunk and a time");
+        return NULL;
+    }
+    long long time = PyLong_AsLongLong(args[1]);
+    if (time == -1 && PyErr_Occurred())
+        return NULL;
+    Py_buffer chunk;
+    if (PyObject_GetBuffer(args[0], &chunk, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (chunk.len && !self->muted)
+        count(self, chunk.buf, (size_t)chunk.len, time);
+    PyBuffer_Release(&chunk);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+analyzer_take_back(Analyzer *self, PyObject *argument)
+{
+    long long size = PyLong_AsLongLong(argument);
+    if (size == -1 && PyErr_Occurred())
+        return NULL;
+    self->state = 0;
+    self->counts[BYTES] -= size;
+    self->analysis->total->numbers[BYTES] -= size;
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+analyzer_get_head(Analyzer *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(PyTuple_GET_ITEM(self->analysis->heads, self->state));
+}
+
+static PyMethodDef analyzer_methods[] = {
+    {"feed", (PyCFunction)(void (*)(void))analyzer_feed, METH_FASTCALL, NULL},
+    {"take_back", (PyCFunction)analyzer_take_back, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef analyzer_members[] = {
+    {"analysis", T_OBJECT_EX, offsetof(Analyzer, analysis), READONLY, NULL},
+    {"exchange", T_OBJECT_EX, offsetof(Analyzer, exchange), READONLY, NULL},
+    {"bytes", T_LONGLONG, offsetof(Analyzer, counts[BYTES]), READONLY, NULL},
+    {"req", T_LONGLONG, offsetof(Analyzer, counts[REQ]), READONLY, NULL},
+    {"ack", T_LONGLONG, offsetof(Analyzer, counts[ACK]), READONLY, NULL},
+    {"nak", T_LONGLONG, offsetof(Analyzer, counts[NAK]), READONLY, NULL},
+    {"invalid", T_LONGLONG, offsetof(Analyzer, counts[INVALID]), READONLY, NULL},
+    {"outlet", T_INT, offsetof(Analyzer, outlet), 0, NULL},
+    {"room", T_INT, offsetof(Analyzer, room), 0, NULL},
+    {"is_muted", T_BOOL, offsetof(Analyzer, muted), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyGetSetDef analyzer_getset[] = {
+    {"head", (getter)analyzer_get_head, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyTypeObject Analyzer_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fooproxy._core.Analyzer",
+    .tp_doc = PyDoc_STR("Counts one leg of one session: twin of fooproxy.foo.analyzer.Analyzer."),
+    .tp_basicsize = sizeof(Analyzer),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = analyzer_new,
+    .tp_dealloc = (destructor)analyzer_dealloc,
+    .tp_methods = analyzer_methods,
+    .tp_members = analyzer_members,
+    .tp_getset = analyzer_getset,
+};
+
+/* What both twins must agree on: latency.py compares these with its own. */
+int
+add_counting(PyObject *module)
+{
+    PyTypeObject *types[] = {&Row_Type, &Exchange_Type, &Analysis_Type, &Analyzer_Type};
+    for (size_t place = 0; place < sizeof(types) / sizeof(types[0]); place++)
+        if (PyModule_AddType(module, types[place]) < 0)
+            return -1;
+    PyObject *numbers = Py_BuildValue("(ssssssssi)", "asked", "given_up", "unmatched", "late", "sum", "longest",
+                                      "replied", "seen", BUCKETS);
+    if (numbers == NULL || PyModule_AddObject(module, "LATENCY", numbers) < 0) {
+        Py_XDECREF(numbers);
+        return -1;
+    }
+    PyObject *counts = Py_BuildValue("(sssss)", "bytes", "req", "ack", "nak", "invalid");
+    if (counts == NULL || PyModule_AddObject(module, "COUNTS", counts) < 0) {
+        Py_XDECREF(counts);
+        return -1;
+    }
+    return 0;
+}

@@ -1,0 +1,65 @@
+/* What counts one leg of one session, as plain structures, so that the pump can count without calling Python. */
+
+#ifndef FOOPROXY_COUNTING_H
+#define FOOPROXY_COUNTING_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* A block of 64-bit integers in the array that its owner has handed in; the array cannot be resized meanwhile. */
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+    int64_t *numbers;
+} Row;
+
+/* Requests that were read at the same time. */
+typedef struct {
+    int64_t time, count;
+} Asked;
+
+/* Twin of fooproxy.foo.latency.Exchange, whose rules it follows. */
+typedef struct {
+    PyObject_HEAD
+    Row *latency;
+    int64_t open, asked, last;
+    int64_t late, unmatched, cut_short;
+    Asked *later; /* a ring of `capacity` entries, a power of two */
+    uint16_t first, length, capacity;
+    uint16_t lowest, width; /* `buckets` has the counts of `width` buckets from `lowest` on */
+    int64_t *buckets;
+} Exchange;
+
+/* Twin of fooproxy.foo.analyzer.Analysis; it has no queue, since it counts at once. */
+typedef struct {
+    PyObject_HEAD
+    Row *total, *latency;
+    PyObject *block; /* what has the row `total` */
+    PyObject *transitions, *kinds, *heads; /* see fooproxy.foo.grammar.Automaton */
+    uint8_t absorbing;
+    bool requests;
+} Analysis;
+
+enum { BYTES, REQ, ACK, NAK, INVALID, COUNTS };
+
+/* Twin of fooproxy.foo.analyzer.Analyzer. */
+typedef struct {
+    PyObject_HEAD
+    Analysis *analysis;
+    Exchange *exchange;
+    int64_t counts[COUNTS];
+    int outlet, room; /* for the pump */
+    uint8_t state;    /* the place in the grammar that the unfinished line has reached; 0 between lines */
+    bool muted;
+} Analyzer;
+
+extern PyTypeObject Row_Type, Exchange_Type, Analysis_Type, Analyzer_Type;
+
+/* Count `size` bytes, the next of a leg, which were read at `time` (microseconds). */
+void count(Analyzer *analyzer, const char *chunk, size_t size, int64_t time);
+
+int add_counting(PyObject *module);
+
+#endif

@@ -1,0 +1,61 @@
+"""The twins that count: the pure one of `analyzer` and `latency`, and the compiled one, of counting.c.
+
+Both have the same classes with the same interface, and count the same.  The compiled one counts each chunk at once, so
+for it there is never anything to catch up with.  `fooproxy.stats` uses `CHOSEN`; the tests use both.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from fooproxy.core import IS_USED, core
+from fooproxy.foo import analyzer, latency
+from fooproxy.foo.grammar import automaton
+
+if TYPE_CHECKING:
+    from fooproxy.foo.analyzer import Analysis, Analyzer, Counts
+    from fooproxy.foo.latency import Exchange, Latency
+
+
+class Twin(NamedTuple):
+    """One implementation of the classes that count."""
+
+    Analysis: type[Analysis]
+    Analyzer: type[Analyzer]
+    Exchange: type[Exchange]
+
+
+PURE = Twin(analyzer.Analysis, analyzer.Analyzer, latency.Exchange)
+COMPILED: Twin | None = None
+
+if core is not None:
+    if (
+        analyzer.Counts.names,
+        (*latency.Latency.names[: latency.FIRST], latency.BUCKETS),
+    ) != (core.COUNTS, core.LATENCY):
+        raise ImportError("fooproxy._core was built from other sources: install fooproxy again")
+
+    _AUTOMATON = automaton()
+
+    class _Analysis(core.Analysis):
+        __slots__ = ()
+
+        def __new__(
+            cls, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
+        ) -> Any:
+            return super().__new__(cls, latency, requests, total or analyzer.Counts(), _AUTOMATON)
+
+        def digest(self) -> None:
+            """Do nothing: everything is counted already."""
+
+        catch_up = digest
+
+    class _Analyzer(core.Analyzer, analyzer.Leg):
+        __slots__ = ()
+
+    class _Exchange(core.Exchange, latency.Waiting):
+        __slots__ = ()
+
+    COMPILED = Twin(*cast("tuple[Any, Any, Any]", (_Analysis, _Analyzer, _Exchange)))
+
+CHOSEN = COMPILED if IS_USED and COMPILED is not None else PURE

@@ -1,0 +1,336 @@
+/* The innermost loop, compiled: twin of pump.py's Pump, whose rules it follows.
+
+   It reads all chunks of a batch of events, counts each as it is read, and then writes all.  A large chunk is written
+   before the next read.  Nothing here calls Python per chunk, and what it cannot do itself it returns to the poller. */
+
+#include "pump.h"
+
+#include "../foo/counting.h"
+
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum {
+    SMALLEST_READ = 1 << 12,
+    LARGEST_READ = 1 << 18,
+    FAIR_READ = 1 << 16,
+    BATCH_BYTES = 1 << 20,
+    GROWTH = 8,
+    SHRINKAGE = 6,
+    LARGE = 4096,
+    LINE = 64 /* bytes of a cache line: chunks begin on one */
+};
+
+typedef struct {
+    Analyzer *tap;
+    PyObject *sink;
+} Source;
+
+/* A chunk that was read and is still to be written; it keeps both objects alive. */
+typedef struct {
+    Analyzer *tap;
+    PyObject *sink;
+    const char *chunk;
+    size_t size;
+} Pending;
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *clock, *loss, *done;
+    Source *sources; /* by file descriptor */
+    Py_ssize_t most; /* the number of entries in `sources` */
+    Pending *pending;
+    char *arena;
+    Py_ssize_t batch; /* the number of events that `pending` and `arena` have room for */
+    bool relaying;
+} Pump;
+
+static PyObject *
+pump_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"clock", "loss", "done", NULL};
+    PyObject *clock, *loss, *done;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OOO:Pump", names, &clock, &loss, &done))
+        return NULL;
+    Pump *self = (Pump *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        self->clock = Py_NewRef(clock);
+        self->loss = Py_NewRef(loss);
+        self->done = Py_NewRef(done);
+    }
+    return (PyObject *)self;
+}
+
+static int
+pump_traverse(Pump *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->clock);
+    Py_VISIT(self->loss);
+    Py_VISIT(self->done);
+    for (Py_ssize_t fd = 0; fd < self->most; fd++) {
+        Py_VISIT(self->sources[fd].tap);
+        Py_VISIT(self->sources[fd].sink);
+    }
+    return 0;
+}
+
+static int
+pump_clear(Pump *self)
+{
+    Py_CLEAR(self->clock);
+    Py_CLEAR(self->loss);
+    Py_CLEAR(self->done);
+    for (Py_ssize_t fd = 0; fd < self->most; fd++) {
+        Py_CLEAR(self->sources[fd].tap);
+        Py_CLEAR(self->sources[fd].sink);
+    }
+    return 0;
+}
+
+static void
+pump_dealloc(Pump *self)
+{
+    PyObject_GC_UnTrack(self);
+    pump_clear(self);
+    PyMem_Free(self->sources);
+    PyMem_Free(self->pending);
+    PyMem_RawFree(self->arena);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyObject *
+pump_start(Pump *self, PyObject *args)
+{
+    int fd;
+    PyObject *sink, *tap;
+    if (!PyArg_ParseTuple(args, "iOO!:start", &fd, &sink, &Analyzer_Type, &tap))
+        return NULL;
+    if (fd < 0) {
+        PyErr_SetString(PyExc_ValueError, "a negative file descriptor");
+        return NULL;
+    }
+    if (fd >= self->most) {
+        Py_ssize_t most = fd < 64 ? 64 : (Py_ssize_t)fd * 2;
+        Source *sources = PyMem_Resize(self->sources, Source, (size_t)most);
+        if (sources == NULL)
+            return PyErr_NoMemory();
+        memset(sources + self->most, 0, (size_t)(most - self->most) * sizeof(Source));
+        self->sources = sources;
+        self->most = most;
+    }
+    if (PyObject_SetAttrString(sink, "inflow", tap) < 0)
+        return NULL;
+    ((Analyzer *)tap)->room = SMALLEST_READ;
+    Source *source = &self->sources[fd];
+    PyObject *before = (PyObject *)source->tap, *there = source->sink;
+    *source = (Source){(Analyzer *)Py_NewRef(tap), Py_NewRef(sink)};
+    Py_XDECREF(before);
+    Py_XDECREF(there);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+pump_stop(Pump *self, PyObject *argument)
+{
+    int fd = PyLong_AsLong(argument);
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    if (fd < 0 || fd >= self->most || self->sources[fd].tap == NULL)
+        Py_RETURN_NONE;
+    Source source = self->sources[fd];
+    self->sources[fd] = (Source){NULL, NULL};
+    int failed = PyObject_SetAttrString(source.sink, "inflow", Py_None);
+    Py_DECREF(source.tap);
+    Py_DECREF(source.sink);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+/* Make room for a batch of so many events. */
+static bool
+make_room(Pump *self, Py_ssize_t events)
+{
+    if (events <= self->batch)
+        return true;
+    Pending *pending = PyMem_Resize(self->pending, Pending, (size_t)events);
+    if (pending != NULL)
+        self->pending = pending;
+    /* Small chunks stay here until all events have been read; the last read may be as large as any. */
+    char *arena = PyMem_RawRealloc(self->arena, (size_t)events * (LARGE + LINE) + LARGEST_READ);
+    if (arena != NULL)
+        self->arena = arena;
+    if (pending == NULL || arena == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    self->batch = events;
+    return true;
+}
+
+/* Append a tuple, whose reference it takes, to a list. */
+static bool
+append(PyObject *list, PyObject *tuple)
+{
+    bool done = tuple != NULL && PyList_Append(list, tuple) == 0;
+    Py_XDECREF(tuple);
+    return done;
+}
+
+/* Write the first `length` pending chunks, and append to `stuck` what could not be written.  What was read is never
+   lost: a chunk for which there is no memory to return it is not forgotten before the others are written. */
+static bool
+write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
+{
+    bool done = true;
+    for (Py_ssize_t place = 0; place < length; place++) {
+        Pending *chunk = &self->pending[place];
+        ssize_t sent = -1;
+        if (chunk->tap->outlet >= 0)
+            sent = send(chunk->tap->outlet, chunk->chunk, chunk->size, MSG_NOSIGNAL);
+        if (sent < 0)
+            sent = 0;
+        if ((size_t)sent != chunk->size)
+            done = append(stuck, Py_BuildValue("(Oy#)", chunk->sink, chunk->chunk + sent,
+                                               (Py_ssize_t)(chunk->size - (size_t)sent)))
+                   && done;
+    }
+    for (Py_ssize_t place = 0; place < length; place++) {
+        Py_DECREF(self->pending[place].tap);
+        Py_DECREF(self->pending[place].sink);
+    }
+    return done;
+}
+
+/* Return why the connection of `fd` is lost, after a read that failed. */
+static PyObject *
+why_lost(Pump *self, int fd)
+{
+    PyErr_SetFromErrno(PyExc_OSError);
+    PyObject *type, *error, *traceback;
+    PyErr_Fetch(&type, &error, &traceback);
+    PyErr_NormalizeException(&type, &error, &traceback);
+    PyObject *why = PyObject_CallFunction(self->loss, "Oi", error, fd);
+    Py_XDECREF(type);
+    Py_XDECREF(error);
+    Py_XDECREF(traceback);
+    return why;
+}
+
+static bool
+later(Pump *self, int64_t *now)
+{
+    PyObject *time = PyObject_CallNoArgs(self->clock);
+    if (time == NULL)
+        return false;
+    int64_t then = PyLong_AsLongLong(time);
+    Py_DECREF(time);
+    if (then == -1 && PyErr_Occurred())
+        return false;
+    *now = then > *now ? then : *now + 1;
+    return true;
+}
+
+static bool
+relay(Pump *self, PyObject *events, int64_t now, PyObject *ends, PyObject *others, PyObject *stuck)
+{
+    Py_ssize_t number = PyList_GET_SIZE(events), length = 0;
+    size_t used = 0;
+    bool done = make_room(self, number);
+    int most = number ? (int)(BATCH_BYTES / number) : LARGEST_READ;
+    most = most < FAIR_READ ? FAIR_READ : most > LARGEST_READ ? LARGEST_READ : most;
+    for (Py_ssize_t place = 0; done && place < number; place++) {
+        PyObject *event = PyList_GET_ITEM(events, place);
+        if (!PyTuple_Check(event) || PyTuple_GET_SIZE(event) != 2) {
+            PyErr_SetString(PyExc_TypeError, "an event is a pair of a file descriptor and its events");
+            done = false;
+            break;
+        }
+        long fd = PyLong_AsLong(PyTuple_GET_ITEM(event, 0)), what = PyLong_AsLong(PyTuple_GET_ITEM(event, 1));
+        if ((fd == -1 || what == -1) && PyErr_Occurred()) {
+            done = false;
+            break;
+        }
+        if (what != EPOLLIN || fd < 0 || fd >= self->most || self->sources[fd].tap == NULL) {
+            done = append(others, Py_BuildValue("(llO)", fd, what, Py_None));
+            continue;
+        }
+        Analyzer *tap = self->sources[fd].tap;
+        int room = tap->room < most ? tap->room : most;
+        char *chunk = self->arena + used;
+        ssize_t size;
+        do
+            size = read((int)fd, chunk, (size_t)room);
+        while (size < 0 && errno == EINTR);
+        if (size <= 0) {
+            if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+                continue;
+            PyObject *why = size < 0 ? why_lost(self, (int)fd) : Py_NewRef(self->done);
+            done = why != NULL && append(ends, Py_BuildValue("(llN)", fd, what, why));
+            continue;
+        }
+        if (size == room)
+            tap->room = room * GROWTH < most ? room * GROWTH : most;
+        else if (room > SMALLEST_READ && size < room >> 2)
+            tap->room = room - (room >> SHRINKAGE) > SMALLEST_READ ? room - (room >> SHRINKAGE) : SMALLEST_READ;
+        count(tap, chunk, (size_t)size, now);
+        self->pending[length++] = (Pending){(Analyzer *)Py_NewRef(tap), Py_NewRef(self->sources[fd].sink), chunk,
+                                            (size_t)size};
+        used += ((size_t)size + LINE - 1) & ~(size_t)(LINE - 1);
+        if (size > LARGE) {
+            done = write_all(self, length, stuck);
+            length = 0;
+            used = 0;
+            /* A later read may return the reply to what was just written. */
+            done = later(self, &now) && done;
+        }
+    }
+    return write_all(self, length, stuck) && done;
+}
+
+static PyObject *
+pump_relay(Pump *self, PyObject *args)
+{
+    PyObject *events;
+    long long now;
+    if (!PyArg_ParseTuple(args, "O!L:relay", &PyList_Type, &events, &now))
+        return NULL;
+    if (self->relaying) {
+        PyErr_SetString(PyExc_RuntimeError, "relay was called from within itself");
+        return NULL;
+    }
+    PyObject *ends = PyList_New(0), *others = PyList_New(0), *stuck = PyList_New(0), *result = NULL;
+    if (ends != NULL && others != NULL && stuck != NULL) {
+        self->relaying = true;
+        bool done = relay(self, events, now, ends, others, stuck);
+        self->relaying = false;
+        if (done && PyList_SetSlice(ends, PyList_GET_SIZE(ends), PyList_GET_SIZE(ends), others) == 0)
+            result = PyTuple_Pack(2, ends, stuck);
+    }
+    Py_XDECREF(ends);
+    Py_XDECREF(others);
+    Py_XDECREF(stuck);
+    return result;
+}
+
+static PyMethodDef pump_methods[] = {
+    {"start", (PyCFunction)pump_start, METH_VARARGS, NULL},
+    {"stop", (PyCFunction)pump_stop, METH_O, NULL},
+    {"relay", (PyCFunction)pump_relay, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject Pump_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "fooproxy._core.Pump",
+    .tp_doc = PyDoc_STR("Relays from each source to its sink and counts: twin of fooproxy.net.pump.Pump."),
+    .tp_basicsize = sizeof(Pump),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = pump_new,
+    .tp_traverse = (traverseproc)pump_traverse,
+    .tp_clear = (inquiry)pump_clear,
+    .tp_dealloc = (destructor)pump_dealloc,
+    .tp_methods = pump_methods,
+};
