@@ -1,4 +1,6 @@
-"""``python -m benchmarks.micro``: time per message of the analyzer, by the size of messages and how they are cut.
+"""``python -m benchmarks.micro``: time per message of the analyzers, by the size of messages and how they are cut.
+
+Both twins are measured, if the compiled one was built.
 
 pyperf does the measuring (calibration, worker processes, statistics); its options are those of this command.
 Nothing here touches a socket.
@@ -11,11 +13,13 @@ import sys
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fooproxy.foo.analyzer import Analysis, Analyzer
-from fooproxy.foo.latency import Exchange, Latency
+from fooproxy.foo.counting import COMPILED, PURE
+from fooproxy.foo.latency import Latency
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from fooproxy.foo.counting import Twin
 
 # Of a whole message: type, seq, data and newline.
 SIZES = (8, 32, 1000, 100_000)
@@ -47,12 +51,12 @@ def cases() -> dict[str, tuple[int, list[bytes]]]:
     return found
 
 
-def feeding(chunks: list[bytes], messages: int) -> Callable[[int], float]:
+def feeding(twin: Twin, chunks: list[bytes], messages: int) -> Callable[[int], float]:
     """Give what pyperf wants to time: that many passes over `chunks`, in seconds."""
 
     def run(passes: int) -> float:
-        analysis = Analysis(Latency(), requests=True)
-        feed, catch_up = Analyzer(analysis, Exchange(Latency())).feed, analysis.catch_up
+        analysis = twin.Analysis(Latency(), requests=True)
+        feed, catch_up = twin.Analyzer(analysis, twin.Exchange(Latency())).feed, analysis.catch_up
         start = perf_counter()
         for _ in range(passes):
             # As between two samples of the time table, and then at the second of them.
@@ -77,8 +81,10 @@ def main() -> int:
         print("benchmarks.micro needs pyperf: pip install pyperf", file=sys.stderr)
         return 1
     runner = pyperf.Runner(program_args=("-m", "benchmarks.micro"))
-    for name, (messages, chunks) in cases().items():
-        runner.bench_time_func(name, feeding(chunks, messages), inner_loops=messages)
+    for kind, twin in {"compiled": COMPILED, "pure": PURE}.items():
+        for name, (messages, chunks) in cases().items():
+            if twin is not None:
+                runner.bench_time_func(f"{kind}, {name}", feeding(twin, chunks, messages), inner_loops=messages)
     return 0
 
 

@@ -15,7 +15,7 @@ This module does not know about sockets, clocks or Twisted.  The interceptor fee
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fooproxy.foo.grammar import LONG, NO_REPLY, NO_REQUEST, TYPES, canonical, heads_of
 from fooproxy.foo.latency import LONGEST, bucket
@@ -70,6 +70,12 @@ class Leg:
     exchange: Exchange
     head: bytes
     nak: int
+    is_muted: bool
+
+    def state(self) -> list[Any]:
+        """Return everything about this leg as plain data, the arguments of `restore`; see `Waiting.state`."""
+        self.analysis.catch_up()
+        return [*(getattr(self, name) for name in Counts.names), self.head, self.is_muted]
 
     @property
     def ack(self) -> int:
@@ -167,9 +173,21 @@ class Analyzer(Leg):
         self.nak += nak
         self.invalid += ended - req - ack - nak
 
+    def place(self, head: bytes) -> None:
+        """Make `head` the beginning of the unfinished line."""
+        self.exchange.unfinished += (head != b"") - (self.head != b"")
+        self.head = head
+
+    def restore(self, size: int, req: int, ack: int, nak: int, invalid: int, head: bytes, is_muted: bool) -> None:
+        """Take over the `state` of another analyzer, whose exchange's state this one's exchange has taken over."""
+        self.bytes, self.nak, self.invalid, self.is_muted = size, nak, invalid, is_muted
+        self._stray = ack if self.analysis.requests else req
+        self.place(head)
+        self.apart = head != b""
+
     def take_back(self, size: int) -> None:
         """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
-        self.head = b""
+        self.place(b"")
         self.bytes -= size
         self.analysis.total.bytes -= size
 
@@ -202,7 +220,14 @@ class Analysis:
         """Chunks that have not been counted yet, each with its analyzer and its time."""
         self.requests = requests
         self._before = before
+        self.settled: list[Exchange] = [] if before is None else before.settled
+        """The watched exchanges that have become settled, for whoever watches them to take; one may be here twice."""
+        self._watched: set[Exchange] = set() if before is None else before._watched
         self._slip = (NO_REQUEST if requests else NO_REPLY).search
+
+    def watch(self, exchange: Exchange, is_watched: bool = True) -> None:
+        """Begin or cease to add `exchange` to `settled` whenever it has become so."""
+        (self._watched.add if is_watched else self._watched.discard)(exchange)
 
     def digest(self) -> None:
         """Catch up if enough chunks wait to make it worthwhile."""
@@ -233,6 +258,9 @@ class Analysis:
             count(whole, lines)
         for analyzer, chunk, time in rest:
             self._count(analyzer, chunk, time)
+        if self._watched:
+            fed = (analyzer.exchange for analyzer, _, _ in whole + rest)
+            self.settled += (exchange for exchange in fed if exchange in self._watched and exchange.settled)
 
     def _are_usual(self, lines: bytes) -> bool:
         """Return whether all of `lines`, each preceded by a newline, are usual messages on this kind of leg."""
@@ -316,7 +344,7 @@ class Analysis:
         head = analyzer.head
         end = chunk.rfind(b"\n") + 1
         tail = chunk[end:] if end else head + chunk
-        analyzer.head = canonical(tail) if tail else b""
+        analyzer.place(canonical(tail) if tail else b"")
         lines = heads_of(head, chunk, end) if chunk.find(b"\n", 0, LONG) < 0 else None
         if lines is None:
             lines = b"".join((b"\n", head, memoryview(chunk)[:end]))

@@ -263,7 +263,7 @@ exchange_cut_short(Exchange *self, PyObject *argument)
     long long time = PyLong_AsLongLong(argument);
     if (time == -1 && PyErr_Occurred())
         return NULL;
-    self->cut_short = 1;
+    self->cut_short++;
     self->latency->numbers[ASKED]++;
     request(self, time, 1);
     Py_RETURN_NONE;
@@ -291,6 +291,47 @@ exchange_resumed(Exchange *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* Replace everything by what was in another exchange: see Waiting.state in latency.py. */
+static PyObject *
+exchange_restore(Exchange *self, PyObject *args)
+{
+    PyObject *open, *buckets, *number, *answers;
+    long long last, late, unmatched, cut_short;
+    if (!PyArg_ParseTuple(args, "O!LLLLO!:restore", &PyList_Type, &open, &last, &late, &unmatched, &cut_short,
+                          &PyDict_Type, &buckets))
+        return NULL;
+    drop_later(self);
+    PyMem_Free(self->buckets);
+    self->buckets = NULL;
+    self->lowest = self->width = 0;
+    self->open = self->asked = 0;
+    for (Py_ssize_t place = 0; place < PyList_GET_SIZE(open); place++) {
+        long long time, count;
+        PyObject *pair = PySequence_Tuple(PyList_GET_ITEM(open, place));
+        bool fine = pair != NULL && PyArg_ParseTuple(pair, "LL:restore", &time, &count);
+        Py_XDECREF(pair);
+        if (!fine)
+            return NULL;
+        request(self, time, count);
+    }
+    for (Py_ssize_t position = 0; PyDict_Next(buckets, &position, &number, &answers);) {
+        long place = PyLong_AsLong(number);
+        long long count = PyLong_AsLongLong(answers);
+        if (PyErr_Occurred())
+            return NULL;
+        if (place < 0 || place >= BUCKETS) {
+            PyErr_Format(PyExc_ValueError, "there is no bucket %ld", place);
+            return NULL;
+        }
+        answered(self, (int)place, count);
+    }
+    self->last = last;
+    self->late = late;
+    self->unmatched = unmatched;
+    self->cut_short = cut_short;
+    Py_RETURN_NONE;
+}
+
 static PyObject *
 exchange_end(Exchange *self, PyObject *Py_UNUSED(ignored))
 {
@@ -302,6 +343,12 @@ static PyObject *
 exchange_get_in_flight(Exchange *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLongLong(in_flight(self));
+}
+
+static PyObject *
+exchange_get_settled(Exchange *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(!self->open && !self->unfinished);
 }
 
 static PyObject *
@@ -366,6 +413,7 @@ static PyMethodDef exchange_methods[] = {
     {"reply", (PyCFunction)exchange_reply, METH_VARARGS, NULL},
     {"cut_short", (PyCFunction)exchange_cut_short, METH_O, NULL},
     {"resumed", (PyCFunction)exchange_resumed, METH_NOARGS, NULL},
+    {"restore", (PyCFunction)exchange_restore, METH_VARARGS, NULL},
     {"end", (PyCFunction)exchange_end, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -374,11 +422,16 @@ static PyMemberDef exchange_members[] = {
     {"open", T_LONGLONG, offsetof(Exchange, open), READONLY, NULL},
     {"asked", T_LONGLONG, offsetof(Exchange, asked), READONLY, NULL},
     {"last", T_LONGLONG, offsetof(Exchange, last), READONLY, NULL},
+    {"late", T_LONGLONG, offsetof(Exchange, late), READONLY, NULL},
+    {"unmatched", T_LONGLONG, offsetof(Exchange, unmatched), READONLY, NULL},
+    {"cut", T_LONGLONG, offsetof(Exchange, cut_short), READONLY, NULL},
+    {"watched", T_BOOL, offsetof(Exchange, watched), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef exchange_getset[] = {
     {"in_flight", (getter)exchange_get_in_flight, NULL, NULL, NULL},
+    {"settled", (getter)exchange_get_settled, NULL, NULL, NULL},
     {"last_request", (getter)exchange_get_last_request, NULL, NULL, NULL},
     {"requests", (getter)exchange_get_requests, NULL, NULL, NULL},
     {"replies", (getter)exchange_get_replies, NULL, NULL, NULL},
@@ -405,11 +458,11 @@ PyTypeObject Exchange_Type = {
 static PyObject *
 analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
-    static char *names[] = {"latency", "requests", "total", "automaton", NULL};
-    PyObject *latency, *total, *transitions, *kinds, *heads;
+    static char *names[] = {"latency", "requests", "total", "settled", "automaton", NULL};
+    PyObject *latency, *total, *settled, *transitions, *kinds, *heads;
     int requests, absorbing;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OpO(SSO!i):Analysis", names, &latency, &requests, &total,
-                                     &transitions, &kinds, &PyTuple_Type, &heads, &absorbing))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OpOO!(SSO!i):Analysis", names, &latency, &requests, &total,
+                                     &PyList_Type, &settled, &transitions, &kinds, &PyTuple_Type, &heads, &absorbing))
         return NULL;
     Py_ssize_t states = PyBytes_GET_SIZE(kinds);
     if (states < 1 || states > 255 || PyBytes_GET_SIZE(transitions) != states * 256 || absorbing < 1
@@ -435,6 +488,7 @@ analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
         return NULL;
     }
     self->block = Py_NewRef(total);
+    self->settled = Py_NewRef(settled);
     self->transitions = Py_NewRef(transitions);
     self->kinds = Py_NewRef(kinds);
     self->heads = Py_NewRef(heads);
@@ -449,6 +503,7 @@ analysis_dealloc(Analysis *self)
     Py_XDECREF(self->total);
     Py_XDECREF(self->latency);
     Py_XDECREF(self->block);
+    Py_XDECREF(self->settled);
     Py_XDECREF(self->transitions);
     Py_XDECREF(self->kinds);
     Py_XDECREF(self->heads);
@@ -458,6 +513,7 @@ analysis_dealloc(Analysis *self)
 static PyMemberDef analysis_members[] = {
     {"requests", T_BOOL, offsetof(Analysis, requests), READONLY, NULL},
     {"total", T_OBJECT_EX, offsetof(Analysis, block), READONLY, NULL},
+    {"settled", T_OBJECT_EX, offsetof(Analysis, settled), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -473,6 +529,13 @@ PyTypeObject Analysis_Type = {
 };
 
 /* Analyzer */
+
+static void
+set_state(Analyzer *self, unsigned state)
+{
+    self->exchange->unfinished = (uint8_t)(self->exchange->unfinished + (state != 0) - (self->state != 0));
+    self->state = (uint8_t)state;
+}
 
 void
 count(Analyzer *self, const char *chunk, size_t size, int64_t time)
@@ -496,7 +559,7 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
             found[kinds[state]]++;
         state = next;
     }
-    self->state = (uint8_t)state;
+    set_state(self, state);
     found[BYTES] = (int64_t)size;
     int64_t *total = analysis->total->numbers;
     for (int kind = 0; kind < COUNTS; kind++) {
@@ -507,17 +570,19 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
     int64_t *latency = analysis->latency->numbers;
     if (time > latency[SEEN])
         latency[SEEN] = time;
-    if (!analysis->requests) {
-        reply(self->exchange, time, found[ACK] + found[NAK]);
-        return;
-    }
+    Exchange *exchange = self->exchange;
     int64_t ended = found[REQ] + found[ACK] + found[NAK] + found[INVALID];
-    if (ended) {
+    if (!analysis->requests) {
+        reply(exchange, time, found[ACK] + found[NAK]);
+    } else if (ended) {
         latency[ASKED] += ended;
-        request(self->exchange, time, ended);
+        request(exchange, time, ended);
     } else {
-        self->exchange->last = time;
+        exchange->last = time;
     }
+    if (exchange->watched && !exchange->open && !exchange->unfinished)
+        if (PyList_Append(analysis->settled, (PyObject *)exchange) < 0)
+            PyErr_Clear();
 }
 
 static PyObject *
@@ -570,9 +635,29 @@ analyzer_take_back(Analyzer *self, PyObject *argument)
     long long size = PyLong_AsLongLong(argument);
     if (size == -1 && PyErr_Occurred())
         return NULL;
-    self->state = 0;
+    set_state(self, 0);
     self->counts[BYTES] -= size;
     self->analysis->total->numbers[BYTES] -= size;
+    Py_RETURN_NONE;
+}
+
+/* Replace everything by what was in another analyzer: see Leg.state in analyzer.py. */
+static PyObject *
+analyzer_restore(Analyzer *self, PyObject *args)
+{
+    long long counts[COUNTS];
+    PyObject *head;
+    int muted;
+    if (!PyArg_ParseTuple(args, "LLLLLSp:restore", &counts[BYTES], &counts[REQ], &counts[ACK], &counts[NAK],
+                          &counts[INVALID], &head, &muted))
+        return NULL;
+    Py_ssize_t state = PySequence_Index(self->analysis->heads, head);
+    if (state < 0)
+        return NULL;
+    for (int kind = 0; kind < COUNTS; kind++)
+        self->counts[kind] = counts[kind];
+    set_state(self, (unsigned)state);
+    self->muted = muted;
     Py_RETURN_NONE;
 }
 
@@ -585,6 +670,7 @@ analyzer_get_head(Analyzer *self, void *Py_UNUSED(closure))
 static PyMethodDef analyzer_methods[] = {
     {"feed", (PyCFunction)(void (*)(void))analyzer_feed, METH_FASTCALL, NULL},
     {"take_back", (PyCFunction)analyzer_take_back, METH_O, NULL},
+    {"restore", (PyCFunction)analyzer_restore, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -29,6 +29,8 @@ typedef struct {
     Asked *later; /* a ring of `capacity` entries, a power of two */
     uint16_t first, length, capacity;
     uint16_t lowest, width; /* `buckets` has the counts of `width` buckets from `lowest` on */
+    uint8_t unfinished;     /* how many legs are in the middle of a line */
+    bool watched;
     int64_t *buckets;
 } Exchange;
 
@@ -37,6 +39,7 @@ typedef struct {
     PyObject_HEAD
     Row *total, *latency;
     PyObject *block; /* what has the row `total` */
+    PyObject *settled;                     /* a list of the watched exchanges that have become so */
     PyObject *transitions, *kinds, *heads; /* see fooproxy.foo.grammar.Automaton */
     uint8_t absorbing;
     bool requests;

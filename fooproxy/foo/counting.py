@@ -43,7 +43,12 @@ if core is not None:
         def __new__(
             cls, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
         ) -> Any:
-            return super().__new__(cls, latency, requests, total or analyzer.Counts(), _AUTOMATON)
+            settled: list[Any] = [] if before is None else before.settled
+            return super().__new__(cls, latency, requests, total or analyzer.Counts(), settled, _AUTOMATON)
+
+        def watch(self, exchange: _Exchange, is_watched: bool = True) -> None:
+            """Begin or cease to add `exchange` to `settled` whenever it has become so."""
+            exchange.watched = is_watched
 
         def digest(self) -> None:
             """Do nothing: everything is counted already."""

@@ -11,7 +11,7 @@ The analysis reports requests and replies to an `Exchange`, in order; nothing he
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fooproxy.foo.numbers import Block, Number
 
@@ -192,7 +192,19 @@ class Waiting:
     open: int
     asked: int
     last: int
+    late: int
+    unmatched: int
+    cut: int
+    later: list[list[int]] | None
     buckets: dict[int, int]
+
+    def state(self) -> list[Any]:
+        """Return everything about the session's requests and replies as plain data, the arguments of `restore`.
+
+        What it has added to the numbers in the array is not part of it.  The analysis must have caught up.
+        """
+        opened = [[self.asked, self.open], *(self.later or ())] if self.open else []
+        return [opened, self.last, self.late, self.unmatched, self.cut, dict(self.buckets)]
 
     @property
     def waiting_since(self) -> int:
@@ -212,7 +224,7 @@ class Exchange(Waiting):
     and `reply` inline, since they run once per chunk.
     """
 
-    __slots__ = ("_cut_short", "_late", "_total", "_unmatched", "asked", "buckets", "last", "later", "open")
+    __slots__ = (*("_total", "asked", "buckets", "cut", "last", "late", "later", "open", "unfinished", "unmatched"),)
 
     def __init__(self, total: Latency) -> None:
         self.open = 0
@@ -225,9 +237,14 @@ class Exchange(Waiting):
         """The number of latencies in each bucket."""
         self.last = 0
         """When data last arrived, except for whole requests, whose times are kept above."""
-        self._late = 0
-        self._unmatched = 0
-        self._cut_short = 0
+        self.late = 0
+        """Replies that were late."""
+        self.unmatched = 0
+        """Replies without a request."""
+        self.cut = 0
+        """Requests without a newline: 1 if that was how the last one ended, else 0."""
+        self.unfinished = 0
+        """How many legs are in the middle of a line."""
         self._total = total
 
     @property
@@ -236,14 +253,19 @@ class Exchange(Waiting):
         return self.open + sum(count for _, count in self.later or ())
 
     @property
+    def settled(self) -> bool:
+        """Whether every line from the client has its reply, and no line is unfinished on either leg."""
+        return not (self.open or self.unfinished)
+
+    @property
     def requests(self) -> int:
         """All complete lines from the client."""
-        return sum(self.buckets.values()) + self._late + self.in_flight - self._cut_short
+        return sum(self.buckets.values()) + self.late + self.in_flight - self.cut
 
     @property
     def replies(self) -> int:
         """All replies from the upstream."""
-        return sum(self.buckets.values()) + self._late + self._unmatched
+        return sum(self.buckets.values()) + self.late + self.unmatched
 
     @property
     def last_request(self) -> int:
@@ -251,6 +273,16 @@ class Exchange(Waiting):
         if self.later:
             return self.later[-1][0]
         return 0 if self.asked == _LATE else self.asked
+
+    def restore(
+        self, opened: list[list[int]], last: int, late: int, unmatched: int, cut: int, buckets: dict[int, int]
+    ) -> None:
+        """Take over the `state` of another exchange; its numbers in the array are not added again."""
+        self.open, self.later, self.asked = 0, None, 0
+        for time, count in opened:
+            self.request(time, count)
+        self.last, self.late, self.unmatched, self.cut = last, late, unmatched, cut
+        self.buckets = dict(buckets) or _NONE
 
     def resumed(self) -> None:
         """Mark the open requests: the upstream was not read for a while, so how long they took will be unknown.
@@ -276,7 +308,7 @@ class Exchange(Waiting):
 
     def cut_short(self, time: int) -> None:
         """Record a last request that has no newline."""
-        self._cut_short = 1
+        self.cut += 1
         self._total.ask(1)
         self.request(time, 1)
 
@@ -287,13 +319,13 @@ class Exchange(Waiting):
             self._total.replied = time
         while count:
             if not self.open or time <= self.asked != _LATE:
-                self._unmatched += count
+                self.unmatched += count
                 self._total.unmatched += count
                 return
             matched = min(count, self.open)
             count -= matched
             if self.asked == _LATE:
-                self._late += matched
+                self.late += matched
                 self._total.late += matched
             else:
                 self.answered(self._total.add(time - self.asked, matched), matched)

@@ -100,6 +100,19 @@ pump_dealloc(Pump *self)
     Py_TYPE(self)->tp_free(self);
 }
 
+static bool
+stop(Pump *self, long fd)
+{
+    if (fd < 0 || fd >= self->most || self->sources[fd].tap == NULL)
+        return true;
+    Source source = self->sources[fd];
+    self->sources[fd] = (Source){NULL, NULL};
+    bool done = PyObject_SetAttrString(source.sink, "inflow", Py_None) == 0;
+    Py_DECREF(source.tap);
+    Py_DECREF(source.sink);
+    return done;
+}
+
 static PyObject *
 pump_start(Pump *self, PyObject *args)
 {
@@ -120,31 +133,18 @@ pump_start(Pump *self, PyObject *args)
         self->sources = sources;
         self->most = most;
     }
-    if (PyObject_SetAttrString(sink, "inflow", tap) < 0)
+    if (!stop(self, fd) || PyObject_SetAttrString(sink, "inflow", tap) < 0)
         return NULL;
     ((Analyzer *)tap)->room = SMALLEST_READ;
-    Source *source = &self->sources[fd];
-    PyObject *before = (PyObject *)source->tap, *there = source->sink;
-    *source = (Source){(Analyzer *)Py_NewRef(tap), Py_NewRef(sink)};
-    Py_XDECREF(before);
-    Py_XDECREF(there);
+    self->sources[fd] = (Source){(Analyzer *)Py_NewRef(tap), Py_NewRef(sink)};
     Py_RETURN_NONE;
 }
 
 static PyObject *
 pump_stop(Pump *self, PyObject *argument)
 {
-    int fd = PyLong_AsLong(argument);
-    if (fd == -1 && PyErr_Occurred())
-        return NULL;
-    if (fd < 0 || fd >= self->most || self->sources[fd].tap == NULL)
-        Py_RETURN_NONE;
-    Source source = self->sources[fd];
-    self->sources[fd] = (Source){NULL, NULL};
-    int failed = PyObject_SetAttrString(source.sink, "inflow", Py_None);
-    Py_DECREF(source.tap);
-    Py_DECREF(source.sink);
-    if (failed)
+    long fd = PyLong_AsLong(argument);
+    if ((fd == -1 && PyErr_Occurred()) || !stop(self, fd))
         return NULL;
     Py_RETURN_NONE;
 }

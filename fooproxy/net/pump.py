@@ -92,7 +92,8 @@ class Pump:
         self._stuck: list[tuple[Sink, bytes]] = []
 
     def start(self, source: int, sink: Sink, tap: Tap) -> None:
-        """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on."""
+        """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on, and to no other."""
+        self.stop(source)
         sink.inflow = tap
         tap.room = SMALLEST_READ
         self._taps[source] = tap

@@ -46,7 +46,7 @@ class SessionStats:
         Invalid lines count as requests here, because servers answer them too (``NAK 0 ERRDECODE``).
         """
         self._stats.catch_up()
-        return not (self.exchange.in_flight or self.client.head or self.upstream.head)
+        return self.exchange.settled
 
     def finished(self) -> None:
         """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""

@@ -150,3 +150,57 @@ def test_a_latency_beyond_all_bounds_counts_as_the_longest() -> None:
     session.reply(1_000_000_000_000, 1)
     assert {str(number) for number in total.answered.buckets} <= BUCKET_NAMES
     assert total.answered.longest < 135_000_000
+
+
+@pytest.mark.usefixtures("twin")
+def test_a_session_goes_on_elsewhere_from_its_state_as_plain_data() -> None:
+    total = Latency()
+    clients = counting().Analysis(total, True)
+    upstreams = counting().Analysis(total, False, clients)
+
+    def session() -> tuple[Any, Any, Any]:
+        exchange = counting().Exchange(total)
+        return exchange, counting().Analyzer(clients, exchange), counting().Analyzer(upstreams, exchange)
+
+    before, after = session(), session()
+    before[1].feed(b"REQ 1\nREQ 2\nbad\n", 1)
+    before[2].feed(b"ACK 1\nNAK 2 no", 5)
+    before[1].feed(b"REQ 4\nREQ 5 half", 7)
+    upstreams.catch_up()
+    for old, new in zip(before, after, strict=True):
+        new.restore(*old.state())
+        assert new.state() == old.state()
+    after[1].feed(b" a line\n", 8)
+    after[2].feed(b"\nACK 4\n", 9)
+    upstreams.catch_up()
+    assert (after[1].req, after[1].invalid, after[2].ack, after[2].nak) == (4, 1, 2, 1)
+    assert (after[0].in_flight, after[0].replies, total.unmatched, total.in_flight) == (2, 3, 0, 2)
+    assert total.answered.buckets == {4: 1, 8: 2}
+
+
+@pytest.mark.usefixtures("twin")
+def test_a_watched_session_is_reported_whenever_it_becomes_settled() -> None:
+    total = Latency()
+    clients = counting().Analysis(total, True)
+    upstreams = counting().Analysis(total, False, clients)
+    watched, other = counting().Exchange(total), counting().Exchange(total)
+    upstreams.watch(watched)
+
+    def settled(analysis: Any, exchange: Any, chunk: bytes, time: int) -> list[Any]:
+        legs[exchange, analysis].feed(chunk, time)
+        upstreams.catch_up()
+        found = {*upstreams.settled}
+        upstreams.settled.clear()
+        return list(found)
+
+    pairs = [(exchange, analysis) for exchange in (watched, other) for analysis in (clients, upstreams)]
+    legs = {(exchange, analysis): counting().Analyzer(analysis, exchange) for exchange, analysis in pairs}
+    assert settled(clients, watched, b"REQ 1\nREQ 2\n", 1) == []
+    assert settled(upstreams, watched, b"ACK 1\n", 2) == []
+    assert settled(upstreams, watched, b"ACK 2", 3) == []
+    assert settled(upstreams, watched, b"\n", 4) == [watched]
+    assert settled(clients, watched, b"RE", 5) == []
+    assert settled(upstreams, watched, b"NAK 0 unasked\n", 6) == []
+    assert settled(clients, other, b"REQ 1\n", 7) + settled(upstreams, other, b"ACK 1\n", 8) == []
+    upstreams.watch(watched, False)
+    assert settled(clients, watched, b"Q 3\n", 9) + settled(upstreams, watched, b"ACK 3\n", 10) == []

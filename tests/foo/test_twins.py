@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import socket
+import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,7 +28,8 @@ needs_core = pytest.mark.skipif(core is None and not MUST_BE_BUILT, reason="foop
 HAPPENS = st.builds(
     lambda first, rest: bytes((first,)) + rest.replace(b"\xff", b""),
     st.integers(0, 254),
-    st.lists(WELL_FORMED | NEARLY, max_size=4).map(b"".join) | st.sampled_from([b"p", b"r", b"i", b"f", b"s", b"e"]),
+    st.lists(WELL_FORMED | NEARLY, max_size=4).map(b"".join)
+    | st.sampled_from([b"p", b"r", b"i", b"f", b"s", b"e", b"w", b"u", b"m"]),
 )
 
 
@@ -78,3 +84,60 @@ def test_the_array_is_not_resized_while_the_compiled_twin_counts_in_it() -> None
     assert latency.row is latency.row
     with pytest.raises(BufferError):
         numbers.append(0)
+
+
+NOBODYS = 1 << 11
+"""A file descriptor that nothing here has open."""
+
+
+@needs_core
+def test_the_compiled_twin_keeps_nothing_alive_that_nobody_uses() -> None:
+    assert COMPILED is not None
+    latency = Latency()
+    clients = COMPILED.Analysis(latency, True)
+    upstreams = COMPILED.Analysis(latency, False, clients)
+    loss = RuntimeError("a loss")
+
+    def session() -> None:
+        """Go through all that happens to a session, the odd and the wrong included."""
+        exchange = COMPILED.Exchange(latency)
+        client: Any = COMPILED.Analyzer(clients, exchange)
+        upstream = COMPILED.Analyzer(upstreams, exchange)
+        upstreams.watch(exchange)
+        for time in range(20):
+            client.feed(b"REQ 1\nREQ 2 x", time)
+            upstream.feed(b"ACK 1\n", time + 1)
+        exchange.restore(*exchange.state())
+        client.restore(*client.state())
+        client.finish(30)
+        for wrong in (lambda: client.feed("text", 1), lambda: client.feed(b"", None), lambda: core.Exchange(None)):
+            with pytest.raises((TypeError, AttributeError)):
+                wrong()
+        with pytest.raises(ValueError, match="bucket"):
+            exchange.restore([], 0, 0, 0, 0, {400: 1})
+        upstreams.settled.clear()
+        pump: Any = core.Pump(lambda: 40, lambda problem, fd: loss, loss)
+        near, far = socket.socketpair()
+        with near, far:
+            near.setblocking(False)
+            sink = SimpleNamespace()
+            pump.start(near.fileno(), sink, client)
+            pump.start(near.fileno(), sink, upstream)
+            far.send(b"ACK 1\n")
+            others, stuck = pump.relay([(near.fileno(), 1), (NOBODYS, 1)], 50)
+            assert (others, stuck) == ([(NOBODYS, 1, None)], [(sink, b"ACK 1\n")])
+            with pytest.raises(TypeError):
+                pump.relay([None], 60)
+        pump.start(NOBODYS, sink, upstream)
+        assert pump.relay([(NOBODYS, 1)], 70) == ([(NOBODYS, 1, loss)], [])
+
+    watched = (latency, latency.row, clients, upstreams, loss, upstreams.settled)
+    session()
+    before = [sys.getrefcount(thing) for thing in watched]
+    gc.collect()
+    blocks = sys.getallocatedblocks()
+    for _ in range(200):
+        session()
+    assert [sys.getrefcount(thing) for thing in watched] == before
+    gc.collect()
+    assert sys.getallocatedblocks() - blocks < 200

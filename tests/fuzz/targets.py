@@ -109,12 +109,29 @@ _HAPPENINGS: dict[bytes, Callable[[SessionStats, str], Any]] = {
     b"f": lambda session, _: session.finished(),
     b"s": lambda session, _: session.client.mid_line or session.stop_after(b"\n" * session.settled),
     b"e": lambda session, _: session.exchange.end(),
+    b"w": lambda session, _: session.upstream.analysis.watch(session.exchange),
+    b"u": lambda session, _: session.upstream.analysis.watch(session.exchange, False),
+    b"m": lambda session, _: _moved(session),
 }
+
+
+def _moved(session: SessionStats) -> None:
+    """Let a session go on with what its state, as plain data, is restored to."""
+    opened, last, late, unmatched, cut, buckets = json.loads(json.dumps(session.exchange.state()))
+    legs = [leg.state() for leg in (session.client, session.upstream)]
+    session.exchange, session.client, session.upstream = session._stats.analyzers()
+    answered = {int(number): count for number, count in buckets.items()}
+    session.exchange.restore(opened, last, late, unmatched, cut, answered)
+    for leg, state in zip((session.client, session.upstream), legs, strict=True):
+        leg.restore(*state)
 
 
 def _figures(stats: Stats, sessions: list[SessionStats]) -> list[Any]:
     stats.catch_up()
-    return [list(stats.numbers), [_figures_of(session) for session in sessions]]
+    settled = sessions[0].upstream.analysis.settled
+    came = [number for number, session in enumerate(sessions) if session.exchange in settled]
+    settled.clear()
+    return [list(stats.numbers), came, [_figures_of(session) for session in sessions]]
 
 
 def _figures_of(session: SessionStats) -> list[Any]:

@@ -23,7 +23,7 @@ NOBODYS = 1 << 30
 class Sink:
     """Stands for the transport that is written to."""
 
-    inflow = None
+    inflow: Any = None
 
 
 class Case:
@@ -141,6 +141,20 @@ def test_what_is_not_relayed_any_more_is_not_read(case: Case) -> None:
     assert (others, stuck) == ([(case.client_leg.fileno(), IN, None)], [])
     assert case.sinks[0].inflow is None
     assert case.sinks[1].inflow is case.replies
+
+
+def test_a_source_is_paired_anew_with_another_sink_and_tap(case: Case) -> None:
+    client, third = case.client_leg.fileno(), Sink()
+    case.pump.start(client, third, case.replies)
+    assert case.sinks[0].inflow is None
+    assert third.inflow is case.replies
+    case.client.sendall(b"ACK 1\n")
+    case.replies.outlet = CLOSED
+    others, stuck = case.pump.relay([(client, IN)], 7)
+    assert (others, stuck) == ([], [(third, b"ACK 1\n")])
+    case.pump.stop(client)
+    case.pump.stop(client)
+    assert third.inflow is None
 
 
 # How much is asked for at once

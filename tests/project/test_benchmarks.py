@@ -30,6 +30,7 @@ from benchmarks.report import Results, table
 from benchmarks.runs import check_counts
 from benchmarks.shapes import SHAPES
 from tests.helpers.processes import GRACE, ROOT, completed, started
+from tests.helpers.twins import counting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -284,10 +285,11 @@ def test_a_peer_that_is_not_there_says_why() -> None:
     assert missing["mitmproxy"] == "there is no program /nowhere/mitmdump"
 
 
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize("name", cases())
 def test_the_microbenchmark_counts_every_message(name: str) -> None:
     messages, chunks = cases()[name]
-    assert feeding(chunks, messages)(1) > 0
+    assert feeding(counting(), chunks, messages)(1) > 0
 
 
 class TestCommand:
