@@ -1,8 +1,9 @@
 """PROXY headers: a load balancer sends one at the start of each connection, to say which client it stands for.
 
 Anybody who can connect can write such a header, so it is parsed strictly: a header that does not match the
-specification closes the connection, and nothing of it is logged; a client address that is not an IP address is ignored:
-the peer is then the load balancer.
+specification in every field closes the connection, and nothing of it is logged.  A header may name no client, or one
+that has not come by TCP; the peer is then the load balancer.  What a version 2 header has after its addresses is
+skipped, as the specification allows.
 
 Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises, with the header in the traceback,
 where a port or an address is not a number or text, takes any text for an address, and does not pass a FIN on.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IHalfCloseableProtocol, IStreamServerEndpoint
@@ -33,20 +34,36 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory
     from twisted.python.failure import Failure
 
+Address: TypeAlias = "IPv4Address | IPv6Address"
+
+_IP: dict[bytes, type[ipaddress.IPv4Address | ipaddress.IPv6Address]] = {
+    b"4": ipaddress.IPv4Address,
+    b"6": ipaddress.IPv6Address,
+}
+
 _START_V1 = b"PROXY "
 _LONGEST_V1 = 107
 """Bytes of a version 1 header with its line end, at most."""
 _LINE_V1 = re.compile(
-    rb"PROXY (?:UNKNOWN(?: .*)?|TCP[46] (?P<address>[!-~]+) [!-~]+ (?P<port>[0-9]{1,5}) [0-9]{1,5})", re.DOTALL
+    rb"PROXY (?:UNKNOWN(?: .*)?|TCP(?P<family>[46]) (?P<source>[0-9A-Fa-f:.]+) (?P<destination>[0-9A-Fa-f:.]+) "
+    rb"(?P<port>0|[1-9][0-9]{0,4}) (?P<to_port>0|[1-9][0-9]{0,4}))",
+    re.DOTALL,
 )
+_LAST_PORT = 65535
 
 _START_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_V2 = struct.Struct("!12sBBH")
 """The start, version and command, family and protocol, and how many bytes follow."""
 _LOCAL, _PROXY = 0x20, 0x21
-_ADDRESSES_V2 = {0x10: struct.Struct("!4s4sHH"), 0x20: struct.Struct("!16s16sHH")}
-"""Source and destination, addresses and ports, by family."""
-_LAST_FAMILY, _LAST_PROTOCOL = 0x30, 0x02
+_IPV4, _IPV6, _UNIX = 0x10, 0x20, 0x30
+_UNSPECIFIED, _STREAM, _DATAGRAM = range(3)
+_ADDRESSES_V2 = {
+    _UNSPECIFIED: struct.Struct("!"),
+    _IPV4: struct.Struct("!4s4sHH"),
+    _IPV6: struct.Struct("!16s16sHH"),
+    _UNIX: struct.Struct("!108s108s"),
+}
+"""Source and destination by family: addresses, and ports if it has any."""
 
 
 class Header(NamedTuple):
@@ -54,8 +71,8 @@ class Header(NamedTuple):
 
     size: int
     """Its length in bytes; what follows belongs to the client."""
-    source: IPv4Address | IPv6Address | None
-    """The client's address, or `None` if the header names none that is an IP address."""
+    source: Address | None
+    """The client's address, or `None` if the header names no client that came by TCP."""
 
 
 def read_header(begun: bytes) -> Header | None:
@@ -72,15 +89,31 @@ def read_header(begun: bytes) -> Header | None:
 
 def _read_v1(begun: bytes) -> Header | None:
     line, end, _ = begun[:_LONGEST_V1].partition(b"\r\n")
+    if b"\n" in line:
+        raise ValueError("a version 1 header that a line feed alone ends")
     if not end:
         if len(begun) >= _LONGEST_V1:
             raise ValueError("a version 1 header without an end")
         return None
     match = _LINE_V1.fullmatch(line)
-    if match is None or int(match["port"] or 0) > 65535:
+    if match is None:
         raise ValueError("a malformed version 1 header")
-    source = _source(match["address"].decode(), int(match["port"])) if match["address"] else None
+    source = None
+    if match["family"]:
+        source = _address_v1(match, "source", "port")
+        _address_v1(match, "destination", "to_port")
     return Header(len(line) + len(end), source)
+
+
+def _address_v1(match: re.Match[bytes], host: str, port: str) -> Address:
+    """Return one of the two addresses of a line; `ipaddress` takes no zeros in front, nor anything else that is odd."""
+    try:
+        found = _IP[match["family"]](match[host].decode())
+    except ValueError:
+        raise ValueError("a version 1 header with an address that is none of its family") from None
+    if int(match[port]) > _LAST_PORT:
+        raise ValueError("a version 1 header with a port that is none")
+    return _address(found, int(match[port]))
 
 
 def _read_v2(begun: bytes) -> Header | None:
@@ -90,31 +123,24 @@ def _read_v2(begun: bytes) -> Header | None:
     family, protocol = kind & 0xF0, kind & 0x0F
     if command not in (_LOCAL, _PROXY):
         raise ValueError("a version 2 header with an unknown version or command")
-    layout = None
-    if command == _PROXY:
-        if family > _LAST_FAMILY or protocol > _LAST_PROTOCOL:
-            raise ValueError("a version 2 header with an unknown address family or protocol")
-        if protocol:
-            layout = _ADDRESSES_V2.get(family)
-    if layout is not None and length < layout.size:
+    if command == _LOCAL:
+        # What else it says has no meaning.
+        family = protocol = _UNSPECIFIED
+    if family not in _ADDRESSES_V2 or protocol > _DATAGRAM:
+        raise ValueError("a version 2 header with an unknown address family or protocol")
+    layout = _ADDRESSES_V2[family if protocol else _UNSPECIFIED]
+    if length < layout.size:
         raise ValueError("a version 2 header without room for its addresses")
     size = _FIXED_V2.size + length
     if len(begun) < size:
         return None
-    if layout is None:
+    if protocol != _STREAM or family not in (_IPV4, _IPV6):
         return Header(size, None)
-    address, _, port, _ = layout.unpack_from(begun, _FIXED_V2.size)
-    return Header(size, _source(address, port))
+    source, _, port, _ = layout.unpack_from(begun, _FIXED_V2.size)
+    return Header(size, _address(ipaddress.ip_address(source), port))
 
 
-def _source(address: str | bytes, port: int) -> IPv4Address | IPv6Address | None:
-    try:
-        host = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    if "%" in str(host):
-        # A percent sign starts a zone, which may be any text.
-        return None
+def _address(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Address:
     return (IPv4Address if host.version == 4 else IPv6Address)("TCP", str(host), port)
 
 

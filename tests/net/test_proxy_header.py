@@ -77,11 +77,30 @@ def test_a_fin_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", [b"\x1b[2J", b"a\rb", b"<script>", b"1\r.2.3.4", b"fe80::1%\x1b[2J", b"1.2.3.4.5", b"x" * 40]
+    "address",
+    [
+        *(b"\x1b[2J", b"a\rb", b"<script>", b"1\r.2.3.4", b"fe80::1%\x1b[2J", b"1.2.3.4.5", b"x" * 40),
+        *(b"01.2.3.4", b"1.2.3", b"16909060", b"256.1.1.1", b"2001:db8::7", b"::ffff:192.0.2.7"),
+    ],
 )
-def test_an_address_that_is_none_is_ignored(address: bytes) -> None:
-    protocol, _, transport = connected(b"PROXY TCP4 " + address + b" 192.0.2.1 5555 8002\r\nREQ 1\n")
-    assert transport.disconnecting or shown(protocol.getPeer()) == "127.0.0.9:4711"
+@pytest.mark.parametrize("line", [b"%b 192.0.2.1", b"192.0.2.1 %b"], ids=["source", "destination"])
+def test_an_address_that_is_none_of_its_family_ends_the_connection(line: bytes, address: bytes) -> None:
+    _, peer, transport = connected(b"PROXY TCP4 " + line % address + b" 5555 8002\r\nREQ 1\n")
+    assert transport.disconnecting
+    assert peer.received == b""
+
+
+@pytest.mark.parametrize("address", [b"192.0.2.7", b"2001:db8::7%eth0", b"2001::db8::7", b"1:2:3:4:5:6:7", b":::1"])
+@pytest.mark.parametrize("line", [b"%b ::1", b"::1 %b"], ids=["source", "destination"])
+def test_the_same_is_true_of_ipv6(line: bytes, address: bytes) -> None:
+    _, _, transport = connected(b"PROXY TCP6 " + line % address + b" 5555 8002\r\n")
+    assert transport.disconnecting
+
+
+def test_a_balancer_that_listens_for_both_families_names_ipv4_clients_by_their_ipv6_addresses() -> None:
+    protocol, _, transport = connected(b"PROXY TCP6 ::ffff:192.0.2.7 ::ffff:192.0.2.1 5555 8002\r\n")
+    assert not transport.disconnecting
+    assert shown(protocol.getPeer()) == "192.0.2.7:5555"
 
 
 @pytest.mark.parametrize(
@@ -93,11 +112,23 @@ def test_an_address_that_is_none_is_ignored(address: bytes) -> None:
         b"PROXY TCP5 192.0.2.7 192.0.2.1 5555 8002\r\n",
         b"PROXY TCP4 192.0.2.7 192.0.2.1 65536 8002\r\n",
         b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002 9\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 65536\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 05555 8002\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 08002\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 \r\n",
+        b"PROXY TCP4  192.0.2.7 192.0.2.1 5555 8002\r\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\n",
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002 \r\n",
+        b"PROXY UNKNOWN\n",
+        b"PROXY UNKNOWNS\r\n",
         V2 + b"\x11\x11\0\0",
         V2 + b"\x22\x11\0\0",
         V2 + b"\x21\x41\0\0",
         V2 + b"\x21\x13\0\0",
         V2 + b"\x21\x11\0\x0b" + bytes(11),
+        V2 + b"\x21\x12\0\x0b" + bytes(11),
+        V2 + b"\x21\x21\0\x23" + bytes(35),
+        V2 + b"\x21\x31\0\xd7" + bytes(215),
         b"REQ 1 without a header at all\n",
     ],
 )
@@ -121,10 +152,16 @@ def test_haproxy_endpoints_read_headers_this_way(word: str) -> None:
         (b"\x20\x00", b"", "127.0.0.9:4711"),
         (b"\x21\x00", b"", "127.0.0.9:4711"),
         (b"\x21\x31", bytes(216), "127.0.0.9:4711"),
+        (b"\x21\x12", V4_ADDRESSES, "127.0.0.9:4711"),
+        (b"\x21\x10", b"", "127.0.0.9:4711"),
+        (b"\x20\xff", b"?", "127.0.0.9:4711"),
     ],
-    ids=["with an extension", "IPv6", "local", "local without addresses", "unspecified", "a unix socket"],
+    ids=[
+        *("with an extension", "IPv6", "local", "local without addresses", "unspecified", "a unix socket"),
+        *("a datagram", "unspecified protocol", "local with a family that is none"),
+    ],
 )
-def test_version_2_names_the_client_if_it_has_an_ip_address(kind: bytes, addresses: bytes, peer: str) -> None:
+def test_version_2_names_the_client_if_it_has_come_by_tcp(kind: bytes, addresses: bytes, peer: str) -> None:
     header = V2 + kind + len(addresses).to_bytes(2, "big") + addresses
     protocol, receiver, transport = connected(header + b"REQ 1\n")
     assert shown(protocol.getPeer()) == peer
