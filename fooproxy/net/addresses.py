@@ -7,20 +7,18 @@ The proxy's options and the test driver's commands share this one grammar.
 
 from __future__ import annotations
 
-import os
 import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.python.filepath import FilePath
 
 from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.descriptions import EXPECTED, WORDS, check_connecting, check_listening, in_words, word
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.named import NamedEndpoint
 from fooproxy.net.peers import shown as shown
-from fooproxy.net.private import unix_path
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
 from fooproxy.net.unixport import Listening
 
@@ -35,10 +33,6 @@ if TYPE_CHECKING:
     from fooproxy.net.poller import Poller
     from fooproxy.net.trail import Trail
 
-_EXPECTED = (
-    "expected a port (8001), host:port, [IPv6 address]:port, "
-    "or a Twisted endpoint description such as unix:/run/foo.sock"
-)
 _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(?P<port>[0-9]+)")
 
 _POLLED = frozenset({"tcp", "tcp4", "tcp6", "unix", "systemd"})
@@ -49,15 +43,6 @@ _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
 
 # Twisted's default of 50 overflows when many clients connect at once, and each dropped client waits a second.
 _BACKLOG = 4096
-
-_COLON = re.compile(r"(?<!\\):")
-"""What separates the arguments of a description."""
-
-_LONGEST_PATH = 107
-"""Bytes of a unix socket's path that the kernel takes."""
-
-# The words that start a description: "tcp:8001" names no host called tcp.
-_DESCRIPTIONS = frozenset({"tcp", "tcp4", "tcp6", "ssl", "tls", "unix", "systemd", "haproxy", "stdio"})
 
 
 class HostPort(NamedTuple):
@@ -79,13 +64,13 @@ def host_port(text: str) -> HostPort | None:
     if port > 65535:
         raise ValueError(f"{text!r} names port {port}; expected a port up to 65535")
     if match["bracketed"] is not None and not isIPv6Address(match["bracketed"]):
-        raise ValueError(f"{text!r} does not have an IPv6 address in its brackets; {_EXPECTED}")
+        raise ValueError(f"{text!r} does not have an IPv6 address in its brackets; {EXPECTED}")
     return HostPort(match["bracketed"] or match["host"] or "", port)
 
 
 def _short(text: str) -> re.Match[str] | None:
     match = _SHORT.fullmatch(text)
-    return None if match is None or match["host"] in _DESCRIPTIONS else match
+    return None if match is None or (match["host"] or "").lower() in WORDS else match
 
 
 def server_endpoint(
@@ -103,7 +88,7 @@ def server_endpoint(
         if expects_proxy_header(text):
             balancers: IStreamServerEndpoint = _balancers(listener, text)
             return balancers
-        endpoint: IStreamServerEndpoint = _listening(listener, text)
+        endpoint: IStreamServerEndpoint = _listening(listener, text, text)
         return endpoint
     host = short.host or interface
     if poller is not None:
@@ -125,8 +110,8 @@ def client_endpoint(
     """
     short = host_port(text)
     if short is None:
-        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text)
-        path = unix_path(described)
+        path = check_connecting(text, text).get("path")
+        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text, text)
         if poller is not None and path is not None and connects_polled(text):
             return unix_client(poller, trail, path)
         return ArrivalEndpoint(described, trail)
@@ -146,92 +131,43 @@ def client_endpoint(
 
 def listens_polled(text: str) -> bool:
     """Whether the protocols of clients of this address have our own transports if there is a poller."""
-    return host_port(text) is not None or _word(text) in _POLLED
+    return host_port(text) is not None or word(text) in _POLLED
 
 
 def connects_polled(text: str) -> bool:
     """Whether connections to this address have our own transports if there is a poller."""
-    return host_port(text) is not None or (_word(text) == "unix" and not _OF_TWISTED.search(text))
-
-
-def _word(text: str) -> str:
-    """Return the word that a description starts with."""
-    return text.partition(":")[0].lower()
+    return host_port(text) is not None or (word(text) == "unix" and not _OF_TWISTED.search(text))
 
 
 def expects_proxy_header(text: str) -> bool:
     """Whether connections to an address start with a PROXY header."""
-    return _word(text) == "haproxy" and text.partition(":")[2] != ""
+    return word(text) == "haproxy" and ":" in text
 
 
 def _balancers(reactor: Any, text: str) -> Any:
     """Make the endpoint that load balancers connect to."""
     description = text.partition(":")[2]
-    if ":" not in description or _short(description) or _word(description) in ("haproxy", "tls"):
+    if ":" not in description or _short(description) or word(description) in ("haproxy", "tls"):
         raise ValueError(
             f"{text!r} is not an address; expected haproxy: and an endpoint description that starts with tcp:, ssl:, "
             "unix: or systemd:, such as haproxy:tcp:8002"
         )
-    if _word(description) == "ssl":
-        return _described(endpoints.serverFromString, BelowTls(reactor), description)
-    return ProxyHeaderEndpoint(_listening(reactor, description))
+    if word(description) == "ssl":
+        return _listening(BelowTls(reactor), description, text)
+    return ProxyHeaderEndpoint(_listening(reactor, description, text))
 
 
-def _server(reactor: Any, text: str) -> Any:
-    is_unix = _word(text) == "unix" and not isinstance(reactor, Listener)
-    return endpoints.serverFromString(Listening(reactor) if is_unix else reactor, text)
+def _listening(reactor: Any, text: str, whole: str) -> Any:
+    """Make an endpoint that listens at a description, a part of `whole` or all of it."""
+    check_listening(text, whole)
+    is_unix = word(text) == "unix" and not isinstance(reactor, Listener)
+    return _described(endpoints.serverFromString, Listening(reactor) if is_unix else reactor, text, whole)
 
 
-def _listening(reactor: Any, text: str) -> Any:
-    """Let Twisted parse a description to listen at."""
-    _check_certificates(text)
-    return _described(_server, reactor, text)
-
-
-def _check_certificates(text: str) -> None:
-    """Refuse ``tls:8002``: Twisted takes what comes first for a directory of certificates, and listens on port 443."""
-    word, _, rest = text.partition(":")
-    arguments = [part.replace("\\:", ":").replace("\\\\", "\\") for part in _COLON.split(rest)]
-    named = [part.removeprefix("path=") for part in arguments if part.startswith("path=")]
-    folder = (named or arguments)[0]
-    if word.lower() != "tls" or (folder and FilePath(folder).globChildren("*.pem")):
-        return
-    port = folder if folder.isdecimal() else "8002"
-    raise ValueError(
-        f"{text!r} names {folder!r}, which is not a directory of certificates (*.pem); "
-        f"expected ssl:{port}:privateKey=key.pem:certKey=cert.pem, or tls:directory:{port}"
-    )
-
-
-def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str) -> Any:
-    """Let Twisted parse a description; turn its many kinds of exceptions into `ValueError`."""
-    if ":" not in text:
-        # Twisted would parse "foo" as "tcp:foo" and complain about int().
-        raise ValueError(f"{text!r} is not an address; {_EXPECTED}")
+def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str, whole: str) -> Any:
+    """Let Twisted parse a description, a part of `whole`; turn its many kinds of exceptions into `ValueError`."""
     try:
-        endpoint = from_string(reactor, text)
-    except IndexError as error:
-        raise ValueError(
-            f"{text!r} names a socket that was not passed to this process; "
-            "expected the index or the name of one that systemd passes"
-        ) from error
+        # For a listener, Twisted wants its own words in small letters.
+        return from_string(reactor, word(text) + text[len(word(text)) :])
     except Exception as error:
-        # A TypeError begins with the name of a function of Twisted's.
-        why = re.sub(r"^[\w.]+\(\) ", "", str(error))
-        raise ValueError(f"{text!r} is not an address ({why}); {_EXPECTED}") from error
-    _check_path(endpoint, text)
-    return endpoint
-
-
-def _check_path(endpoint: Any, text: str) -> None:
-    """Refuse a unix socket's path that no socket can have."""
-    path = unix_path(endpoint)
-    if path is None:
-        return
-    if not path:
-        raise ValueError(
-            f"{text!r} has an empty path; expected unix: and the path of a socket, such as unix:/run/foo.sock"
-        )
-    length = len(os.fsencode(path))
-    if length > _LONGEST_PATH:
-        raise ValueError(f"{text!r} has a path of {length} bytes; expected a path of {_LONGEST_PATH} bytes at most")
+        raise ValueError(in_words(error, text, whole)) from error

@@ -28,7 +28,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from fooproxy.net.failures import HandshakeCancelled, HandshakeError, is_tls, words
-from fooproxy.net.private import unix_path
 from fooproxy.net.sockets import bottom_of, meets_itself
 
 if TYPE_CHECKING:
@@ -99,7 +98,8 @@ class _Arrivals(Factory):
         """Fail, as the endpoint has."""
         self._begun = True
         cause: Any = failure.value
-        if unix_path(self.endpoint.endpoint) is not None and type(cause) is ConnectError and not cause.osError:
+        is_unix = isinstance(self.endpoint.endpoint, UNIXClientEndpoint)
+        if is_unix and type(cause) is ConnectError and not cause.osError:
             # The kernel says EAGAIN, which Twisted takes for "later", and then finds a socket that is not connected.
             failure = Failure(ConnectError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         self.done(failure)

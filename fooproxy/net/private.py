@@ -36,8 +36,6 @@ _NO_PUBLIC_COUNT = (
     "that writes at each call"
 )
 
-_NO_PUBLIC_PATH = "an endpoint tells its path only to the reactor, when it is used; that is too late for a usage error"
-
 USED = (
     Use(
         "twisted.internet.abstract.FileDescriptor",
@@ -70,18 +68,6 @@ USED = (
         "unsent_cleartext(): the bytes that wait for a TLS handshake",
         "IHandshakeListener and getHandle() say whether the handshake is done, but not whether anything waits for it",
     ),
-    Use(
-        "twisted.internet.endpoints.UNIXServerEndpoint",
-        "_address",
-        "unix_path(): to refuse a path that no socket can have",
-        _NO_PUBLIC_PATH,
-    ),
-    Use(
-        "twisted.internet.endpoints.UNIXClientEndpoint",
-        "_path",
-        "unix_path(): to refuse a path that no socket can have",
-        _NO_PUBLIC_PATH,
-    ),
 )
 
 
@@ -104,12 +90,6 @@ def reserve_descriptor() -> None:
 def unsent_cleartext(transport: Any) -> int:
     """Return how many bytes wait in the TLS layer of `transport`; 0 if it has none."""
     return sum(map(len, getattr(transport, "_appSendBuffer", ())))
-
-
-def unix_path(endpoint: Any) -> str | None:
-    """Return the path that one of Twisted's endpoints for unix sockets has; `None` for other endpoints."""
-    path: str | None = getattr(endpoint, "_address", getattr(endpoint, "_path", None))
-    return path
 
 
 class ClosesWithoutShutdown:
