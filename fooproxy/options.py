@@ -270,7 +270,9 @@ An option not given on the command line is read from the environment: FOOPROXY_C
             texts = given or (text.split() if option.repeats else [text] if text else [])
             found = [option.check(each) for each in texts]
         except ValueError as error:
-            raise usage.UsageError(f"{self._source(option.name)}: {error}") from error
+            is_list = option.repeats and not given and "," in text
+            hint = "; separate several values by spaces, not commas" if is_list else ""
+            raise usage.UsageError(f"{self._source(option.name)}: {error}{hint}") from error
         return found if option.repeats else found[0] if found else None
 
     def _source(self, name: str) -> str:

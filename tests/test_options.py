@@ -157,6 +157,13 @@ def test_a_variable_repeats_an_option_by_whitespace() -> None:
     assert list(map(str, found)) == ["192.0.2.0/24", "::1/128"]
 
 
+@pytest.mark.parametrize(("variable", "text"), [("ALLOW", "192.0.2.7,::1"), ("HTTP_HOST", "a.example, b.example")])
+def test_commas_between_the_values_of_a_variable_are_refused_with_what_separates_them(variable: str, text: str) -> None:
+    hint = "; separate several values by spaces, not commas"
+    assert refusal(**{f"FOOPROXY_{variable}": text}).endswith(hint)
+    assert not refusal("--allow", "192.0.2.7,::1").endswith(hint)
+
+
 def test_a_conflict_between_two_variables_names_both() -> None:
     line = refusal(FOOPROXY_ALLOW="192.0.2.7", FOOPROXY_LISTEN="haproxy:tcp:8002")
     assert line.startswith("FOOPROXY_ALLOW: ") and "FOOPROXY_LISTEN haproxy:tcp:8002" in line
