@@ -13,24 +13,26 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.error import CannotListenError
 
 from fooproxy.net.addresses import connects_polled, listens_polled
-from fooproxy.net.endpoints import adopt
+from fooproxy.net.endpoints import Listener
 from fooproxy.net.poller import Poller
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import Peers, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, replies_to
-from tests.helpers.processes import environment, started
+from tests.helpers.processes import completed, environment, started
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options
 
 # What systemd does between fork and exec.
@@ -152,7 +154,7 @@ async def test_an_inherited_socket_has_our_transports_and_outlasts_the_port() ->
     with socket.create_server(("127.0.0.1", 0)) as holder, holder.dup() as inherited:
         inherited.setblocking(False)
         peers = Peers()
-        port: Any = adopt(reactor, inherited.fileno(), peers, Poller(reactor))
+        port: Any = Listener(reactor, Poller(reactor)).adoptStreamPort(inherited.fileno(), 0, peers)
         with connect(holder.getsockname()[1]):
             await until(lambda: peers.built and peers.built[0].connected_)
             assert isinstance(peers.built[0].transport, Transport)
@@ -162,6 +164,48 @@ async def test_an_inherited_socket_has_our_transports_and_outlasts_the_port() ->
         await until(lambda: peers.built[0].lost)
         with connect(holder.getsockname()[1]):
             holder.accept()[0].close()
+
+
+def unsuitable(kind: str) -> tuple[Any, ...]:
+    """Make what is no listening socket; the first is what is inherited, and all have to be closed."""
+    if kind == "file":
+        return (tempfile.TemporaryFile(),)
+    if kind == "connection":
+        return socket.socketpair()
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_STREAM)
+    made.bind(("127.0.0.1", 0))
+    return (made,)
+
+
+UNSUITABLE = [
+    ("datagram", "is a datagram socket"),
+    ("bound", "is a socket that does not listen"),
+    ("connection", "is a connection"),
+    ("file", "is no socket"),
+]
+
+
+@pytest.mark.parametrize("polled", [True, False], ids=["our transports", "Twisted's"])
+@pytest.mark.parametrize(("kind", "found"), UNSUITABLE)
+def test_what_was_inherited_and_does_not_listen_is_refused(kind: str, found: str, polled: bool) -> None:
+    made = unsuitable(kind)
+    listener = Listener(reactor, Poller(reactor) if polled else None)
+    with pytest.raises(CannotListenError, match=found) as refusal:
+        listener.adoptStreamPort(made[0].fileno(), socket.AF_INET, Peers())
+    assert "expected a listening socket for streams (ListenStream= and Accept=no" in str(refusal.value.socketError)
+    for each in made:
+        each.close()
+
+
+@pytest.mark.slow
+def test_a_udp_socket_of_systemd_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    with closing(unsuitable("datagram")[0]) as holder:
+        command = [sys.executable, "-c", _ACTIVATE, str(holder.fileno()), *TWISTD, "-n", "fooproxy"]
+        command += options(tmp_path, 1, "--listen", "systemd:domain=INET:index=0")
+        end = completed(command, cwd=tmp_path, pass_fds=[holder.fileno()])
+    assert end.returncode == 1
+    (line,) = (line for line in end.stderr.splitlines() if "#info]" not in line)
+    assert "cannot listen on systemd:domain=INET:index=0: the file descriptor 3 that was passed is a datagram" in line
 
 
 @pytest.mark.parametrize(

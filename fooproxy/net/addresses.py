@@ -20,7 +20,6 @@ from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_cl
 from fooproxy.net.named import NamedEndpoint
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
-from fooproxy.net.unixport import Listening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +83,7 @@ def server_endpoint(
     """
     short = host_port(text)
     if short is None:
-        listener = reactor if poller is None else Listener(reactor, poller)
+        listener = Listener(reactor, poller)
         if expects_proxy_header(text):
             balancers: IStreamServerEndpoint = _balancers(listener, text)
             return balancers
@@ -160,8 +159,7 @@ def _balancers(reactor: Any, text: str) -> Any:
 def _listening(reactor: Any, text: str, whole: str) -> Any:
     """Make an endpoint that listens at a description, a part of `whole` or all of it."""
     check_listening(text, whole)
-    is_unix = word(text) == "unix" and not isinstance(reactor, Listener)
-    return _described(endpoints.serverFromString, Listening(reactor) if is_unix else reactor, text, whole)
+    return _described(endpoints.serverFromString, reactor, text, whole)
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str, whole: str) -> Any:

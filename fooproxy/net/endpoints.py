@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from zope.interface import implementer
 
 from fooproxy.net import unixport
+from fooproxy.net.inherited import adopted
 from fooproxy.net.sockets import meets_itself
 from fooproxy.net.transport import Transport
 
@@ -50,9 +51,12 @@ class Port(tcp.Port):
 
 
 class Listener:
-    """Stands for `reactor` where one of Twisted's server endpoints listens; its connections have our transports."""
+    """Stands for `reactor` where one of Twisted's server endpoints listens, for unix sockets and inherited ones.
 
-    def __init__(self, reactor: Any, poller: Poller) -> None:
+    With a `poller`, connections have our transports.
+    """
+
+    def __init__(self, reactor: Any, poller: Poller | None) -> None:
         self._reactor = reactor
         self._poller = poller
 
@@ -62,41 +66,44 @@ class Listener:
 
     def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> IListeningPort:
         """Listen on a TCP port."""
-        return _listening(Port(port, factory, backlog, interface, self._poller))
+        if self._poller is not None:
+            return _listening(Port(port, factory, backlog, interface, self._poller))
+        plain: IListeningPort = self._reactor.listenTCP(port, factory, backlog, interface)
+        return plain
 
     def listenUNIX(
-        self, address: Any, factory: IProtocolFactory, backlog: int = 50, mode: int = 0o666, wantPID: bool = False
+        self, address: str, factory: IProtocolFactory, backlog: int = 50, mode: int = 0o666, wantPID: bool = False
     ) -> IListeningPort:
-        """Listen on a unix socket."""
-        port: Any = unixport.Port(address, factory, backlog, mode, self._poller, wantPID)
-        port.transport = _accepted
+        """Listen on a unix socket; without `wantPID` (``lockfile=0``), there is no lock, and nothing is replaced.
+
+        :raises CannotListenError: the socket cannot be had; this says why.
+        """
+        port: Any = unixport.Port(address, factory, backlog, mode, self._poller or self._reactor, wantPID)
+        if self._poller is not None:
+            port.transport = _accepted
         return _listening(port)
 
     def adoptStreamPort(self, fd: int, family: int, factory: IProtocolFactory) -> IListeningPort:
-        """Accept from `fd`; its real family counts, whatever the description says."""
-        return adopt(self._reactor, fd, factory, self._poller)
+        """Accept from `fd`; its real family counts, whatever the description says.
+
+        The port is made by the reactor, the public way to adopt a socket, and moved to the poller before it accepts.
+
+        :raises CannotListenError: `fd` does not listen; this says what it is.
+        """
+        port: Any = adopted(self._reactor, fd, factory)
+        if self._poller is not None:
+            port.stopReading()
+            port.reactor = self._poller
+            port.transport = _accepted
+            port.startReading()
+        inherited: IListeningPort = port
+        return inherited
 
 
 def _listening(port: Any) -> IListeningPort:
     port.startListening()
     listening: IListeningPort = port
     return listening
-
-
-def adopt(reactor: Any, fd: int, factory: IProtocolFactory, poller: Poller) -> IListeningPort:
-    """Accept from `fd`, an inherited socket that already listens; closing the port leaves `fd` open.
-
-    The port is made by `reactor`, the public way to adopt a socket, and then moved to `poller` before it accepts.
-    """
-    with socket.socket(fileno=os.dup(fd)) as inherited:
-        family = inherited.family
-    port: Any = reactor.adoptStreamPort(fd, family, factory)
-    port.stopReading()
-    port.reactor = poller
-    port.transport = _accepted
-    port.startReading()
-    adopted: IListeningPort = port
-    return adopted
 
 
 @implementer(IStreamServerEndpoint)

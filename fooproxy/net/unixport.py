@@ -3,7 +3,7 @@
 Twisted's own lock names a process, and that number may belong to another process after a crash, as it always does in a
 container.  Twisted also sets the mode of the file after it has made it, by its path, which by then may lead elsewhere.
 
-`fooproxy.net.addresses` makes its endpoints use this.
+`fooproxy.net.endpoints` listens with this.
 """
 
 from __future__ import annotations
@@ -23,26 +23,8 @@ from fooproxy.locking import Held, Lock
 from fooproxy.net.private import reserve_descriptor
 
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+    from twisted.internet.interfaces import IProtocolFactory
     from twisted.python.failure import Failure
-
-
-class Listening:
-    """Stands for `reactor` where one of Twisted's endpoints listens on a unix socket."""
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-
-    def listenUNIX(
-        self, address: str, factory: IProtocolFactory, backlog: int, mode: int, wantPID: bool
-    ) -> IListeningPort:
-        """Listen; without `wantPID` (``lockfile=0``), there is no lock, and nothing is replaced.
-
-        :raises CannotListenError: the socket cannot be had; this says why.
-        """
-        port = Port(address, factory, backlog, mode, self._reactor, wantPID)
-        port.startListening()
-        return port
 
 
 class Port(unix.Port):
