@@ -1,6 +1,7 @@
 """Opens and closes listening ports, ours and Twisted's, without noise in the log.
 
 Twisted logs a line for each port that it opens and closes, by the name of a class, with no setting to turn that off.
+What else is logged meanwhile, errors among it, is logged.
 The service calls this.
 """
 
@@ -9,14 +10,32 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.python import log
+from twisted.python import context, log
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 
-_SILENT = {"log_format": ""}
-"""A context for Twisted's legacy log, which its ports use: an event without a text does not become a line."""
+
+class _Silent(dict[str, Any]):
+    """A context for Twisted's legacy log, which its ports use: events without a text do not become lines, errors do."""
+
+    def copy(self) -> _Silent:
+        """Copy, as the log does for each event."""
+        return _Silent(self)
+
+    def update(self, *more: Any, **named: Any) -> None:
+        """Add what an event has, as the log does next."""
+        super().update(*more, **named)
+        if self.get("isError"):
+            self.pop("log_format", None)
+
+
+def _silently(do: Callable[..., Any], *arguments: Any) -> Any:
+    silent = _Silent(context.get(log.ILogContext), log_format="")
+    return context.call({log.ILogContext: silent}, do, *arguments)
 
 
 def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IListeningPort:
@@ -25,11 +44,11 @@ def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IL
     :raises CannotListenError: or another exception of the endpoint's.
     """
     results: list[Any] = []
-    log.callWithContext(_SILENT, endpoint.listen, factory).addBoth(results.append)
+    _silently(endpoint.listen, factory).addBoth(results.append)
     (port,) = results
     if isinstance(port, Failure):
         port.raiseException()
     # Called when the port has been closed.
-    port.connectionLost = partial(log.callWithContext, _SILENT, port.connectionLost)
+    port.connectionLost = partial(_silently, port.connectionLost)
     listening: IListeningPort = port
     return listening

@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger, globalLogPublisher, textFileLogObserver
+from twisted.python import log as legacy
 
 from fooproxy.net.addresses import server_endpoint
 from fooproxy.net.listening import listen_now
@@ -50,3 +51,18 @@ async def test_what_others_log_meanwhile_is_written(log: io.StringIO) -> None:
     port: Any = listen_now(server_endpoint(reactor, "127.0.0.1:0"), Logging())
     await port.stopListening()
     assert "a line of ours" in log.getvalue()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_error_that_twisted_logs_meanwhile_is_written(log: io.StringIO) -> None:
+    class Failing(Quiet):
+        def doStart(self) -> None:
+            legacy.err(RuntimeError("at the start"), "a reason")
+
+        def doStop(self) -> None:
+            legacy.err(RuntimeError("at the end"))
+
+    port: Any = listen_now(server_endpoint(reactor, "127.0.0.1:0"), Failing())
+    await port.stopListening()
+    assert "a reason" in log.getvalue() and "at the start" in log.getvalue() and "at the end" in log.getvalue()
+    assert "Port" not in log.getvalue()
