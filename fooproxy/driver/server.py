@@ -14,7 +14,6 @@ from collections import deque
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer, ITCPTransport
@@ -26,6 +25,7 @@ from fooproxy.driver.accepting import Acceptor
 from fooproxy.driver.figures import counted
 from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
 from fooproxy.net.addresses import server_endpoint
+from fooproxy.net.peers import shown
 from fooproxy.net.turnstile import Turnstile
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ async def serve(reactor: Any, options: Namespace) -> int:
     if hasattr(port, "socket"):
         Turnstile(port, reactor)
         Acceptor(port, reactor, lambda error: _tell_exhausted(error, factory.connections, options))
-    sys.stdout.write(f"listening on {_address(port.getHost())}\n")
+    sys.stdout.write(f"listening on {shown(port.getHost())}\n")
     sys.stdout.flush()
     try:
         await Deferred()
@@ -250,12 +250,6 @@ def _tell_exhausted(error: OSError, connections: int, options: Namespace) -> Non
         f"foo-server: cannot accept more clients: {error.strerror} (file descriptor limit {limit}, "
         f"{counted(connections, 'connection')} open); new clients wait until descriptors are free; {advice}\n"
     )
-
-
-def _address(host: IAddress) -> str:
-    if isinstance(host, IPv6Address):
-        return f"[{host.host}]:{host.port}"
-    return f"{host.host}:{host.port}" if isinstance(host, IPv4Address) else str(host)
 
 
 def _parser() -> command.Parser:

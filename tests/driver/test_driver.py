@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any, ParamSpec
 
@@ -576,6 +577,13 @@ async def test_signals_end_the_server_quietly_with_status_0(signals: list[str]) 
         with pytest.raises(ChildError):
             await noise
     assert child.status == 0
+
+
+@pytest.mark.slow
+@in_reactor
+async def test_a_server_on_a_unix_socket_names_its_path(tmp_path: Path) -> None:
+    async with process("server", "--listen", f"unix:{tmp_path}/foo.sock") as child:
+        await child.expect(STDOUT, rf"^listening on {re.escape(str(tmp_path))}/foo\.sock$")
 
 
 @pytest.mark.slow
