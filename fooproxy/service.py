@@ -286,7 +286,7 @@ class ProxyService(Service):
 
     def _session_ended(self, session: SessionStats, reason: str) -> None:
         if self._gate is not None:
-            self._gate.let_in()
+            self._gate.resume()
         self._log_end(session, reason)
 
     def _log_end(self, session: SessionStats, reason: str) -> None:

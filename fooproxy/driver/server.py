@@ -21,9 +21,9 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from zope.interface import implementer
 
 from fooproxy.driver import command
-from fooproxy.driver.accepting import Acceptor
 from fooproxy.driver.figures import counted
 from fooproxy.driver.messages import CANNOT_DECODE, Request, RequestReader, reply
+from fooproxy.net.accepting import Acceptor
 from fooproxy.net.addresses import server_endpoint
 from fooproxy.net.peers import shown
 from fooproxy.net.turnstile import Turnstile
@@ -230,7 +230,7 @@ async def serve(reactor: Any, options: Namespace) -> int:
         raise command.Stop(f"cannot listen on {options.listen}: {reason}") from error
     if hasattr(port, "socket"):
         Turnstile(port, reactor)
-        Acceptor(port, reactor, lambda error: _tell_exhausted(error, factory.connections, options))
+        _Acceptor(port, reactor, factory, options.close_after_fin)
     sys.stdout.write(f"listening on {shown(port.getHost())}\n")
     sys.stdout.flush()
     try:
@@ -241,15 +241,27 @@ async def serve(reactor: Any, options: Namespace) -> int:
     return 0
 
 
-def _tell_exhausted(error: OSError, connections: int, options: Namespace) -> None:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    advice = "raise the limit (ulimit -Hn)"
-    if not options.close_after_fin:
-        advice += " or start with --close-after-fin; without it, connections stay open after the client's FIN"
-    sys.stderr.write(
-        f"foo-server: cannot accept more clients: {error.strerror} (file descriptor limit {limit}, "
-        f"{counted(connections, 'connection')} open); new clients wait until descriptors are free; {advice}\n"
-    )
+class _Acceptor(Acceptor):
+    """Lets clients wait while there are no file descriptors, and says so."""
+
+    def __init__(self, port: Any, clock: IReactorTime, factory: FooServerFactory, close_after_fin: bool) -> None:
+        super().__init__(port, clock)
+        self._factory = factory
+        self._close_after_fin = close_after_fin
+
+    def paused(self, cause: str, why: str, is_news: bool) -> None:
+        """Print a line when the descriptors have run out."""
+        if not is_news:
+            return
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        advice = "raise the limit (ulimit -Hn)"
+        if not self._close_after_fin:
+            advice += " or start with --close-after-fin; without it, connections stay open after the client's FIN"
+        sys.stderr.write(
+            f"foo-server: cannot accept more clients: {why} (file descriptor limit {limit}, "
+            f"{counted(self._factory.connections, 'connection')} open); new clients wait until descriptors are free; "
+            f"{advice}\n"
+        )
 
 
 def _parser() -> command.Parser:

@@ -4,24 +4,25 @@ Twisted's ports raise the number of connections that they accept in a turn for a
 limit in time, so that thousands of clients that come at once would hold up everybody who is connected.  Whoever is not
 accepted in a turn waits in the kernel's backlog for the next one.
 
-It does not know what the connections are for.  It works for all kinds of ports, since it takes the place of the port's
-socket.  The service puts one before each of its listeners, and ``foo-server`` before its own.
+It does not know what the connections are for.  The service puts one before each of its listeners, and ``foo-server``
+before its own.
 """
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING, Any
 
+from fooproxy.net.accepting import StandIn, nobody
+
 if TYPE_CHECKING:
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
 
 SHARE = 0.002
 """Seconds of a turn of the event loop that work for newcomers, or any other work that can wait, may take."""
 
 
-class Turnstile:
-    """Replaces the socket of `port` (one of Twisted's listening ports or ours) and limits what a turn accepts.
+class Turnstile(StandIn):
+    """Limits what a turn accepts.
 
     Each turn accepts at least one connection, and none once `SHARE` seconds have passed since the first.  The time
     includes what the port does for each connection: its transport, its protocol, and whatever that starts.
@@ -31,20 +32,12 @@ class Turnstile:
     """
 
     def __init__(self, port: Any, clock: IReactorTime, rest: float = 0.0) -> None:
-        self._port = port
-        self._socket = port.socket
+        super().__init__(port, clock)
         self._read = port.doRead
-        self._clock = clock
         self._rest = rest
-        self._resting: IDelayedCall | None = None
         self._end: float | None = None
         """When this turn accepts no more; `None` before its first connection."""
-        port.socket = self
         port.doRead = self._take_turn
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass everything else on to the socket."""
-        return getattr(self._socket, name)
 
     def _take_turn(self) -> Any:
         self._end = None
@@ -59,21 +52,10 @@ class Turnstile:
         if self._end is None:
             self._end = now + SHARE
         elif now >= self._end:
-            if self._rest and self._resting is None:
+            if self._rest:
                 self._port.pauseProducing()
-                self._resting = self._clock.callLater(self._rest, self._resume)
-            raise BlockingIOError(errno.EAGAIN, "the rest must wait for the next turn")
+                # A port that is closed or closing ignores this.
+                self._after(self._rest, self._port.resumeProducing)
+            raise nobody("the rest must wait for the next turn")
         accepted: tuple[Any, Any] = self._socket.accept()
         return accepted
-
-    def close(self) -> None:
-        """Close the socket; the port calls this when it stops listening."""
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
-        self._socket.close()
-
-    def _resume(self) -> None:
-        self._resting = None
-        # A port that is closed or closing ignores this.
-        self._port.resumeProducing()

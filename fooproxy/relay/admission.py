@@ -10,7 +10,6 @@ calls it when a session ends; the command line uses `network` to parse ``--allow
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import resource
 from contextlib import suppress
@@ -18,12 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from twisted.logger import Logger
 
+from fooproxy.net.accepting import Acceptor, nobody
 from fooproxy.net.peers import shown_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, MutableMapping
 
-    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+    from twisted.internet.interfaces import IReactorTime
 
     from fooproxy.net.trail import Trail
 
@@ -31,18 +31,6 @@ Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 
 RESERVE = 164
 """File descriptors reserved for everything but sessions: listeners, log, saves, DNS lookups and HTTP clients."""
-
-RETRY = 1.0
-"""Seconds between attempts to accept again after file descriptors ran out."""
-
-CALM = 5.0
-"""Seconds without a pause after which the log says that clients are accepted again."""
-
-TELL_INTERVAL = 60.0
-"""Minimum seconds between two log lines that the proxy is its own client."""
-
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
 
 _log = Logger()
 
@@ -100,11 +88,11 @@ def network(text: str) -> Network:
     return found
 
 
-class Gate:
-    """Replaces the socket of `port` (one of Twisted's listening ports or ours) and decides what it accepts.
+class Gate(Acceptor):
+    """Decides which clients `port` accepts, and when.
 
-    While `sessions` has `limit` entries, or file descriptors have run out, the port is paused and clients wait in the
-    kernel's backlog.  Call `let_in` whenever a session ends.
+    While `sessions` has `limit` entries, or file descriptors have run out, the port is paused.  Call `resume` whenever
+    a session ends.
 
     If `allowed` is not empty, TCP clients from other networks are closed as soon as they are accepted; so are
     connections that this process made itself, by `trail`.  `turn_away` is called for each, with the reason.  `pauses`
@@ -125,29 +113,15 @@ class Gate:
         turn_away: Callable[[str], object] = lambda reason: None,
         trail: Trail | None = None,
     ) -> None:
-        self._port = port
-        self._socket = port.socket
+        super().__init__(port, clock)
         self._sessions = sessions
         self._limit = limit
-        self._clock = clock
         self._pauses = pauses
         self._allowed = allowed
         self._turn_away = turn_away
         self._trail = trail
-        self._looped_at = float("-inf")
-        self._paused = False
-        self._changed = 0.0
-        """When accepting was last paused or resumed."""
-        self._told: set[str] = set()
-        """The causes already logged since accepting last worked without pauses."""
-        self._timer: IDelayedCall | None = None
         if trail is not None:
             trail.listens(self._socket)
-        port.socket = self
-
-    def __getattr__(self, name: str) -> Any:
-        """Pass everything else on to the socket."""
-        return getattr(self._socket, name)
 
     def accept(self) -> tuple[Any, Any]:
         """Accept the next client that is allowed.
@@ -155,16 +129,10 @@ class Gate:
         :raises BlockingIOError: there is none at the moment.
         """
         while True:
-            if len(self._sessions) >= self._limit:
-                self._pause("limit", "session limit of {limit} reached; new clients wait until a session ends")
-                raise _nobody()
-            try:
-                client, address = self._socket.accept()
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._pause("descriptors", f"cannot accept clients: {error.strerror}; new clients wait")
-                    raise _nobody() from None
-                raise
+            if not self.has_room:
+                self.pause("limit", f"session limit of {self._limit} reached; new clients wait until a session ends")
+                raise nobody()
+            client, address = super().accept()
             if self._trail is not None and self._trail.was_made_here(client, address):
                 self._turn_away("loop")
                 self.tell_of_loop()
@@ -181,35 +149,28 @@ class Gate:
             client.close()
 
     def tell_of_loop(self) -> None:
-        """Log now and then that the proxy is its own client."""
-        now = self._clock.seconds()
-        if now - self._looped_at >= TELL_INTERVAL:
-            self._looped_at = now
-            self.log.warn(
-                "rejected a connection that this proxy made itself: --forward leads back to --listen; "
-                "set --forward to the Foo server's address (logged at most once every {seconds:g} s)",
-                seconds=TELL_INTERVAL,
-            )
+        """Log that the proxy is its own client."""
+        self.log.warn(
+            "rejected a connection that this proxy made itself: --forward leads back to --listen; "
+            "set --forward to the Foo server's address",
+            limited="connections of the proxy to itself",
+        )
 
     @property
-    def is_open(self) -> bool:
-        """Whether new clients are accepted without waiting."""
-        return not self._paused
+    def has_room(self) -> bool:
+        """Whether the number of sessions is below the limit."""
+        return len(self._sessions) < self._limit
 
-    def let_in(self) -> None:
-        """Resume accepting if the number of sessions is below the limit."""
-        if self._paused and len(self._sessions) < self._limit:
-            self._paused = False
-            self._changed = self._clock.seconds()
-            # A port that is closed or closing ignores this.
-            self._port.resumeProducing()
+    def paused(self, cause: str, why: str, is_news: bool) -> None:
+        """Count a pause, and log the first one."""
+        self._pauses[cause] += 1
+        if is_news:
+            words = why if cause == "limit" else f"cannot accept clients: {why}; new clients wait"
+            self.log.warn("{words}", words=words, limited="pauses of accepting")
 
-    def close(self) -> None:
-        """Close the socket and cancel the timer; the port calls this when it stops listening."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._socket.close()
+    def recovered(self) -> None:
+        """Log that clients do not wait any more."""
+        self.log.info("accepting clients again", limited="pauses of accepting")
 
     def _allows(self, address: Any) -> bool:
         """Return whether a client from `address` is allowed; one on a unix socket, without an IP address, always is."""
@@ -218,28 +179,3 @@ class Gate:
         host = ipaddress.ip_address(address[0])
         host = getattr(host, "ipv4_mapped", None) or host
         return any(host in network for network in self._allowed)
-
-    def _pause(self, cause: str, words: str) -> None:
-        self._paused = True
-        self._changed = self._clock.seconds()
-        self._port.pauseProducing()
-        self._pauses[cause] += 1
-        if cause not in self._told:
-            self._told.add(cause)
-            self.log.warn(words, limit=self._limit)
-        if self._timer is None:
-            self._timer = self._clock.callLater(RETRY, self._look_again)
-
-    def _look_again(self) -> None:
-        self._timer = None
-        self.let_in()
-        if self._paused or self._clock.seconds() - self._changed < CALM:
-            self._timer = self._clock.callLater(RETRY, self._look_again)
-        else:
-            self._told.clear()
-            self.log.info("accepting clients again")
-
-
-def _nobody() -> OSError:
-    """Return the error that a non-blocking socket raises when no client is waiting."""
-    return BlockingIOError(errno.EAGAIN, "no client to accept")
