@@ -36,8 +36,7 @@ from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
-from fooproxy.net.sockets import bottom_of
-from fooproxy.net.trail import ForwardsToItself, Trail
+from fooproxy.net.trail import Trail
 from fooproxy.net.turnstile import Turnstile
 from fooproxy.options import Options
 from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_collector
@@ -111,7 +110,6 @@ class ProxyService(Service):
             self._poller.afterwards.append(self._sampling.look)
         self._trail = Trail()
         endpoint = client_endpoint(reactor, forward, self._poller, self._trail)
-        self._notes_late = self._poller is None or not connects_polled(forward)
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
@@ -236,17 +234,7 @@ class ProxyService(Service):
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds)
-        if self._notes_late:
-            return Deferred.fromCoroutine(self._connect_late(factory.session.client, tapped))
         return self._upstream.connect(tapped)
-
-    async def _connect_late(self, client: Leg, factory: InterceptorFactory) -> Any:
-        """Connect in the next turn: Twisted's connections are noted in the one in which the gate may accept them."""
-        await deferLater(self._reactor, 0)
-        if self._gate is not None and not client.lost and self._trail.was_made_here(bottom_of(client.transport).socket):
-            self._gate.tell_of_loop()
-            raise ForwardsToItself
-        return await self._upstream.connect(factory)
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from twisted.internet import endpoints
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
-from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.arrival import ArrivalEndpoint, Noting
 from fooproxy.net.descriptions import EXPECTED, WORDS, check_connecting, check_listening, in_words, word
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.named import NamedEndpoint
@@ -108,9 +108,10 @@ def client_endpoint(
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
     short = host_port(text)
+    noting = reactor if trail is None else Noting(reactor, trail)
     if short is None:
         path = check_connecting(text, text).get("path")
-        described: IStreamClientEndpoint = _described(endpoints.clientFromString, reactor, text, text)
+        described: IStreamClientEndpoint = _described(endpoints.clientFromString, noting, text, text)
         if poller is not None and path is not None and connects_polled(text):
             return unix_client(poller, trail, path)
         return ArrivalEndpoint(described, trail)
@@ -122,10 +123,10 @@ def client_endpoint(
         literal = isIPAddress(host) or isIPv6Address(host)
         return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
     if isIPAddress(host):
-        return ArrivalEndpoint(endpoints.TCP4ClientEndpoint(reactor, host, port), trail)
+        return ArrivalEndpoint(endpoints.TCP4ClientEndpoint(noting, host, port))
     if isIPv6Address(host):
-        return ArrivalEndpoint(endpoints.TCP6ClientEndpoint(reactor, host, port), trail)
-    return ArrivalEndpoint(endpoints.HostnameEndpoint(reactor, host, port), trail)
+        return ArrivalEndpoint(endpoints.TCP6ClientEndpoint(noting, host, port))
+    return ArrivalEndpoint(endpoints.HostnameEndpoint(noting, host, port))
 
 
 def listens_polled(text: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -33,7 +34,7 @@ from fooproxy.net.sockets import bottom_of, meets_itself
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory
+    from twisted.internet.interfaces import IAddress, IConnector, IProtocol, IProtocolFactory
 
     from fooproxy.net.trail import Trail
 
@@ -43,11 +44,43 @@ _PLAIN = (TCP4ClientEndpoint, TCP6ClientEndpoint, HostnameEndpoint, UNIXClientEn
 _SILENT = "the peer closed the connection"
 
 
+class Noting:
+    """Stands for `reactor` where one of Twisted's endpoints connects: notes each TCP connection in `trail`.
+
+    That is when the kernel has given it its local address, and not when it is made, which may be a turn later.
+    """
+
+    def __init__(self, reactor: Any, trail: Trail) -> None:
+        self._reactor = reactor
+        self._trail = trail
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the reactor."""
+        return getattr(self._reactor, name)
+
+    def connectTCP(self, *arguments: Any, **more: Any) -> IConnector:
+        """Connect, as the reactor does."""
+        connector: Any = self._reactor.connectTCP(*arguments, **more)
+        client = connector.transport
+        skt, connect = getattr(client, "socket", None), client.doConnect
+
+        def connect_and_note() -> None:
+            # Twisted calls it again until the connection is made.
+            client.doConnect = connect
+            connect()
+            self._trail.note(skt, client.realAddress)
+
+        if skt is not None:
+            client.doConnect = connect_and_note
+        made: IConnector = connector
+        return made
+
+
 @implementer(IStreamClientEndpoint)
 class ArrivalEndpoint:
     """Connects by `endpoint`; the Deferred fires when the connection can be used, after any TLS handshake.
 
-    Connections are noted in `trail` as soon as they are made.
+    Connections to unix sockets are noted in `trail` as soon as they are made; `Noting` notes others.
     """
 
     def __init__(self, endpoint: IStreamClientEndpoint, trail: Trail | None = None) -> None:
@@ -145,7 +178,7 @@ class _Arrival(Protocol):
         """Check that the peer is not ourselves, and wait for the handshake, if there is one."""
         skt = getattr(bottom_of(self.transport), "socket", None)
         trail = self._arrivals.endpoint.trail
-        if trail is not None and skt is not None:
+        if trail is not None and skt is not None and skt.family == socket.AF_UNIX:
             trail.note(skt)
         if meets_itself(skt):
             self._arrivals.done(Failure(ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))))

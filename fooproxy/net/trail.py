@@ -7,7 +7,9 @@ kernel gives the same local port to connections to different servers.
 
 Only connections to a port or path on which we listen are noted, so that usually there are none, and each until it is
 recognized or many later ones have been noted.  It is not enough to keep those that are open: one that closes before it
-is accepted is still accepted.
+is accepted is still accepted.  A connection is noted when it has begun, since on the same machine its other end may be
+accepted before anybody hears that it was made; one to a unix socket by Twisted's transports when it is made, since the
+path is remembered for all later ones.
 
 It does not know what the connections are for.  The endpoints note what they connect, and the gate asks.  It cannot
 recognize a ring of several proxies, nor connections whose addresses are rewritten on the way.
@@ -20,20 +22,13 @@ import socket
 import struct
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 _MOST = 16_384
 """Connections remembered, several times what fits into the backlog of a listening socket."""
 
 _PEER = struct.Struct("3i")
 """Linux's ``struct ucred``: the ids of a process, its user and its group."""
-
-
-class ForwardsToItself(Exception):
-    """A client is the proxy itself."""
 
 
 class Trail:
@@ -56,24 +51,24 @@ class Trail:
         """Note a socket of ours that is connected, or about to be connected to the address `target`."""
         # The connection may be over already.
         with suppress(OSError):
-            target = target or skt.getpeername()
-            if _door(target) not in self._doors:
+            reached = _reached(skt) or target
+            if reached is None or _door(reached) not in self._doors:
                 return
             if skt.family == socket.AF_UNIX:
-                self._paths.add(target)
+                self._paths.add(reached)
                 return
-            self._made[_end(skt.getsockname()), _end(target)] = None
+            self._made[_end(skt.getsockname()), _end(reached)] = None
             if len(self._made) > _MOST:
                 self._made.popitem(last=False)
 
-    def was_made_here(self, client: Any, address: Any = None) -> bool:
+    def was_made_here(self, client: Any, address: Any) -> bool:
         """Return whether `client`, a socket accepted from `address`, is the other end of a connection of ours."""
         if not (self._made or self._paths):
             return False
         with suppress(OSError):
             if client.family == socket.AF_UNIX:
                 return client.getsockname() in self._paths and _pid(client) == os.getpid()
-            pair = _end(address or client.getpeername()), _end(client.getsockname())
+            pair = _end(address), _end(client.getsockname())
             if pair in self._made:
                 # Later, the kernel may give the same port to a client.
                 del self._made[pair]
@@ -89,6 +84,14 @@ def _door(address: Any) -> Any:
 def _end(address: Any) -> tuple[str, int]:
     """Return host and port; a socket for both families shows IPv4 addresses as IPv6 ones."""
     return address[0].removeprefix("::ffff:"), address[1]
+
+
+def _reached(skt: Any) -> Any:
+    """Return the address to which a socket is connected, which need not be the one that was meant: 0.0.0.0 is none."""
+    try:
+        return skt.getpeername()
+    except OSError:
+        return None
 
 
 def _pid(client: Any) -> int:

@@ -135,7 +135,7 @@ class Gate(Acceptor):
             client, address = super().accept()
             if self._trail is not None and self._trail.was_made_here(client, address):
                 self._turn_away("loop")
-                self.tell_of_loop()
+                self._tell_of_loop()
             elif not self._allowed or self._allows(address):
                 return client, address
             else:
@@ -148,7 +148,7 @@ class Gate(Acceptor):
                 )
             client.close()
 
-    def tell_of_loop(self) -> None:
+    def _tell_of_loop(self) -> None:
         """Log that the proxy is its own client."""
         self.log.warn(
             "rejected a connection that this proxy made itself: --forward leads back to --listen; "

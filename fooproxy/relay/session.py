@@ -38,7 +38,6 @@ from twisted.internet.protocol import ClientFactory
 
 from fooproxy.net.failures import counted_as, is_tls
 from fooproxy.net.sockets import unacknowledged
-from fooproxy.net.trail import ForwardsToItself
 from fooproxy.relay.leg import Leg
 
 if TYPE_CHECKING:
@@ -204,7 +203,7 @@ class Session:
         if not self._closing:
             how = self.client.departed
             # If the client has left already, that is the reason, not the failed connect.
-            self._because(f"client_{how}" if how else _why_not_connected(failure))
+            self._because(f"client_{how}" if how else counted_as(failure.value))
             self.close()
         if self.client.lost:
             self._ended()
@@ -440,13 +439,6 @@ class Session:
 
     def _other(self, leg: Leg) -> Leg | None:
         return self.upstream if leg is self.client else self.client
-
-
-def _why_not_connected(failure: Failure) -> str:
-    """Return the reason for the end of a session that got no upstream leg."""
-    if failure.check(ForwardsToItself):
-        return "loop"
-    return counted_as(failure.value)
 
 
 class UpstreamFactory(ClientFactory):

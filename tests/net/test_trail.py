@@ -46,9 +46,14 @@ def test_the_other_end_of_a_connection_of_ours_is_recognized_once(trail: Trail) 
     assert not trail.was_made_here(Socket(HERE), CLIENT)
 
 
-def test_its_address_is_found_out_if_it_is_not_passed(trail: Trail) -> None:
+def test_what_is_about_to_be_connected_is_recognized_by_where_it_shall_lead(trail: Trail) -> None:
     trail.note(Socket(CLIENT), HERE)
-    assert trail.was_made_here(Socket(HERE, CLIENT))
+    assert trail.was_made_here(Socket(HERE), CLIENT)
+
+
+def test_what_is_connected_is_recognized_by_where_it_leads_and_not_by_what_was_meant(trail: Trail) -> None:
+    trail.note(Socket(CLIENT, HERE), ("0.0.0.0", 8002))
+    assert trail.was_made_here(Socket(HERE), CLIENT)
 
 
 def test_a_socket_for_both_families_shows_other_addresses_of_the_same_connection(trail: Trail) -> None:
@@ -70,7 +75,7 @@ def test_connections_to_ports_on_which_we_do_not_listen_are_not_noted(trail: Tra
 def test_a_connection_that_is_over_is_no_failure(trail: Trail) -> None:
     trail.note(Socket(CLIENT))
     trail.note(Socket(CLIENT, HERE))
-    assert not trail.was_made_here(Socket(HERE))
+    assert not trail.was_made_here(Socket(HERE), ("192.0.2.1", 40_001))
 
 
 def test_only_so_many_are_remembered(trail: Trail) -> None:

@@ -19,11 +19,12 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from fooproxy.net.accepting import CALM, RETRY
+from fooproxy.net.addresses import client_endpoint
 from fooproxy.net.trail import Trail
 from fooproxy.net.turnstile import SHARE, Turnstile
 from fooproxy.relay.admission import RESERVE, Gate, network
 from tests.helpers.anybed import KINDS, AnyBed
-from tests.helpers.bed import Peer, publisher, until
+from tests.helpers.bed import Peer, Peers, publisher, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
@@ -107,6 +108,9 @@ class Caller:
 
     def getsockname(self) -> Any:
         return self.name
+
+    def getpeername(self) -> Any:
+        raise OSError("not connected")
 
 
 class Place:
@@ -345,6 +349,28 @@ async def test_clients_that_are_not_allowed_are_closed_before_there_is_an_upstre
     report = bed.stats.report()
     assert (report["connections_active"], report["connections_total"]) == (0, 1)
     assert report["connections_closed"]["not_allowed"] == 1
+
+
+@ensure
+@pytest.mark.parametrize(
+    "text", ["127.0.0.1:{}", "localhost:{}", "tcp:127.0.0.1:{}", "tcp:localhost:{}", "tls:localhost:{}"]
+)
+async def test_a_connection_by_twisteds_transports_is_recognized_when_it_is_accepted(text: str) -> None:
+    trail, reasons, inside = Trail(), list[str](), Peers()
+    port: Any = reactor.listenTCP(0, inside, interface="127.0.0.1")
+    Gate(port, set(), 5, reactor, {}, (), reasons.append, trail)
+    attempts: list[Any] = []
+    for _ in range(10):
+        attempt = client_endpoint(reactor, text.format(port.getHost().port), None, trail).connect(Peers())
+        attempt.addBoth(attempts.append)
+    await until(lambda: len(reasons) == len(attempts) == 10)
+    assert not inside.built
+    await until(lambda: all(getattr(peer, "fin", True) for peer in attempts))
+    for peer in attempts:
+        if isinstance(peer, Peer):
+            peer.transport.abortConnection()
+    await until(lambda: all(getattr(peer, "lost", True) for peer in attempts))
+    await port.stopListening()
 
 
 # The real process
