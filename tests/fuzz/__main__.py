@@ -8,6 +8,9 @@ to the corpus those of them that reach more code than the corpus does.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -15,34 +18,56 @@ from typing import Any
 
 CORPUS = Path(__file__).parent / "corpus"
 
+_SCRATCH = "FUZZ_SCRATCH"
+"""The variable that names the folder for everything temporary to the process that fuzzes."""
+
 _LONGEST = 4096
 """Bytes of an input that the fuzzer makes."""
 
 
 def main() -> None:
-    """Fuzz; libFuzzer ends the process itself."""
+    """Fuzz in a process of its own, and remove what it leaves behind, however it ends."""
     chosen = _parser().parse_args()
+    scratch = os.environ.get(_SCRATCH)
+    if scratch is None:
+        sys.exit(_in_a_child())
+    _fuzz(chosen, Path(scratch))
+
+
+def _in_a_child() -> int:
+    """Run the same command again with a folder for everything temporary, and return its exit status."""
+    with tempfile.TemporaryDirectory(prefix="fooproxy-fuzz-") as scratch:
+        command = [sys.executable, "-m", "tests.fuzz", *sys.argv[1:]]
+        child = subprocess.Popen(command, env={**os.environ, _SCRATCH: scratch, "TMPDIR": scratch})
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: child.send_signal(number))
+        status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _fuzz(chosen: argparse.Namespace, scratch: Path) -> None:
+    """Fuzz; libFuzzer ends the process itself, whatever Python would still have to do."""
     atheris = _import_atheris()
     # Not before: atheris instruments modules while they are imported.
     with atheris.instrument_imports(include=["fooproxy"]):
         from tests.fuzz.targets import TARGETS
 
-    with tempfile.TemporaryDirectory(prefix="fooproxy-corpus-") as scratch:
-        corpus = CORPUS / chosen.target
-        keep = chosen.keep or Path(scratch)
-        keep.mkdir(parents=True, exist_ok=True)
-        options = [f"-max_total_time={chosen.seconds}", "-timeout=10", "-rss_limit_mb=1024"]
-        options.append(f"-artifact_prefix={chosen.findings / chosen.target}-")
-        if chosen.inputs:
-            options += chosen.inputs
-        elif chosen.take:
-            options += [*_merge(corpus, chosen.take), str(corpus), str(chosen.take)]
-        else:
-            options += [f"-max_len={_LONGEST}", str(keep), str(corpus)]
-        # libFuzzer runs this command, with more options, when it needs a process of its own, as merging does.
-        command = f"{sys.executable} -m tests.fuzz {chosen.target} --"
-        atheris.Setup([command, *options], TARGETS[chosen.target])
-        atheris.Fuzz()
+    corpus = CORPUS / chosen.target
+    keep = chosen.keep or scratch / "corpus"
+    keep.mkdir(parents=True, exist_ok=True)
+    options = [f"-max_total_time={chosen.seconds}", "-timeout=10", "-rss_limit_mb=1024"]
+    options.append(f"-artifact_prefix={chosen.findings / chosen.target}-")
+    if chosen.inputs:
+        options += chosen.inputs
+    elif chosen.take:
+        options += [*_merge(corpus, chosen.take), str(corpus), str(chosen.take)]
+    else:
+        options += [f"-max_len={_LONGEST}", str(keep), str(corpus)]
+    # libFuzzer runs this command, with more options, when it needs a process of its own, as merging does.
+    command = f"{sys.executable} -m tests.fuzz {chosen.target} --"
+    atheris.Setup([command, *options], TARGETS[chosen.target])
+    atheris.Fuzz()
 
 
 def _parser() -> argparse.ArgumentParser:

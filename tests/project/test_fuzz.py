@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS
 from tests.helpers.processes import ROOT, completed, environment, started
+from tests.helpers.proxyprocess import eventually
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 SECONDS = 3
@@ -73,6 +75,22 @@ def test_nothing_is_found_in_a_few_seconds(name: str, fuzzers: dict[str, Fuzzer]
     assert not list(fuzzer.findings.iterdir())
     # It did fuzz.
     assert "Done " in output
+
+
+@needs_atheris
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_fuzzer_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    log = tmp_path / "log"
+    (tmp_path / "tmp").mkdir()
+    command = [sys.executable, "-m", "tests.fuzz", "recovery", "--seconds", "60", "--findings", str(tmp_path)]
+    where: dict[str, Any] = {"cwd": ROOT, "env": {**environment(), "TMPDIR": str(tmp_path / "tmp")}}
+    with log.open("wb") as output, started(command, stdout=output, stderr=output, **where) as process:
+        eventually(lambda: b"INITED" in log.read_bytes())
+        assert list((tmp_path / "tmp").iterdir())
+        process.send_signal(number)
+        process.wait(60)
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 FIRST = "--allow\n192.0.2.0/24\n--allow\n192.0.2.0/24"
