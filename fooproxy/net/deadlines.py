@@ -11,9 +11,14 @@ The bridge, the upstream, the service and the web site use it.
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from fooproxy.net.turns import in_turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -27,14 +32,14 @@ else:
 GRAIN = 0.1
 """Minimum seconds between two sweeps, and so how late a deadline may be noticed."""
 
-SHARE = 0.002
-"""Seconds of a turn of the reactor that deadlines may take."""
-
 LATE = 0.5
 """Seconds of delay from which on the process is taken for one that was held up."""
 
 TURNS = 32
 """Turns of the event loop after that, in which some thousands of connections can be read."""
+
+
+_NEVER = inf, lambda: None
 
 
 def turns(late: float) -> int:
@@ -51,10 +56,14 @@ async def read_first(clock: IReactorTime, late: float) -> None:
 class Deadlines(Generic[Key]):
     """Calls a function for each key when its deadline on `clock` has passed; each key has one deadline."""
 
+    log = Logger()
+
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._due: dict[Key, tuple[float, Callable[[], object]]] = {}
         self._timer: IDelayedCall | None = None
+        self._is_acting = False
+        """Whether what is due is being done; the timer is set when that is over."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._due
@@ -63,6 +72,8 @@ class Deadlines(Generic[Key]):
         """Call `do` in `seconds`; this replaces the previous deadline of `key`."""
         due = self._clock.seconds() + seconds
         self._due[key] = (due, do)
+        if self._is_acting:
+            return
         if self._timer is None:
             self._timer = self._clock.callLater(seconds, self._sweep)
         elif self._timer.getTime() > due:
@@ -77,38 +88,34 @@ class Deadlines(Generic[Key]):
         now = self._clock.seconds()
         due = [due for due, _ in self._due.values() if due <= now]
         if due:
-            self._read_first(now, turns(now - min(due)))
+            self._is_acting = True
+            Deferred.fromCoroutine(self._act(now, now - min(due)))
         else:
-            self._go_on(now)
+            self._go_on()
 
-    def _read_first(self, now: float, left: int) -> None:
-        """Do what is due `now`, after `left` turns of the event loop."""
-        if left:
-            self._timer = self._clock.callLater(0, self._read_first, now, left - 1)
-            return
-        self._timer = None
-        begun = self._clock.seconds()
-        for key in [key for key, (due, _) in self._due.items() if due <= now]:
-            if self._clock.seconds() - begun > SHARE:
-                self._pause(now)
-                return
-            # The call for one key may clear another.
-            _, do = self._due.pop(key, (0.0, None))
-            if do is not None:
-                do()
-        self._go_on(self._clock.seconds())
+    async def _act(self, now: float, late: float) -> None:
+        """Do what is due `now`, and is so still after what has arrived was read."""
+        await read_first(self._clock, late)
+        async for key in in_turns(self._clock, [key for key, (due, _) in self._due.items() if due <= now]):
+            # The call for one key may clear or put off another, and so may what happens between two turns.
+            due, do = self._due.get(key, _NEVER)
+            if due <= now:
+                del self._due[key]
+                self._do(do)
+        self._is_acting = False
+        self._go_on()
 
-    def _pause(self, now: float) -> None:
-        """Do the rest of what is due `now` in another turn."""
-        # A function that was called may have set the timer.
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._clock.callLater(0, self._read_first, now, 0)
+    def _do(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except Exception:
+            # It must not keep others from being done.
+            self.log.failure("what was due failed; this is a bug in fooproxy", limited="failures of what was due")
 
-    def _go_on(self, now: float) -> None:
-        if self._due and self._timer is None:
+    def _go_on(self) -> None:
+        if self._due:
             first = min(due for due, _ in self._due.values())
-            self._timer = self._clock.callLater(max(first - now, GRAIN), self._sweep)
+            self._timer = self._clock.callLater(max(first - self._clock.seconds(), GRAIN), self._sweep)
 
 
 class Limit:

@@ -13,12 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fooproxy.net.accepting import StandIn, nobody
+from fooproxy.net.turns import SHARE
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
-
-SHARE = 0.002
-"""Seconds of a turn of the event loop that work for newcomers, or any other work that can wait, may take."""
 
 
 class Turnstile(StandIn):

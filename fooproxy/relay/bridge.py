@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
+from twisted.logger import Logger
 
 from fooproxy.net.deadlines import Deadlines
+from fooproxy.net.turns import in_turns
 from fooproxy.relay.session import Session
 from fooproxy.relay.timeouts import Timeouts
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twisted.internet.interfaces import IAddress, IReactorTime
+    from twisted.python.failure import Failure
 
     from fooproxy.relay.leg import Leg
     from fooproxy.relay.session import Observer, UpstreamFactory
@@ -34,6 +37,7 @@ class BridgeFactory(ServerFactory):
     """
 
     noisy = False
+    log = Logger()
 
     def __init__(
         self,
@@ -47,7 +51,9 @@ class BridgeFactory(ServerFactory):
         self.timeouts = timeouts
         self.deadlines: Deadlines[Session] = Deadlines(clock)
         self.sessions: set[Session] = set()
+        self._clock = clock
         self._drained: list[Deferred[None]] = []
+        self._is_aborting = False
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:
         """Build the client leg of a new session."""
@@ -57,15 +63,26 @@ class BridgeFactory(ServerFactory):
         """Close each session as soon as it is settled; the Deferred fires when no session is left."""
         done: Deferred[None] = Deferred()
         self._drained.append(done)
-        for session in list(self.sessions):
-            session.drain()
-        self.session_ended()
+        self._with_each(lambda session: None if self._is_aborting else session.drain())
         return done
 
     def abort(self) -> None:
-        """Abort all sessions immediately."""
-        for session in list(self.sessions):
-            session.abort()
+        """Abort all sessions, within a few turns of the event loop."""
+        self._is_aborting = True
+        self._with_each(lambda session: session.abort())
+
+    def _with_each(self, do: Callable[[Session], None]) -> None:
+        """Call `do` for each session that is still open at its turn."""
+        Deferred.fromCoroutine(self._go_through(do)).addErrback(self._failed)
+
+    async def _go_through(self, do: Callable[[Session], None]) -> None:
+        async for session in in_turns(self._clock, list(self.sessions)):
+            if session in self.sessions:
+                do(session)
+        self.session_ended()
+
+    def _failed(self, failure: Failure) -> None:
+        self.log.failure("could not end all sessions; this is a bug in fooproxy", failure)
 
     def session_ended(self) -> None:
         """Fire what `drain` returned if no session is left; a session calls this after it ended."""

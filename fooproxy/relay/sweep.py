@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from fooproxy.net.deadlines import read_first
 from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
+from fooproxy.net.turns import in_turns
 from fooproxy.relay.interceptor import Interceptor
 
 if TYPE_CHECKING:
@@ -24,12 +25,6 @@ if TYPE_CHECKING:
     from fooproxy.relay.leg import Leg
     from fooproxy.relay.session import Session
     from fooproxy.relay.timeouts import Timeouts
-
-_SLICE = 1000
-"""Sessions checked in one reactor turn, which takes about a millisecond."""
-
-_SHARE = 0.002
-"""Seconds of a reactor turn that a sweep may take, since closing a session takes a hundred times as long."""
 
 
 class _Stuck(NamedTuple):
@@ -97,11 +92,7 @@ class Sweep:
         before = self._stuck
         stuck: dict[Leg, _Stuck] = {}
         limit = self._timeouts.idle
-        began = self._clock.seconds()
-        for number, session in enumerate(self._in_question(), 1):
-            if not number % _SLICE or self._clock.seconds() - began > _SHARE:
-                await deferLater(self._clock, 0)
-                began = self._clock.seconds()
+        async for session in in_turns(self._clock, self._in_question()):
             is_idle = limit and session.observer.idle >= limit and self._is_idle(session, now)
             for leg in (session.client, session.upstream):
                 if leg is None or leg.lost:
@@ -111,16 +102,17 @@ class Sweep:
                 if is_writing(transport) or ((is_idle or leg in before) and unacknowledged(transport)):
                     is_idle = False
                     session.stirred = now
-                    # If the session has paused again since, the peer read something in between.
-                    taken = (acknowledged(transport), session.pauses)
+                    taken = _taken(leg, session)
                     same = leg in before and before[leg].taken == taken
                     stuck[leg] = before[leg] if same else _Stuck(session, taken, now)
             if is_idle:
                 session.expire()
         self._stuck = stuck
-        for leg, (session, _, since) in stuck.items():
-            if now - since >= self._timeouts.send and not leg.lost:
-                session.unread(leg)
+        late = [(leg, at) for leg, at in stuck.items() if now - at.since >= self._timeouts.send]
+        async for leg, at in in_turns(self._clock, late):
+            # It may have read something since it was visited.
+            if not leg.lost and at.taken == _taken(leg, at.session):
+                at.session.unread(leg)
 
     def _in_question(self) -> list[Session]:
         """Return the sessions to check: all, or only those with bytes waiting now or at the last sweep."""
@@ -133,3 +125,8 @@ class Sweep:
     def _is_idle(self, session: Session, now: float) -> bool:
         """Return whether an open session had no traffic for too long; one that is ending has deadlines of its own."""
         return session.state == "open" and now - session.stirred >= self._timeouts.idle
+
+
+def _taken(leg: Leg, session: Session) -> tuple[int, int]:
+    """Return what changes when the peer of `leg` takes data; if the session paused again, it did so in between."""
+    return acknowledged(leg.transport), session.pauses

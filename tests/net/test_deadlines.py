@@ -9,7 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import Clock
 
-from fooproxy.net.deadlines import GRAIN, LATE, SHARE, TURNS, Deadlines, Limit
+from fooproxy.net.deadlines import GRAIN, LATE, TURNS, Deadlines, Limit
+from fooproxy.net.turns import SHARE
 
 
 def case() -> tuple[Clock, Deadlines[str], list[str]]:
@@ -166,3 +167,25 @@ def test_deadlines_that_are_set_while_others_are_done_share_their_timer() -> Non
     clock.advance(5)
     assert done == ["b", "new"]
     assert not clock.getDelayedCalls()
+
+
+def test_what_is_put_off_by_what_is_done_before_it_waits() -> None:
+    clock, deadlines, done = case()
+    deadlines.set("a", 10, lambda: deadlines.set("b", 5, lambda: done.append("later")))
+    deadlines.set("b", 10, lambda: done.append("b"))
+    clock.advance(10)
+    assert done == []
+    clock.advance(5)
+    assert done == ["later"]
+
+
+def test_what_fails_keeps_nothing_else_from_being_done() -> None:
+    clock, deadlines, done = case()
+
+    def fail() -> None:
+        raise RuntimeError
+
+    deadlines.set("a", 10, fail)
+    deadlines.set("b", 10, lambda: done.append("b"))
+    clock.advance(10)
+    assert done == ["b"]

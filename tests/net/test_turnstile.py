@@ -12,7 +12,8 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 
-from fooproxy.net.turnstile import SHARE, Turnstile
+from fooproxy.net.turns import SHARE
+from fooproxy.net.turnstile import Turnstile
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import until
 

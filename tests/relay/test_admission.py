@@ -21,7 +21,8 @@ from twisted.internet.task import Clock
 from fooproxy.net.accepting import CALM, RETRY
 from fooproxy.net.addresses import client_endpoint
 from fooproxy.net.trail import Trail
-from fooproxy.net.turnstile import SHARE, Turnstile
+from fooproxy.net.turns import SHARE
+from fooproxy.net.turnstile import Turnstile
 from fooproxy.relay.admission import RESERVE, Gate, network
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import Peer, Peers, publisher, reactor, until

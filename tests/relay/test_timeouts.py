@@ -443,20 +443,6 @@ class TurningClock(Clock):
         return super().callLater(delay, callable, *args, **kw)
 
 
-def test_a_sweep_over_very_many_sessions_lets_others_have_their_turns() -> None:
-    clock, expired = TurningClock(), list[Any]()
-    sessions: Any = {Forgotten(expired) for _ in range(3500)}
-    sweep = Sweep(sessions, TIMEOUTS, clock, lambda: None)
-    sweep.start()
-    clock.advance(TIMEOUTS.interval)
-    # One of them is for what has arrived, as before every deadline.
-    assert clock.turns == 4
-    assert len(expired) == 3500
-    assert set(expired) == sessions
-    sweep.stop()
-    assert not clock.getDelayedCalls()
-
-
 def test_a_session_is_called_idle_only_after_what_has_arrived_was_read() -> None:
     clock, expired = TurningClock(), list[Any]()
     session: Any = Forgotten(expired)
