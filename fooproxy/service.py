@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
@@ -62,8 +62,9 @@ if TYPE_CHECKING:
 
     from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
+    from fooproxy.net.pump import Tap
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import Session, UpstreamFactory
+    from fooproxy.relay.session import UpstreamFactory
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -145,7 +146,7 @@ class ProxyService(Service):
         self.log.info("fooproxy {version}, {reason}", version=__version__, reason=REASON)
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
-        tapped = InterceptorFactory(self.bridge, lambda leg: _observer(leg).client, microseconds)
+        tapped = InterceptorFactory(self.bridge, _client_tap, microseconds)
         listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
         self._relay_port = self._listen("listen", listen, tapped)
         self._put_up_gate(self._relay_port)
@@ -205,7 +206,7 @@ class ProxyService(Service):
                 seconds=self._patience,
                 sessions=_counted(len(self.bridge.sessions), "session"),
             )
-        deadlines: Deadlines[BridgeFactory] = Deadlines(self._reactor)
+        deadlines: Deadlines[BridgeFactory[SessionStats]] = Deadlines(self._reactor)
         deadlines.set(self.bridge, self._patience, self._cut_short)
         await self.bridge.drain()
         deadlines.clear(self.bridge)
@@ -232,8 +233,8 @@ class ProxyService(Service):
             self._stopping = True
             self._reactor.stop()
 
-    def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
-        tapped = InterceptorFactory(factory, lambda leg: _observer(leg).upstream, microseconds)
+    def _connect(self, factory: UpstreamFactory[SessionStats]) -> Deferred[Any]:
+        tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
         return self._upstream.connect(tapped)
 
     def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
@@ -325,9 +326,12 @@ class ProxyService(Service):
             self._reactor.callWhenRunning(answer)
 
 
-def _observer(leg: Leg) -> SessionStats:
-    """Return the observer of the leg's session, which the service itself created."""
-    return cast("SessionStats", cast("Session", leg.session).observer)
+def _client_tap(leg: Leg) -> Tap:
+    return leg.session.observer.client
+
+
+def _upstream_tap(leg: Leg) -> Tap:
+    return leg.session.observer.upstream
 
 
 def _has_socket(port: Any) -> bool:

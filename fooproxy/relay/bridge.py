@@ -6,7 +6,7 @@ works inside.  The service creates it and passes in how to connect to the upstre
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ServerFactory
@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from fooproxy.net.deadlines import Deadlines
 from fooproxy.net.turns import in_turns
-from fooproxy.relay.session import Session
+from fooproxy.relay.session import Seen, Session
 from fooproxy.relay.timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import Observer, UpstreamFactory
+    from fooproxy.relay.session import UpstreamFactory
 
 _DEFAULTS = Timeouts()
 
 
-class BridgeFactory(ServerFactory):
+class BridgeFactory(ServerFactory, Generic[Seen]):
     """Creates a session for each client that connects, and keeps the open sessions in `sessions`.
 
     `connect` connects an `UpstreamFactory` to the upstream.  It returns a Deferred that fails when no connection could
@@ -41,16 +41,16 @@ class BridgeFactory(ServerFactory):
 
     def __init__(
         self,
-        connect: Callable[[UpstreamFactory], Deferred[Any]],
-        observe: Callable[[], Observer],
+        connect: Callable[[UpstreamFactory[Seen]], Deferred[Any]],
+        observe: Callable[[], Seen],
         clock: IReactorTime,
         timeouts: Timeouts = _DEFAULTS,
     ) -> None:
         self.connect = connect
         self.observe = observe
         self.timeouts = timeouts
-        self.deadlines: Deadlines[Session] = Deadlines(clock)
-        self.sessions: set[Session] = set()
+        self.deadlines: Deadlines[Session[Seen]] = Deadlines(clock)
+        self.sessions: set[Session[Seen]] = set()
         self._clock = clock
         self._drained: list[Deferred[None]] = []
         self._is_aborting = False
@@ -71,11 +71,11 @@ class BridgeFactory(ServerFactory):
         self._is_aborting = True
         self._with_each(lambda session: session.abort())
 
-    def _with_each(self, do: Callable[[Session], None]) -> None:
+    def _with_each(self, do: Callable[[Session[Seen]], None]) -> None:
         """Call `do` for each session that is still open at its turn."""
         Deferred.fromCoroutine(self._go_through(do)).addErrback(self._failed)
 
-    async def _go_through(self, do: Callable[[Session], None]) -> None:
+    async def _go_through(self, do: Callable[[Session[Seen]], None]) -> None:
         async for session in in_turns(self._clock, list(self.sessions)):
             if session in self.sessions:
                 do(session)

@@ -32,11 +32,17 @@ from fooproxy.net.transport import Transport
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fooproxy.relay.observer import Observer
+
     class Owner(Interface):
         """What a leg needs from the session it belongs to."""
 
         ending: bool
         """Whether any chunk may be the last one; the leg must then call `proceed` after each."""
+
+        @property
+        def observer(self) -> Observer:
+            """What is shown the chunks of both legs."""
 
         def connected(self, leg: Leg) -> None:
             """Continue, now that `leg` is connected; if it is a client's over TLS, its handshake is still to come."""

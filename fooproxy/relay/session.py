@@ -30,7 +30,7 @@ questions about the traffic, and `fooproxy.relay.sweep.Sweep` reports idle sessi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, TimeoutError
@@ -41,65 +41,34 @@ from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
 
 if TYPE_CHECKING:
-    import typing
     from collections.abc import Callable, Iterator
 
     from twisted.internet.interfaces import IAddress
     from twisted.python.failure import Failure
 
     from fooproxy.net.deadlines import Deadlines
+    from fooproxy.relay.observer import Observer
     from fooproxy.relay.timeouts import Timeouts
 
-    class Host(typing.Protocol):
+    Seen = TypeVar("Seen", bound=Observer)
+
+    class Host(Protocol[Seen]):
         """What a session needs from the bridge that created it."""
 
         timeouts: Timeouts
-        deadlines: Deadlines[Session]
-        sessions: set[Session]
+        deadlines: Deadlines[Session[Seen]]
+        sessions: set[Session[Seen]]
         """The open sessions."""
 
         @property
-        def connect(self) -> Callable[[UpstreamFactory], Deferred[Any]]:
+        def connect(self) -> Callable[[UpstreamFactory[Seen]], Deferred[Any]]:
             """The function that connects a factory to the upstream."""
 
         def session_ended(self) -> None:
             """Check whether that was the last one, after a session ended and left `sessions`."""
 
-    class Observer(typing.Protocol):
-        """Understands the traffic, which the session does not: answers questions about it and records what happens."""
-
-        @property
-        def settled(self) -> bool:
-            """Whether the client is waiting for nothing and no message is incomplete."""
-
-        @property
-        def idle(self) -> float:
-            """Seconds since a chunk was received from either leg."""
-
-        @property
-        def between_requests(self) -> bool:
-            """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
-
-        def stop_after(self, chunk: bytes) -> int:
-            """Return how much of `chunk`, the client's last, completes requests; if there is any, forget the rest."""
-
-        def accepted(self, address: str) -> None:
-            """Record that the client at `address` was accepted; again if a PROXY header names another address."""
-
-        def finished(self) -> None:
-            """Record that the client will send nothing more."""
-
-        def paused(self, leg: str) -> None:
-            """Record that `leg`, ``client`` or ``upstream``, is not read for now because the other leg cannot write."""
-
-        def resumed(self, leg: str) -> None:
-            """Record that a paused leg is read again."""
-
-        def ignored(self, leg: str) -> None:
-            """Record that what `leg`, ``client`` or ``upstream``, receives is dropped from now on, not relayed."""
-
-        def ended(self, reason: str) -> None:
-            """Record that both legs are gone, and why."""
+else:
+    Seen = TypeVar("Seen")
 
 
 HANDSHAKE_TIMEOUT = 10.0
@@ -118,10 +87,10 @@ TAKEN_INTERVAL = 0.05
 """Seconds between two checks whether a drained client has received all its replies."""
 
 
-class Session:
+class Session(Generic[Seen]):
     """One client's connection and the upstream connection made for it."""
 
-    def __init__(self, host: Host, observer: Observer) -> None:
+    def __init__(self, host: Host[Seen], observer: Seen) -> None:
         self._host = host
         self.observer = observer
         self.client = Leg(self)
@@ -441,12 +410,12 @@ class Session:
         return self.upstream if leg is self.client else self.client
 
 
-class UpstreamFactory(ClientFactory):
+class UpstreamFactory(ClientFactory, Generic[Seen]):
     """Builds the upstream leg of one session."""
 
     noisy = False
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session[Seen]) -> None:
         self.session = session
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:

@@ -6,7 +6,7 @@ session, which decides what happens.  It knows nothing about messages.  The serv
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class _Stuck(NamedTuple):
     """How much the peer of a leg that cannot write had taken at the last sweep, and when it last took anything."""
 
-    session: Session
+    session: Session[Any]
     taken: tuple[int, int]
     since: float
 
@@ -49,7 +49,7 @@ class Sweep:
 
     def __init__(
         self,
-        sessions: Collection[Session],
+        sessions: Collection[Session[Any]],
         timeouts: Timeouts,
         clock: IReactorTime,
         prepare: Callable[[], object],
@@ -114,7 +114,7 @@ class Sweep:
             if not leg.lost and at.taken == _taken(leg, at.session):
                 at.session.unread(leg)
 
-    def _in_question(self) -> list[Session]:
+    def _in_question(self) -> list[Session[Any]]:
         """Return the sessions to check: all, or only those with bytes waiting now or at the last sweep."""
         if self._timeouts.idle or self._poller is None:
             return list(self._sessions)
@@ -122,11 +122,11 @@ class Sweep:
         writing = {protocol.wrapped.session for protocol in protocols if isinstance(protocol, Interceptor)}
         return list(writing.union(stuck.session for leg, stuck in self._stuck.items() if not leg.lost))
 
-    def _is_idle(self, session: Session, now: float) -> bool:
+    def _is_idle(self, session: Session[Any], now: float) -> bool:
         """Return whether an open session had no traffic for too long; one that is ending has deadlines of its own."""
         return session.state == "open" and now - session.stirred >= self._timeouts.idle
 
 
-def _taken(leg: Leg, session: Session) -> tuple[int, int]:
+def _taken(leg: Leg, session: Session[Any]) -> tuple[int, int]:
     """Return what changes when the peer of `leg` takes data; if the session paused again, it did so in between."""
     return acknowledged(leg.transport), session.pauses

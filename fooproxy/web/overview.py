@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -21,12 +21,12 @@ MOST = 500
 """The maximum number of sessions or clients in one answer."""
 
 
-def _upstream_peer(session: Session, stats: SessionStats) -> str | None:
+def _upstream_peer(session: Session[SessionStats], stats: SessionStats) -> str | None:
     leg = session.upstream
     return None if leg is None or leg.lost else leg.peer
 
 
-COLUMNS: dict[str, Callable[[Session, SessionStats], Any]] = {
+COLUMNS: dict[str, Callable[[Session[SessionStats], SessionStats], Any]] = {
     "id": lambda session, stats: stats.number,
     "client": lambda session, stats: session.client.peer,
     "upstream": _upstream_peer,
@@ -49,12 +49,14 @@ COLUMNS: dict[str, Callable[[Session, SessionStats], Any]] = {
 SORTABLE = [name for name in COLUMNS if name != "paused"]
 
 
-def connections(stats: Stats, sessions: Collection[Session], sort: str, descending: bool, limit: int) -> dict[str, Any]:
+def connections(
+    stats: Stats, sessions: Collection[Session[SessionStats]], sort: str, descending: bool, limit: int
+) -> dict[str, Any]:
     """Return the first `limit` of `sessions`, sorted by the column `sort`; sessions without a value come last."""
     stats.catch_up()
     value = COLUMNS[sort]
     # This runs for all sessions, perhaps thousands: each saved step saves milliseconds.
-    valued = [(value(session, session.observer), session) for session in sessions]  # type: ignore[arg-type]
+    valued = [(value(session, session.observer), session) for session in sessions]
     others = [session for found, session in valued if found is None]
     if others:
         valued = [pair for pair in valued if pair[0] is not None]
@@ -62,15 +64,8 @@ def connections(stats: Stats, sessions: Collection[Session], sort: str, descendi
     shown = [session for _, session in first] + others[: limit - len(first)]
     return {
         "total": len(sessions),
-        "connections": [
-            {name: read(session, _counted(session)) for name, read in COLUMNS.items()} for session in shown
-        ],
+        "connections": [{name: read(session, session.observer) for name, read in COLUMNS.items()} for session in shown],
     }
-
-
-def _counted(session: Session) -> SessionStats:
-    """Return the statistics of a session: the service has made them its observer."""
-    return cast("SessionStats", session.observer)
 
 
 def clients(stats: Stats, limit: int) -> dict[str, Any]:

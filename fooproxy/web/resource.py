@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from fooproxy.relay.session import Session
     from fooproxy.stats.counters import Stats
+    from fooproxy.stats.session import SessionStats
     from fooproxy.upstreams.upstream import Upstream
 
 _COMPRESSED = 1000
@@ -111,7 +112,7 @@ class Web:
         stats: Stats,
         health: Health,
         upstream: Upstream,
-        sessions: Collection[Session],
+        sessions: Collection[Session[SessionStats]],
         recovery: Callable[[], dict[str, Any]],
         clock: Callable[[], float],
     ) -> None:

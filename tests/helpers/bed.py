@@ -213,7 +213,7 @@ class Bed:
         """Return the number of ended sessions by reason."""
         return {reason: count for reason, count in self.stats.connections_closed.items() if count}
 
-    def session(self) -> Session:
+    def session(self) -> Session[Any]:
         """Return the only open session."""
         (session,) = self.bridge.sessions
         return session

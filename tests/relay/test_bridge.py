@@ -31,10 +31,10 @@ class Session:
         self._bridge.session_ended()
 
 
-def place(count: int) -> tuple[BridgeFactory, Clock, list[Session]]:
+def place(count: int) -> tuple[BridgeFactory[Any], Clock, list[Session]]:
     clock = Clock()
     nothing: Any = None
-    bridge = BridgeFactory(nothing, nothing, clock)
+    bridge = BridgeFactory[Any](nothing, nothing, clock)
     sessions: list[Any] = [Session(bridge, clock) for _ in range(count)]
     bridge.sessions.update(sessions)
     return bridge, clock, sessions

@@ -58,7 +58,7 @@ class Stage(Bed):
         """The client."""
         self.upstream: FaultyPeer | None = None
         self.drained: Deferred[None] | None = None
-        self.sessions: list[weakref.ref[Session]] = []
+        self.sessions: list[weakref.ref[Session[Any]]] = []
         self.observers: list[Any] = []
         observe = self.bridge.observe
         self.bridge.observe = lambda: self._remember(observe())
