@@ -1,35 +1,28 @@
 """The service: puts all parts together and runs them.  It is the only module that knows every part.
 
 twistd finds `Options` and `makeService` here through the plugin.  `ProxyService` opens the listeners, restores and
-saves the statistics, handles signals, and drains the sessions when it is stopped.
-
-Signals are handled here instead of by the reactor: after a SIGTERM handled by Twisted, the process would end by that
-signal instead of with exit status 0, and a second SIGTERM would be ignored.  SIGHUP and SIGINT that are ignored at
-start stay ignored, as ``nohup`` and shells mean it.
+saves the statistics, and stops everything in order.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 
 from fooproxy import __version__
 from fooproxy.core import REASON
-from fooproxy.early import Held
+from fooproxy.ends import Ends
 from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.logs.log import Log
 from fooproxy.net.addresses import client_endpoint, connects_polled, host_port, listens_polled, server_endpoint
-from fooproxy.net.deadlines import Deadlines
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
 from fooproxy.net.poller import Poller, is_available, microseconds
@@ -48,10 +41,11 @@ from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
+from fooproxy.signals import Signals
 from fooproxy.stats.counters import Stats
-from fooproxy.stats.reasons import CLEAN
 from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
+from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.upstream import Upstream
 from fooproxy.web.hosts import Hosts
@@ -74,9 +68,6 @@ _PATIENCE = 0.001
 _HTTP_REST = 0.01
 """Seconds that HTTP clients wait after a turn that accepted as many of them as it may."""
 
-_LAST_LOOK = 0.05
-"""Seconds to read what clients sent before the stop."""
-
 
 def makeService(options: Options, reactor: Any = None) -> ProxyService:
     """Create the proxy's service from parsed `options`; twistd calls this."""
@@ -95,12 +86,13 @@ class ProxyService(Service):
         look_up_apart(reactor)
         self._options = options
         self._logs = Log(options["log-level"], reactor)
+        self._ends = Ends(self._logs, options["log-sessions"])
         self._launch = Launch(options, self._logs)
         self._printer = Printer()
+        self._signals = Signals(reactor)
         self._supervisor = Supervisor(os.environ, reactor)
         self._reactor = reactor
-        self._stopping = False
-        self._patience = options["drain-timeout"]
+        self._is_stopping = False
         self.stats = Stats(time.monotonic, self._session_ended)
         forward = options["forward"]
         all_polled = is_available() and connects_polled(forward) and listens_polled(options["listen"])
@@ -114,6 +106,7 @@ class ProxyService(Service):
         self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
+        self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
         knows_writers = self._poller if all_polled else None
         self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, knows_writers)
         self._gate: Gate | None = None
@@ -166,15 +159,8 @@ class ProxyService(Service):
         keep_large_blocks(LARGEST_READ)
         self._sweep.start()
         self._sampling.start()
-        self._answer(signal.SIGUSR2, self._report)
-        # If there is a log file, twistd uses SIGUSR1 to rotate it.
-        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
-            self._answer(signal.SIGUSR1, self._report)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-                self._answer(number, self._stop)
-                # Again once the reactor runs: it sets its own handlers when it starts.
-                self._reactor.callWhenRunning(self._answer, number, self._stop)
+        self._signals.report(self._report)
+        self._signals.stop(self._stop)
         self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
@@ -198,18 +184,7 @@ class ProxyService(Service):
         self._supervisor.stopping()
         self._sampling.stay_awake()
         await _closed(self._relay_port)
-        if self.bridge.sessions:
-            await deferLater(self._reactor, _LAST_LOOK)
-        if self.bridge.sessions and self._patience:
-            self.log.info(
-                "stopping: waiting up to {seconds:g} s for {sessions} to finish",
-                seconds=self._patience,
-                sessions=_counted(len(self.bridge.sessions), "session"),
-            )
-        deadlines: Deadlines[BridgeFactory[SessionStats]] = Deadlines(self._reactor)
-        deadlines.set(self.bridge, self._patience, self._cut_short)
-        await self.bridge.drain()
-        deadlines.clear(self.bridge)
+        await self._stopping.drain()
         self._sweep.stop()
         self._sampling.stop()
         await self._saving.stop()
@@ -218,19 +193,12 @@ class ProxyService(Service):
         # While there still is a log.
         self._logs.limits.finish()
 
-    def _cut_short(self) -> None:
-        if self.bridge.sessions:
-            self.log.warn("aborting {sessions}", sessions=_counted(len(self.bridge.sessions), "busy session"))
-        self.bridge.abort()
-
     def _stop(self) -> None:
         """Stop the proxy and drain its sessions; if called again, abort them."""
-        if self._stopping:
-            if self._patience:
-                self._patience = 0.0
-                self._cut_short()
+        if self._is_stopping:
+            self._stopping.hurry()
         else:
-            self._stopping = True
+            self._is_stopping = True
             self._reactor.stop()
 
     def _connect(self, factory: UpstreamFactory[SessionStats]) -> Deferred[Any]:
@@ -276,36 +244,7 @@ class ProxyService(Service):
     def _session_ended(self, session: SessionStats, reason: str) -> None:
         if self._gate is not None:
             self._gate.resume()
-        self._log_end(session, reason)
-
-    def _log_end(self, session: SessionStats, reason: str) -> None:
-        """Log the end of a session, at level debug if it ended cleanly and ``--log-sessions`` is not set."""
-        everything = self._options["log-sessions"]
-        kind, level = "session ends", LogLevel.info
-        if reason in CLEAN and not session.exchange.in_flight and not everything:
-            kind, level = "clean session ends", LogLevel.debug
-        # Building the line costs more than relaying a message, so ask first whether it will be shown.
-        if not self._logs.shows(level) or not (everything or self._logs.limits.admits(kind, reason, level)):
-            return
-        client, upstream = session.client, session.upstream
-        self.log.emit(
-            level,
-            "session {id} of {client} ended: {reason}, after {seconds:.3f} s, "
-            "req={req} ack={ack} nak={nak} invalid={invalid} unanswered={unanswered} "
-            "bytes_from_client={bytes_from_client} bytes_from_upstream={bytes_from_upstream}",
-            id=session.number,
-            client=session.address,
-            reason=reason,
-            seconds=session.age,
-            req=client.req + upstream.req,
-            ack=client.ack + upstream.ack,
-            nak=client.nak + upstream.nak,
-            invalid=client.invalid + upstream.invalid,
-            unanswered=session.exchange.in_flight,
-            bytes_from_client=client.bytes,
-            bytes_from_upstream=upstream.bytes,
-            limited="",
-        )
+        self._ends.log_end(session, reason)
 
     def _report(self) -> None:
         """Print the report as one line; if that fails, or in the background, log it too."""
@@ -318,12 +257,6 @@ class ProxyService(Service):
             log_it()
         else:
             self._printer.print_line(line, lambda: self._reactor.callFromThread(log_it))
-
-    def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
-        # A signal handler may interrupt any code, so it only schedules `answer`.
-        before = signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
-        if isinstance(before, Held) and before.came:
-            self._reactor.callWhenRunning(answer)
 
 
 def _client_tap(leg: Leg) -> Tap:
@@ -346,11 +279,6 @@ def _listening(port: Any) -> str:
 def _url(port: Any) -> str:
     """Return the address of the HTTP server for the log; unix sockets have no standard URL."""
     return f"http://{_listening(port)}/" if hasattr(port.getHost(), "port") else f"unix:{_listening(port)}"
-
-
-def _counted(number: int, noun: str) -> str:
-    """Return `number` with `noun`, in the plural unless it is one: "1 session", "2 sessions"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 async def _closed(port: IListeningPort | None) -> None:

@@ -1,0 +1,46 @@
+"""Signals: which of them the proxy answers, and how a handler is set that may interrupt any code.
+
+They are handled here instead of by the reactor: after a SIGTERM handled by Twisted, the process would end by that
+signal instead of with exit status 0, and a second SIGTERM would be ignored.  SIGHUP and SIGINT that are ignored at
+start stay ignored, as ``nohup`` and shells mean it.
+
+It does not know what the answers are; the service passes them in.  `fooproxy.early` has what came before.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from fooproxy.early import Held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Signals:
+    """Sets the handlers; answers are called in the thread of `reactor`."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def report(self, answer: Callable[[], None]) -> None:
+        """Call `answer` on SIGUSR2, and on SIGUSR1 if nobody else has taken it."""
+        self._answer(signal.SIGUSR2, answer)
+        # If there is a log file, twistd uses SIGUSR1 to rotate it.
+        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
+            self._answer(signal.SIGUSR1, answer)
+
+    def stop(self, answer: Callable[[], None]) -> None:
+        """Call `answer` on SIGTERM, SIGINT and SIGHUP, each time that one comes."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                self._answer(number, answer)
+                # Again once the reactor runs: it sets its own handlers when it starts.
+                self._reactor.callWhenRunning(self._answer, number, answer)
+
+    def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
+        # A signal handler may interrupt any code, so it only schedules `answer`.
+        before = signal.signal(number, lambda *_: self._reactor.callFromThread(answer))
+        if isinstance(before, Held) and before.came:
+            self._reactor.callWhenRunning(answer)
