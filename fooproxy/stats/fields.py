@@ -12,12 +12,15 @@ recovery and the tables of the documentation iterate over `Declared.fields`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypedDict, TypeVar, overload
 
 from fooproxy.foo.numbers import zeros
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableSequence
+
+    # From typing itself in Python 3.11; only type checkers import this.
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 D = TypeVar("D", bound="Declared")
@@ -63,6 +66,28 @@ class Declared:
             for number, name in enumerate(field.saved)
             if name is not None
         }
+
+
+class Shown(TypedDict, total=False):
+    """What a declaration may say of where its statistic is shown; see `Field`."""
+
+    series: str | None
+    in_report: bool
+    summed: bool
+    title: str
+
+
+class Labelled(Shown, total=False):
+    """The same of one that may have several values."""
+
+    label: str
+    labels: Sequence[str] | Mapping[str, str]
+
+
+class Kept(Shown, total=False):
+    """The same of one that is counted, and how it is saved."""
+
+    saved: Mapping[str, str] | str | None
 
 
 class Field:
@@ -138,7 +163,7 @@ class Field:
 class Counter(Field):
     """A counted number, used as an attribute: ``stats.connections_total += 1``."""
 
-    def __init__(self, unit: str, meaning: str, **options: Any) -> None:
+    def __init__(self, unit: str, meaning: str, **options: Unpack[Kept]) -> None:
         super().__init__("counter", unit, meaning, cells=("",), **options)
 
     @overload
@@ -158,7 +183,7 @@ class Counters(Field):
     """Counted numbers, one for each of `labels`, used as a mapping: ``stats.connections_closed["drained"] += 1``."""
 
     def __init__(
-        self, unit: str, meaning: str, label: str, labels: Sequence[str] | Mapping[str, str], **options: Any
+        self, unit: str, meaning: str, label: str, labels: Sequence[str] | Mapping[str, str], **options: Unpack[Kept]
     ) -> None:
         super().__init__("counter", unit, meaning, label, labels, cells=tuple(labels), **options)
 
@@ -182,19 +207,8 @@ class Counted(Field):
 class Computed(Field, Generic[T]):
     """A value that a method computes on request, read as an attribute; the method's docstring is the meaning."""
 
-    def __init__(
-        self,
-        read: Callable[[Any], T],
-        kind: str,
-        unit: str,
-        label: str = "",
-        labels: Sequence[str] | Mapping[str, str] = (),
-        series: str | None = "",
-        in_report: bool = True,
-        summed: bool = False,
-        title: str = "",
-    ) -> None:
-        super().__init__(kind, unit, read.__doc__ or "", label, labels, series, in_report, summed, title=title)
+    def __init__(self, read: Callable[[Any], T], kind: str, unit: str, **options: Unpack[Labelled]) -> None:
+        super().__init__(kind, unit, read.__doc__ or "", **options)
         self._read = read
 
     @overload
@@ -207,7 +221,7 @@ class Computed(Field, Generic[T]):
         return self if stats is None else self._read(stats)
 
 
-def computed(kind: str, unit: str, **options: Any) -> Callable[[Callable[[D], T]], Computed[T]]:
+def computed(kind: str, unit: str, **options: Unpack[Labelled]) -> Callable[[Callable[[D], T]], Computed[T]]:
     """Declare the statistic that the decorated method computes; `options` are those of `Field`."""
     return lambda read: Computed(read, kind, unit, **options)
 
