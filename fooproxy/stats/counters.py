@@ -141,18 +141,22 @@ class Stats(Declared):
         """Lines from clients that have not been answered yet, in open sessions."""
         return self.latency.in_flight
 
-    @computed("counter", "messages")
+    @computed("counter", "messages", title="Unmatched replies")
     def responses_unmatched(self) -> int:
         """Replies that arrived while their session had no request in flight."""
         return self.latency.unmatched
 
-    @computed("counter", "messages")
+    @computed("counter", "messages", title="Late replies")
     def replies_late(self) -> int:
         """Replies to requests that were read before their upstream leg was last resumed; not part of the latency."""
         return self.latency.late
 
     requests_unanswered = Counters(
-        "messages", "Requests never answered because their session ended, by its reason.", "reason", CLOSED
+        "messages",
+        "Requests never answered because their session ended, by its reason.",
+        "reason",
+        CLOSED,
+        title="Unanswered requests",
     )
 
     @computed("counter", "messages", label="type", labels=("ack", "nak"), in_report=False)
@@ -194,7 +198,14 @@ class Stats(Declared):
     )
     connections_closed = Counters("sessions", "Sessions that have ended, by reason.", "reason", CLOSED, saved="closed")
 
-    @computed("counter", "sessions", label="reason", labels=tuple(CONNECT_FAILURES), summed=True)
+    @computed(
+        "counter",
+        "sessions",
+        label="reason",
+        labels=tuple(CONNECT_FAILURES),
+        summed=True,
+        title="Failed connects to the upstream",
+    )
     def upstream_connect_failures(self) -> dict[str, int]:
         """Sessions that ended because the proxy could not connect to the upstream within --connect-timeout."""
         return {name: self.connections_closed[reason] for name, reason in CONNECT_FAILURES.items()}
@@ -205,15 +216,22 @@ class Stats(Declared):
         "leg",
         _LEGS,
         saved="paused",
+        title="Pauses in reading",
     )
     accepts_paused = Counters(
         "pauses",
         "Times the proxy paused accepting clients, at the session limit or without file descriptors, by cause.",
         "cause",
         ("limit", "descriptors"),
+        title="Pauses in accepting",
     )
     recovery_saves = Counters(
-        "saves", "Saves of the recovery file, by result.", "result", ("ok", "failed"), saved="saves"
+        "saves",
+        "Saves of the recovery file, by result.",
+        "result",
+        ("ok", "failed"),
+        saved="saves",
+        title="Saves of statistics",
     )
 
     @computed("gauge", "seconds", series=None)

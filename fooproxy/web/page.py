@@ -33,6 +33,10 @@ _LISTED_ELSEWHERE = {"connections_closed"}
 """Counters that have a list of their own on the page."""
 
 
+_FEW = 4
+"""Values of one counter that have a row each; of more, there is a row for their sum."""
+
+
 def files() -> dict[str, bytes]:
     """Return the content of each file of the page, by file name."""
     static = (resources.files("fooproxy.web") / "static").iterdir()
@@ -46,15 +50,18 @@ def files() -> dict[str, bytes]:
 def _rows() -> Iterator[str]:
     for field in Stats.reported:
         if field.kind == "counter" and field.name not in _LISTED_ELSEWHERE:
-            if field.label and not field.summed:
-                for label in field.labels:
-                    yield _row(field, f"{field.title}, {label}", f"{field.name}.{label}")
+            shown_as = "size" if field.unit == "bytes" else "count"
+            if not field.label or field.summed:
+                yield _row(field, field.title, field.name, shown_as)
+            elif len(field.labels) > _FEW:
+                yield _row(field, field.title, field.name, "sum")
             else:
-                yield _row(field, field.title, field.name)
+                for label in field.labels:
+                    title = f"{field.title}: {label.replace('_', ' ')}"
+                    yield _row(field, title, f"{field.name}.{label}", shown_as)
 
 
-def _row(field: Field, title: str, path: str) -> str:
-    shown_as = "size" if field.unit == "bytes" else "count"
+def _row(field: Field, title: str, path: str, shown_as: str) -> str:
     return (
         f'<div title="{escape(field.meaning)}"><dt>{escape(title)}</dt>'
         f'<dd data-show="report.{path}" data-as="{shown_as}">&ndash;</dd></div>\n'

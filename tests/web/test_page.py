@@ -218,6 +218,21 @@ def test_the_page_shows_what_the_clients_sent(fresh_page: Page) -> None:
     settles(lambda: page.text("#closed div:first-child"), "client closed\n2")
 
 
+def test_zeros_in_the_totals_are_dimmed_and_nothing_else_is(fresh_page: Page) -> None:
+    page = fresh_page
+    script = """
+        const shown = (element) => getComputedStyle(element).color === arguments[0];
+        return [...document.querySelectorAll("[aria-labelledby=totals-heading] dd")].filter(shown)
+            .map((element) => element.dataset.show);
+    """
+    quiet = page.run("return getComputedStyle(document.querySelector('.list dt')).color")
+    with clients(page.proxy, 2):
+        settles(lambda: page.figure("report.msg_req"), "2")
+        dimmed = set(page.run(script, quiet))
+    assert {"report.msg_misdirected", "report.requests_unanswered", "report.accepts_paused.limit"} <= dimmed
+    assert not dimmed & {"report.msg_req", "report.bytes_from_clients", "report.connections_total"}
+
+
 def test_the_page_agrees_with_the_report(page: Page) -> None:
     with clients(page.proxy, 1234):
         names = ("msg_total", "msg_req", "msg_ack", "msg_nak", "requests_in_flight", "connections_total")

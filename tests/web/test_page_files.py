@@ -43,3 +43,18 @@ def test_the_page_shows_nothing_that_the_report_does_not_have() -> None:
 def test_the_meaning_of_a_counter_is_its_tooltip() -> None:
     field = next(field for field in COUNTERS if field.name == "msg_misdirected")
     assert f'<div title="{field.meaning}"><dt>{field.title}</dt>' in INDEX
+
+
+def rows() -> dict[str, str]:
+    """What the generated rows show, by their titles."""
+    return dict(re.findall(r"<dt>([^<]+)</dt><dd data-show=\"report\.([\w.]+)\"", INDEX))
+
+
+def test_the_titles_of_counters_are_words() -> None:
+    assert not [title for title in rows() if "_" in title]
+    assert rows()["Pauses in accepting: descriptors"] == "accepts_paused.descriptors"
+
+
+def test_a_counter_of_many_values_has_one_row_with_their_sum() -> None:
+    assert 'data-show="report.requests_unanswered" data-as="sum"' in INDEX
+    assert not [path for path in rows().values() if path.startswith("requests_unanswered.")]

@@ -10,6 +10,7 @@ const digits = (value) => (value >= 99.95 || value === 0 ? WHOLE.format(value) :
 const known = (format) => (value) => (Number.isFinite(value) ? format(value) : "–");
 
 export const count = known((value) => WHOLE.format(value));
+export const sum = (counts) => count(Object.values(counts).reduce((all, value) => all + value, 0));
 export const short = known((value) => SHORT.format(value));
 export const rate = known((value) => {
   const number = value % 1 && value < 99.95 ? value.toFixed(1) : WHOLE.format(value);

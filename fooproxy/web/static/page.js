@@ -126,7 +126,7 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
   return ["ok", `Clients are being served, ${peer} ${reached}, and the statistics are being saved.`];
 }
 
-function showClosed(reasons) {
+function showClosed(reasons, unanswered) {
   const list = at("closed");
   const most = Math.max(1, ...Object.values(reasons));
   Object.entries(reasons).forEach(([reason, number], index) => {
@@ -135,7 +135,8 @@ function showClosed(reasons) {
       list.lastChild.append(document.createElement("dt"), document.createElement("dd"));
     }
     const row = list.children[index];
-    write(row.firstChild, words(reason));
+    const lost = unanswered[reason] ? `, ${count(unanswered[reason])} unanswered` : "";
+    write(row.firstChild, `${words(reason)}${lost}`);
     write(row.lastChild, count(number));
     row.classList.toggle("none", number === 0);
     row.style.setProperty("--part", `${(100 * number) / most}%`);
@@ -150,14 +151,17 @@ function show(answer, asked) {
   answer.nak_share = past.sum("naks", 10) / past.sum("responses", 10);
   for (const element of figures) {
     const value = element.dataset.show.split(".").reduce((part, name) => part[name], answer);
-    write(element, format[element.dataset.as](value));
+    const shown = format[element.dataset.as](value);
+    write(element, shown);
+    // Lists dim these.
+    element.parentNode.classList.toggle("none", /^(0|0\u00a0B|–)$/.test(shown));
   }
   charts.requests.show(past.series.requests);
   charts.replies.show(past.series.responses, past.series.naks);
   charts.sessions.show(past.series.sessions);
   charts.latency.show(past.series.p50, past.series.p99);
   spread.show(answer.latency_buckets, report.latency_seconds_10s);
-  showClosed(report.connections_closed);
+  showClosed(report.connections_closed, report.requests_unanswered);
   sessions.show(answer.connections, asked);
   write(at("updated"), clock());
   say(...judge(answer));
