@@ -8,9 +8,6 @@ from __future__ import annotations
 
 # Werkzeug imports this on the first request, when file descriptors or permissions may be lacking.
 import encodings.idna  # noqa: F401
-import gzip
-import json
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,17 +16,18 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
-from werkzeug.http import parse_accept_header
 
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
 from fooproxy.web import overview, page
+from fooproxy.web.answers import answer, as_json
 from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
+from fooproxy.web.query import BadQuery, Query
 from fooproxy.web.site import QuietSite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection
 
     from twisted.internet.interfaces import IReactorTime
     from twisted.python.failure import Failure
@@ -40,22 +38,6 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
     from fooproxy.stats.session import SessionStats
     from fooproxy.upstreams.upstream import Upstream
-
-_COMPRESSED = 1000
-"""Bytes; an answer of at least this size is compressed if the client accepts gzip."""
-
-_SECURITY = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Cache-Control": "no-store",
-    "Server": "fooproxy",
-}
 
 
 class Health(Protocol):
@@ -69,31 +51,6 @@ class Health(Protocol):
 
     def report(self) -> dict[str, Any]:
         """Return ``ready``, ``reasons`` and ``warnings``."""
-
-
-class BadQuery(Exception):
-    """A parameter of a request is wrong; the message says what would be right, without repeating the input."""
-
-
-class Query:
-    """The query parameters of a request."""
-
-    def __init__(self, request: Any) -> None:
-        self._arguments: dict[bytes, list[bytes]] = request.args or {}
-
-    def number(self, name: str, default: int, most: int) -> int:
-        """Return the parameter `name`, an integer from 0 to `most`; raise `BadQuery` for anything else."""
-        text = self._arguments.get(name.encode(), [b"%d" % default])[-1]
-        if not text.isdigit() or len(text) > 15 or int(text) > most:
-            raise BadQuery(f"{name} must be a number from 0 to {most}")
-        return int(text)
-
-    def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
-        """Return the parameter `name`, one of `choices`; raise `BadQuery` for anything else."""
-        text = self._arguments.get(name.encode(), [default.encode()])[-1].decode("latin-1")
-        if text not in choices:
-            raise BadQuery(f"{name} must be one of {', '.join(choices)}")
-        return text
 
 
 class Web:
@@ -137,7 +94,7 @@ class Web:
     @app.route("/stats", methods=["GET"])
     def stats(self, request: IRequest) -> bytes:
         """The report as JSON."""
-        return _json(request, 200, self._stats.report())
+        return as_json(request, 200, self._stats.report())
 
     @app.route("/metrics", methods=["GET"])
     def metrics(self, request: IRequest) -> bytes:
@@ -147,30 +104,30 @@ class Web:
         if text is None:
             return self.stats(request)
         content_type, body = text
-        return _answer(request, 200, content_type, body)
+        return answer(request, 200, content_type, body)
 
     @app.route("/health", methods=["GET"])
     @app.route("/heartbeat", methods=["GET"])
     @app.route("/status", methods=["GET"])
     def alive(self, request: IRequest) -> bytes:
         """200 and ``{"status": "OK!"}`` while the process is running, whatever the upstream does."""
-        return _json(request, 200, {"status": "OK!"})
+        return as_json(request, 200, {"status": "OK!"})
 
     @app.route("/connections", methods=["GET"])
     def connections(self, request: IRequest) -> bytes:
         """The open sessions, sorted and limited as requested."""
-        return _json(request, 200, self._connections(Query(request)))
+        return as_json(request, 200, self._connections(Query(request)))
 
     @app.route("/clients", methods=["GET"])
     def clients(self, request: IRequest) -> bytes:
         """Totals for each client address, including sessions that have ended."""
         limit = Query(request).number("limit", 100, overview.MOST)
-        return _json(request, 200, overview.clients(self._stats, limit))
+        return as_json(request, 200, overview.clients(self._stats, limit))
 
     @app.route("/history", methods=["GET"])
     def history(self, request: IRequest) -> bytes:
         """The traffic of each second of the last 15 minutes."""
-        return _json(request, 200, self._history(Query(request)))
+        return as_json(request, 200, self._history(Query(request)))
 
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
@@ -191,7 +148,7 @@ class Web:
             "latency_buckets": list(self._stats.history.recent().upper_bounds()),
             "connections": self._connections(query),
         }
-        return _json(request, 200, content)
+        return as_json(request, 200, content)
 
     def _history(self, query: Query) -> dict[str, Any]:
         return self._stats.history.report(query.number("since", 0, 1 << 40), self._clock())
@@ -207,12 +164,12 @@ class Web:
         """200 if the proxy should get traffic, otherwise 503; with reasons and warnings as JSON."""
         await self._health.check()
         report = self._health.report()
-        return _json(request, 200 if report["ready"] else 503, report)
+        return as_json(request, 200 if report["ready"] else 503, report)
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:
         """The version, and whether what relays is compiled, as JSON."""
-        return _json(request, 200, {"version": __version__, "implementation": IMPLEMENTATION})
+        return as_json(request, 200, {"version": __version__, "implementation": IMPLEMENTATION})
 
     @app.route("/<name>", methods=["GET"])
     def file(self, request: IRequest, name: str) -> bytes:
@@ -222,20 +179,20 @@ class Web:
     def _file(self, request: IRequest, name: str) -> bytes:
         if name not in self._static:
             raise NotFound
-        return _answer(request, 200, page.TYPES[Path(name).suffix], self._static[name])
+        return answer(request, 200, page.TYPES[Path(name).suffix], self._static[name])
 
     @app.handle_errors(BadQuery)
     def misasked(self, request: IRequest, failure: Failure) -> bytes:
         """Answer 400 for a wrong parameter, with what would be right."""
-        return _json(request, 400, {"error": str(failure.value)})
+        return as_json(request, 400, {"error": str(failure.value)})
 
     @app.handle_errors(HTTPException)
     def refused(self, request: IRequest, failure: Failure) -> bytes:
         """Answer 405 for a wrong method, and 404 for anything else without a route, such as an untidy path."""
         if isinstance(failure.value, MethodNotAllowed):
             request.setHeader("Allow", ", ".join(sorted(failure.value.valid_methods or ())))
-            return _json(request, 405, {"error": "method not allowed"})
-        return _json(request, 404, {"error": "not found"})
+            return as_json(request, 405, {"error": "method not allowed"})
+        return as_json(request, 404, {"error": "not found"})
 
     @app.handle_errors(Exception)
     def failed(self, request: IRequest, failure: Failure) -> bytes:
@@ -243,7 +200,7 @@ class Web:
         self.log.failure(
             "could not answer an HTTP request; this is a bug in fooproxy", failure, limited="failed HTTP requests"
         )
-        return _json(request, 500, {"error": "internal server error"})
+        return as_json(request, 500, {"error": "internal server error"})
 
 
 class _Door(Resource):
@@ -262,29 +219,6 @@ class _Door(Resource):
         if refusal is None:
             return self._behind.render(request)
         status, why = refusal
-        request.write(_json(request, status, {"error": why}))
+        request.write(as_json(request, status, {"error": why}))
         request.finish()
         return NOT_DONE_YET
-
-
-def _json(request: Any, status: int, content: object) -> bytes:
-    return _answer(request, status, "application/json", json.dumps(content).encode() + b"\n")
-
-
-def _answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
-    # Twisted has no words for some.
-    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
-    for name, value in _SECURITY.items():
-        request.setHeader(name, value)
-    request.setHeader("Content-Type", content_type)
-    request.setHeader("Vary", "Accept, Accept-Encoding")
-    if len(body) >= _COMPRESSED and _takes_gzip(request):
-        request.setHeader("Content-Encoding", "gzip")
-        body = gzip.compress(body, 1)
-    request.setHeader("Content-Length", str(len(body)))
-    return body
-
-
-def _takes_gzip(request: Any) -> bool:
-    accepted = b",".join(request.requestHeaders.getRawHeaders(b"accept-encoding", [])).decode("latin-1")
-    return parse_accept_header(accepted).quality("gzip") > 0

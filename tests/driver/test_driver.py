@@ -27,13 +27,13 @@ from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
 from twisted.protocols.basic import LineOnlyReceiver
 
-from fooproxy.driver import client, demo, server
+from fooproxy.driver import answering, client, demo, server
+from fooproxy.driver.answering import FooServer, FooServerFactory
 from fooproxy.driver.children import STDERR, STDOUT, Child, ChildError, running
 from fooproxy.driver.client import Client, ClientError, Script
 from fooproxy.driver.command import duration
 from fooproxy.driver.conversation import Conversation
 from fooproxy.driver.messages import Request, RequestReader, digest
-from fooproxy.driver.server import FooServer, FooServerFactory
 from fooproxy.driver.tally import Latencies, Tally
 from tests.helpers.processes import GRACE, completed
 
@@ -244,7 +244,7 @@ def test_the_server_stops_reading_while_its_replies_are_not_read() -> None:
 
 
 def test_the_server_stops_reading_while_too_many_replies_wait_for_their_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_WAITING_LIMIT", 100)
+    monkeypatch.setattr(answering, "_WAITING_LIMIT", 100)
     with serving(delay=1.0) as (clock, protocol, transport):
         protocol.dataReceived(b"REQ 1\n" * 10)
         assert transport.producerState == "paused"

@@ -1,0 +1,54 @@
+"""Answers to HTTP requests: their headers, which let no other site use them, and their compression.
+
+It does not know what is answered; the routes of `fooproxy.web.resource` do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from http import HTTPStatus
+from typing import Any
+
+from werkzeug.http import parse_accept_header
+
+_COMPRESSED = 1000
+"""Bytes; an answer of at least this size is compressed if the client accepts gzip."""
+
+_SECURITY = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+    "Server": "fooproxy",
+}
+
+
+def as_json(request: Any, status: int, content: object) -> bytes:
+    """Answer with `content` as JSON."""
+    return answer(request, status, "application/json", json.dumps(content).encode() + b"\n")
+
+
+def answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
+    """Set the status and the headers, and return the body, compressed if that pays and the client takes it."""
+    # Twisted has no words for some.
+    request.setResponseCode(status, HTTPStatus(status).phrase.encode())
+    for name, value in _SECURITY.items():
+        request.setHeader(name, value)
+    request.setHeader("Content-Type", content_type)
+    request.setHeader("Vary", "Accept, Accept-Encoding")
+    if len(body) >= _COMPRESSED and _takes_gzip(request):
+        request.setHeader("Content-Encoding", "gzip")
+        body = gzip.compress(body, 1)
+    request.setHeader("Content-Length", str(len(body)))
+    return body
+
+
+def _takes_gzip(request: Any) -> bool:
+    accepted = b",".join(request.requestHeaders.getRawHeaders(b"accept-encoding", [])).decode("latin-1")
+    return parse_accept_header(accepted).quality("gzip") > 0
