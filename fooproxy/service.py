@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from fooproxy.net.pump import Tap
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import UpstreamFactory
+    from fooproxy.relay.opening import UpstreamFactory
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -201,7 +201,7 @@ class ProxyService(Service):
             self._is_stopping = True
             self._reactor.stop()
 
-    def _connect(self, factory: UpstreamFactory[SessionStats]) -> Deferred[Any]:
+    def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
         return self._upstream.connect(tapped)
 

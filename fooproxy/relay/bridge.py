@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from fooproxy.relay.leg import Leg
-    from fooproxy.relay.session import UpstreamFactory
+    from fooproxy.relay.opening import UpstreamFactory
 
 _DEFAULTS = Timeouts()
 
@@ -41,7 +41,7 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
 
     def __init__(
         self,
-        connect: Callable[[UpstreamFactory[Seen]], Deferred[Any]],
+        connect: Callable[[UpstreamFactory], Deferred[Any]],
         observe: Callable[[], Seen],
         clock: IReactorTime,
         timeouts: Timeouts = _DEFAULTS,

@@ -24,30 +24,31 @@ was read or has not acknowledged all replies.  It then gets the remaining data a
 and dropped until it closes or a deadline passes.  Closing its socket while data is unread, or before more data arrives,
 would send a reset, which may overtake the replies.
 
-A session knows nothing about messages, counting, HTTP or files.  The bridge creates it.  An `Observer` answers
-questions about the traffic, and `fooproxy.relay.sweep.Sweep` reports idle sessions and stalled peers.
+A session knows nothing about messages, counting, HTTP or files.  The bridge creates it.  Its `Opening` has the states
+before there is an upstream leg.  An `Observer` answers questions about the traffic, and `fooproxy.relay.sweep.Sweep`
+reports idle sessions and stalled peers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, TimeoutError
-from twisted.internet.protocol import ClientFactory
 
-from fooproxy.net.failures import counted_as, is_tls
+from fooproxy.net.failures import is_tls
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
+from fooproxy.relay.opening import Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from twisted.internet.interfaces import IAddress
+    from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
     from fooproxy.net.deadlines import Deadlines
     from fooproxy.relay.observer import Observer
+    from fooproxy.relay.opening import UpstreamFactory
     from fooproxy.relay.timeouts import Timeouts
 
     Seen = TypeVar("Seen", bound=Observer)
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
         """The open sessions."""
 
         @property
-        def connect(self) -> Callable[[UpstreamFactory[Seen]], Deferred[Any]]:
+        def connect(self) -> Callable[[UpstreamFactory], Deferred[Any]]:
             """The function that connects a factory to the upstream."""
 
         def session_ended(self) -> None:
@@ -70,12 +71,6 @@ if TYPE_CHECKING:
 else:
     Seen = TypeVar("Seen")
 
-
-HANDSHAKE_TIMEOUT = 10.0
-"""Seconds that a client has for its TLS handshake."""
-
-LOOK_INTERVAL = 1.0
-"""Seconds between two checks whether a client that waits for its upstream leg is still there."""
 
 FIN_TIMEOUT = 10.0
 """Seconds that a client has to finish and close after its upstream closed."""
@@ -103,7 +98,8 @@ class Session(Generic[Seen]):
         """When data was last seen waiting for a peer, which `Observer.idle` does not cover; set by the sweep."""
         self._closing = False
         self._draining = False
-        self._connecting: Deferred[Any] | None = None
+        self._opening: Opening | None = None
+        """What leads to the upstream leg, until there is one."""
         self._reason: str | None = None
 
     def connected(self, leg: Leg) -> None:
@@ -112,21 +108,19 @@ class Session(Generic[Seen]):
         if leg is self.client:
             self.observer.accepted(leg.peer)
             self._host.sessions.add(self)
-            if leg.shakes_hands:
-                self._expect(HANDSHAKE_TIMEOUT, self._handshake_is_late)
-            else:
-                self._connect()
+            self._opening = Opening(self, self._host.connect)
+            self._opening.begin()
         elif self._closing:
             leg.transport.abortConnection()
         elif self.client.lost:
-            self.upstream, self._connecting = leg, None
+            self.upstream, self._opening = leg, None
             self.client.relay(leg)
             self.close()
         else:
             self.upstream = leg
-            if self._connecting is not None:
-                self._connecting = None
+            if self._is_connecting:
                 self._host.deadlines.clear(self)
+            self._opening = None
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
@@ -136,21 +130,19 @@ class Session(Generic[Seen]):
 
     def shaken(self) -> None:
         """Continue once the client's TLS handshake is done."""
-        if not self._closing:
+        if self._opening is not None and not self._closing:
             self._host.deadlines.clear(self)
-            self._connect()
+            self._opening.connect()
 
-    def _handshake_is_late(self) -> None:
-        self._because("client_tls")
-        self.close()
-
-    def _connect(self) -> None:
-        connecting = self._host.connect(UpstreamFactory(self))
-        if self.upstream is None:
-            self.client.hold()
-            self._connecting = connecting
-            self._expect(LOOK_INTERVAL, self._look_after_client)
-            connecting.addErrback(self._connect_failed)
+    def connect_failed(self, reason: str) -> None:
+        """End the session, since there is no upstream leg, for `reason`."""
+        if not self._closing:
+            how = self.client.departed
+            # If the client has left already, that is the reason, not the failed connect.
+            self.because(f"client_{how}" if how else reason)
+            self.close()
+        if self.client.lost:
+            self._ended()
 
     def identified(self, leg: Leg) -> None:
         """Record which client a load balancer stands for."""
@@ -158,28 +150,11 @@ class Session(Generic[Seen]):
 
     def unidentified(self, leg: Leg) -> None:
         """Record why the session ends: the connection of `leg` does not start with a PROXY header."""
-        self._because("proxy_header")
-
-    def _look_after_client(self) -> None:
-        how = self.client.departed
-        if how is None:
-            self._expect(LOOK_INTERVAL, self._look_after_client)
-        else:
-            self._because(f"client_{how}")
-            self.close()
-
-    def _connect_failed(self, failure: Failure) -> None:
-        if not self._closing:
-            how = self.client.departed
-            # If the client has left already, that is the reason, not the failed connect.
-            self._because(f"client_{how}" if how else counted_as(failure.value))
-            self.close()
-        if self.client.lost:
-            self._ended()
+        self.because("proxy_header")
 
     def finished(self, leg: Leg) -> None:
         """Pass on the FIN of `leg`, or end the session if nothing else is outstanding."""
-        self._because("client_closed" if leg is self.client else "upstream_closed")
+        self.because("client_closed" if leg is self.client else "upstream_closed")
         if leg is self.client:
             self.observer.finished()
         other = self._other(leg)
@@ -193,7 +168,7 @@ class Session(Generic[Seen]):
     def proceed(self, leg: Leg) -> None:
         """Check, while the session is ending, whether what `leg` just did was the last thing to wait for."""
         if self.observer.settled and (self.client.finished or self._draining):
-            self._because("drained")
+            self.because("drained")
             if self.client.paused:
                 # The client may have sent more than was read.
                 self._dismiss_client(LINGER_TIMEOUT, self._close_when_taken)
@@ -210,9 +185,9 @@ class Session(Generic[Seen]):
     def lost(self, leg: Leg, reason: Failure) -> None:
         """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
         how = "tls" if is_tls(reason.value) else "closed" if reason.check(ConnectionDone) else "reset"
-        self._because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
+        self.because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
         if not self._closing:
-            if leg is self.client and leg.holds and how == "closed" and self._connecting is not None:
+            if leg is self.client and leg.holds and how == "closed" and self._is_connecting:
                 # It has left, but what it said is still to be forwarded.
                 return
             if leg is self.client:
@@ -231,7 +206,7 @@ class Session(Generic[Seen]):
         # If it is gone, `lost` follows at once and knows how it ended.
         if self._closing or other is None or other.is_gone:
             return
-        self._because("send_timeout" if other.timed_out else f"{self._name(other)}_reset")
+        self.because("send_timeout" if other.timed_out else f"{self._name(other)}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()
@@ -248,14 +223,14 @@ class Session(Generic[Seen]):
 
     def expire(self) -> None:
         """Close the session because it was idle for too long."""
-        self._because("idle_timeout")
+        self.because("idle_timeout")
         self.close()
 
     def drain(self) -> None:
         """Close as soon as the session is settled; one that is still connecting closes now."""
         self._draining = True
         if self.upstream is None:
-            self._because("drained")
+            self.because("drained")
             self.close()
         elif not self._closing:
             self._end_soon()
@@ -301,6 +276,10 @@ class Session(Generic[Seen]):
             else:
                 leg.transport.abortConnection()
 
+    @property
+    def _is_connecting(self) -> bool:
+        return self._opening is not None and self._opening.is_connecting
+
     def _dismiss_client(self, timeout: float, then: Callable[[], None]) -> None:
         """Let the client read what remains and our FIN, drop what it sends, and call `then` after `timeout` seconds.
 
@@ -310,7 +289,7 @@ class Session(Generic[Seen]):
             self.close()
             return
         self._begin_to_close()
-        self._expect(timeout, then)
+        self.expect(timeout, then)
         if self.upstream is not None and not self.upstream.lost:
             self.upstream.close()
         self.client.ignore()
@@ -320,11 +299,11 @@ class Session(Generic[Seen]):
     def _close_when_taken(self) -> None:
         """Close once the client has acknowledged all replies: earlier, data it still sends could cost it the rest."""
         if unacknowledged(self.client.transport):
-            self._expect(TAKEN_INTERVAL, self._close_when_taken)
+            self.expect(TAKEN_INTERVAL, self._close_when_taken)
         else:
             self.close()
 
-    def _because(self, reason: str) -> None:
+    def because(self, reason: str) -> None:
         """Record why the session ends; the first reason wins."""
         if self._reason is None:
             self._reason = reason
@@ -333,17 +312,17 @@ class Session(Generic[Seen]):
         self._closing = True
         self.ending = False
         self._host.deadlines.clear(self)
-        if self._connecting is not None:
-            self._connecting.cancel()
+        if self._opening is not None:
+            self._opening.cancel()
 
-    def _expect(self, timeout: float, then: Callable[[], None]) -> None:
+    def expect(self, timeout: float, then: Callable[[], None]) -> None:
         """Call `then` in `timeout` seconds, in place of any earlier deadline of this session."""
         self._host.deadlines.set(self, timeout, then)
 
     def _await_upstream(self) -> None:
         """Set or renew the deadline for the upstream to send something."""
         timeout = self._host.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
-        self._expect(timeout, self._upstream_is_silent)
+        self.expect(timeout, self._upstream_is_silent)
 
     def _upstream_is_silent(self) -> None:
         if self.upstream is not None and self.upstream.paused and not self.upstream.finished:
@@ -362,6 +341,7 @@ class Session(Generic[Seen]):
         self._host.sessions.discard(self)
         self.observer.ended(self._reason or "aborted")
         self._host.session_ended()
+        self._opening = None
         # Break the reference cycles here: garbage collector runs would delay all sessions.
         del self.client.session
         if self.upstream is not None:
@@ -408,16 +388,3 @@ class Session(Generic[Seen]):
 
     def _other(self, leg: Leg) -> Leg | None:
         return self.upstream if leg is self.client else self.client
-
-
-class UpstreamFactory(ClientFactory, Generic[Seen]):
-    """Builds the upstream leg of one session."""
-
-    noisy = False
-
-    def __init__(self, session: Session[Seen]) -> None:
-        self.session = session
-
-    def buildProtocol(self, addr: IAddress | None) -> Leg:
-        """Build the upstream leg."""
-        return Leg(self.session)

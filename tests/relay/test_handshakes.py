@@ -15,7 +15,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionRefusedError
 
 from fooproxy.net.deadlines import GRAIN
-from fooproxy.relay.session import HANDSHAKE_TIMEOUT
+from fooproxy.relay.opening import HANDSHAKE_TIMEOUT
 from tests.helpers.anybed import AnyBed
 from tests.helpers.bed import reactor, until
 

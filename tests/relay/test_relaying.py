@@ -15,7 +15,8 @@ from fooproxy.net.private import unsent
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
-from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT, LOOK_INTERVAL, TAKEN_INTERVAL, Session
+from fooproxy.relay.opening import LOOK_INTERVAL
+from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT, TAKEN_INTERVAL, Session
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, until
 
 ensure = pytest_twisted.ensureDeferred

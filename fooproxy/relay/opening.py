@@ -1,0 +1,115 @@
+"""The begin of a session: from an accepted client to its upstream leg.
+
+A client over TLS has to finish its handshake first.  While the upstream leg is not connected, the client is not read,
+and whether it is still there is checked from time to time.  `fooproxy.relay.session` has the rules of the whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+from twisted.internet.protocol import ClientFactory
+
+from fooproxy.net.failures import counted_as
+from fooproxy.relay.leg import Leg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IAddress
+    from twisted.python.failure import Failure
+
+    from fooproxy.relay.leg import Owner
+
+    class Opened(Owner, Interface):
+        """What an opening needs from its session."""
+
+        client: Leg
+        upstream: Leg | None
+
+        def because(self, reason: str) -> None:
+            """Record why the session ends."""
+
+        def close(self) -> None:
+            """End the session."""
+
+        def connect_failed(self, reason: str) -> None:
+            """End the session, since there is no upstream leg."""
+
+        def expect(self, timeout: float, then: Callable[[], None]) -> None:
+            """Call `then` in `timeout` seconds, in place of any earlier deadline of the session."""
+
+
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a client has for its TLS handshake."""
+
+LOOK_INTERVAL = 1.0
+"""Seconds between two checks whether a client that waits for its upstream leg is still there."""
+
+
+class Opening:
+    """Leads a `session` to its upstream leg, which `connect` connects; the session is told by the leg itself."""
+
+    __slots__ = ("_connect", "_connecting", "_session")
+
+    def __init__(self, session: Opened, connect: Callable[[UpstreamFactory], Deferred[Any]]) -> None:
+        self._session = session
+        self._connect = connect
+        self._connecting: Deferred[Any] | None = None
+
+    @property
+    def is_connecting(self) -> bool:
+        """Whether the client waits for its upstream leg."""
+        return self._connecting is not None
+
+    def begin(self) -> None:
+        """Connect to the upstream, now or after the client's TLS handshake."""
+        if self._session.client.shakes_hands:
+            self._session.expect(HANDSHAKE_TIMEOUT, self._handshake_is_late)
+        else:
+            self.connect()
+
+    def connect(self) -> None:
+        """Connect to the upstream; the client is held if that takes time."""
+        session = self._session
+        connecting = self._connect(UpstreamFactory(session))
+        if session.upstream is None:
+            session.client.hold()
+            self._connecting = connecting
+            session.expect(LOOK_INTERVAL, self._look_after_client)
+            connecting.addErrback(self._failed)
+
+    def cancel(self) -> None:
+        """Give up connecting."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+
+    def _handshake_is_late(self) -> None:
+        self._session.because("client_tls")
+        self._session.close()
+
+    def _look_after_client(self) -> None:
+        how = self._session.client.departed
+        if how is None:
+            self._session.expect(LOOK_INTERVAL, self._look_after_client)
+        else:
+            self._session.because(f"client_{how}")
+            self._session.close()
+
+    def _failed(self, failure: Failure) -> None:
+        self._session.connect_failed(counted_as(failure.value))
+
+
+class UpstreamFactory(ClientFactory):
+    """Builds the upstream leg of one session."""
+
+    noisy = False
+
+    def __init__(self, session: Owner) -> None:
+        self.session = session
+
+    def buildProtocol(self, addr: IAddress | None) -> Leg:
+        """Build the upstream leg."""
+        return Leg(self.session)
