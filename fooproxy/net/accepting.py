@@ -5,7 +5,7 @@ client at once.  A class here takes the place of the socket, so that it works fo
 them can stand before one another.  Whoever is not accepted waits in the kernel's backlog.
 
 It does not know what the connections are for.  `fooproxy.net.turnstile` limits what a turn accepts, the relay's gate
-how many sessions there are; ``foo-server`` uses `Acceptor` as it is.
+how many sessions there are; ``foo-server`` says when there are no descriptors.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ class StandIn:
     """
 
     def __init__(self, port: Any, clock: IReactorTime) -> None:
-        self._port = port
-        self._socket = port.socket
-        self._clock = clock
+        self.port = port
+        self.socket = port.socket
+        self.clock = clock
         self._timer: IDelayedCall | None = None
         port.socket = self
 
     def __getattr__(self, name: str) -> Any:
         """Pass everything else on to the socket."""
-        return getattr(self._socket, name)
+        return getattr(self.socket, name)
 
     def close(self) -> None:
         """Close the socket and cancel the timer; the port calls this when it stops listening."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._socket.close()
+        self.socket.close()
 
-    def _after(self, seconds: float, do: Callable[[], None]) -> None:
+    def after(self, seconds: float, do: Callable[[], None]) -> None:
         """Call `do` in `seconds`, unless something is to be called already."""
         if self._timer is None:
-            self._timer = self._clock.callLater(seconds, self._call, do)
+            self._timer = self.clock.callLater(seconds, self._call, do)
 
     def _call(self, do: Callable[[], None]) -> None:
         self._timer = None
@@ -81,7 +81,7 @@ class Acceptor(StandIn):
         :raises BlockingIOError: there is none at the moment, or no file descriptor for it.
         """
         try:
-            accepted: tuple[Any, Any] = self._socket.accept()
+            accepted: tuple[Any, Any] = self.socket.accept()
         except OSError as error:
             if error.errno not in _EXHAUSTED:
                 raise
@@ -108,26 +108,26 @@ class Acceptor(StandIn):
     def pause(self, cause: str, why: str) -> None:
         """Leave clients in the backlog, for a `cause` in a word and in words, until accepting is tried again."""
         # First, since the reactor would otherwise call again at once, for ever, if anything below failed.
-        self._port.pauseProducing()
+        self.port.pauseProducing()
         self._paused = True
-        self._changed = self._clock.seconds()
+        self._changed = self.clock.seconds()
         is_news = cause not in self._told
         self._told.add(cause)
-        self._after(RETRY, self._look_again)
+        self.after(RETRY, self._look_again)
         self.paused(cause, why, is_news)
 
     def resume(self) -> None:
         """Accept again, if there is room."""
         if self._paused and self.has_room:
             self._paused = False
-            self._changed = self._clock.seconds()
+            self._changed = self.clock.seconds()
             # A port that is closed or closing ignores this.
-            self._port.resumeProducing()
+            self.port.resumeProducing()
 
     def _look_again(self) -> None:
         self.resume()
-        if self._paused or self._clock.seconds() - self._changed < CALM:
-            self._after(RETRY, self._look_again)
+        if self._paused or self.clock.seconds() - self._changed < CALM:
+            self.after(RETRY, self._look_again)
         else:
             self._told.clear()
             self.recovered()

@@ -62,12 +62,12 @@ class Noting:
         """Connect, as the reactor does."""
         connector: Any = self._reactor.connectTCP(*arguments, **more)
         client = connector.transport
-        skt, connect = getattr(client, "socket", None), client.doConnect
+        skt = getattr(client, "socket", None)
 
         def connect_and_note() -> None:
-            # Twisted calls it again until the connection is made.
-            client.doConnect = connect
-            connect()
+            # Twisted calls it again until the connection is made; no attribute is left that refers to its own object.
+            del client.doConnect
+            client.doConnect()
             self._trail.note(skt, client.realAddress)
 
         if skt is not None:

@@ -46,14 +46,14 @@ class Turnstile(StandIn):
 
         :raises BlockingIOError: none is waiting, or the time for this turn is up.
         """
-        now = self._clock.seconds()
+        now = self.clock.seconds()
         if self._end is None:
             self._end = now + SHARE
         elif now >= self._end:
             if self._rest:
-                self._port.pauseProducing()
+                self.port.pauseProducing()
                 # A port that is closed or closing ignores this.
-                self._after(self._rest, self._port.resumeProducing)
+                self.after(self._rest, self.port.resumeProducing)
             raise nobody("the rest must wait for the next turn")
-        accepted: tuple[Any, Any] = self._socket.accept()
+        accepted: tuple[Any, Any] = self.socket.accept()
         return accepted

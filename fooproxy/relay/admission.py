@@ -121,7 +121,7 @@ class Gate(Acceptor):
         self._turn_away = turn_away
         self._trail = trail
         if trail is not None:
-            trail.listens(self._socket)
+            trail.listens(self.socket)
 
     def accept(self) -> tuple[Any, Any]:
         """Accept the next client that is allowed.
