@@ -76,12 +76,13 @@ def read_to_end(peer: socket.socket) -> bytes:
 
 def read_lines(peer: socket.socket, count: int) -> bytes:
     """Read until `count` lines have arrived."""
-    received = b""
-    while received.count(b"\n") < count:
+    received, missing = bytearray(), count
+    while missing > 0:
         chunk = peer.recv(1 << 16)
-        assert chunk, f"closed after {received!r}"
+        assert chunk, f"closed after {bytes(received)!r}"
         received += chunk
-    return received
+        missing -= chunk.count(b"\n")
+    return bytes(received)
 
 
 def read_exactly(peer: socket.socket, size: int) -> bytes:
