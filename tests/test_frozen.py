@@ -54,7 +54,7 @@ def test_a_client_gets_its_reply_before_the_drain_timeout_ends_its_session(tmp_p
     with ExitStack() as stack:
         server, proxy, client = asked(stack, tmp_path, "--drain-timeout", str(DEADLINE))
         proxy.signal(signal.SIGTERM)
-        eventually(lambda: "stopping: waiting" in proxy.log)
+        proxy.says("stopping: waiting")
         with frozen(proxy):
             server.release()
         assert read_to_end(client) == b"ACK 1 a\n"

@@ -73,7 +73,7 @@ def test_a_log_file_has_only_our_own_lines(tmp_path: Path) -> None:
         connect(daemon.port).close()
         daemon.get("/stats")
         daemon.signal(signal.SIGTERM)
-        eventually(lambda: "Server Shut Down" in daemon.log)
+        daemon.says("Server Shut Down")
     assert strange(daemon.log) == []
 
 
@@ -98,7 +98,7 @@ def test_with_log_sessions_all_ends_are_logged(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--log-sessions", upstream=server.port) as proxy:
         for _ in range(5 * AT_ONCE):
             exchange(proxy.port, b"REQ 1 a\n")
-        eventually(lambda: len(re.findall(r" session \d+ of ", proxy.log)) == 5 * AT_ONCE)
+        proxy.says(" ended: client_closed", times=5 * AT_ONCE)
 
 
 def test_in_the_background_too_clean_ends_are_logged_only_with_log_sessions(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_in_the_background_too_clean_ends_are_logged_only_with_log_sessions(tmp_
             {"connections_total": 1, "connections_active": 0},
         )
         daemon.signal(signal.SIGTERM)
-        eventually(lambda: "Server Shut Down" in daemon.log)
+        daemon.says("Server Shut Down")
     assert "session 1 of" not in daemon.log
 
 
@@ -136,7 +136,7 @@ def test_nothing_below_the_level_is_logged_and_everything_above(tmp_path: Path, 
 def test_with_level_debug_the_clean_ends_are_logged_under_twist_as_well(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--log-level=debug", upstream=server.port, command=TWIST) as proxy:
         connect(proxy.port).close()
-        eventually(lambda: "#debug] session 1 of" in proxy.log)
+        proxy.says("#debug] session 1 of")
 
 
 NASTY = b"\x1b[2J\n2026-01-01T00:00:00+0000 [fooproxy#info] forged \xff"
@@ -186,7 +186,7 @@ def test_a_recovery_file_with_any_name_is_mentioned(tmp_path: Path, command: Any
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
     with fooproxy(tmp_path, "--recovery-path", path, command=command) as proxy:
-        assert r"restored the statistics from caf\xe9.json, saved" in proxy.log
+        proxy.says(r"restored the statistics from caf\xe9.json, saved")
         assert proxy.get("/live")[1]["recovery"]["path"] == r"caf\xe9.json"
 
 
@@ -229,7 +229,7 @@ def test_logrotate_may_rotate_the_log(tmp_path: Path) -> None:
             # A signal that arrives before the file is open would be told in the old one.
             eventually(lambda: str(tmp_path / "foo.log") in daemon.files())
             daemon.signal(signal.SIGUSR2)
-            eventually(lambda: "msg_total" in daemon.log)
+            daemon.says("msg_total")
             assert stat.S_IMODE((tmp_path / "foo.log").stat().st_mode) == 0o640
     found = {path.name for path in tmp_path.glob("foo.log*")}
     assert found == {"foo.log", "foo.log.1", "foo.log.2.gz"}

@@ -140,7 +140,7 @@ def test_an_ipv4_client_of_an_ipv6_listener_is_shown_as_what_it_is(tmp_path: Pat
             assert [session["client"] for session in open_now["connections"]] == [own]
         _, clients = proxy.get("/clients")
         assert [client["client"] for client in clients["clients"]] == ["127.0.0.1"]
-        eventually(lambda: f"session 1 of {own} ended" in proxy.log)
+        proxy.says(f"session 1 of {own} ended")
 
 
 def test_sessions_are_sorted_and_limited_as_asked(tmp_path: Path, server: FooServer) -> None:

@@ -69,7 +69,7 @@ def test_sigusr1_prints_the_report_when_no_log_file_takes_it(tmp_path: Path) -> 
 def test_log_lines_go_to_standard_error_and_leave_standard_output_to_reports(tmp_path: Path) -> None:
     with fooproxy(tmp_path, "--connect-timeout", "0.1") as proxy:
         exchange(proxy.port)
-        eventually(lambda: "cannot connect to upstream" in proxy.log)
+        proxy.says("cannot connect to upstream")
         assert proxy.printed == ""
 
 
@@ -247,7 +247,7 @@ def test_idle_clients_do_not_delay_a_stop(tmp_path: Path) -> None:
 def test_clients_that_wait_for_an_upstream_do_not_delay_a_stop(tmp_path: Path) -> None:
     more = ("--drain-timeout", "600", "--connect-timeout", "600")
     with fooproxy(tmp_path, *more) as proxy, connect(proxy.port) as client:
-        eventually(lambda: "cannot connect to upstream" in proxy.log)
+        proxy.says("cannot connect to upstream")
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
         assert client.recv(1) == b""

@@ -45,7 +45,7 @@ def test_a_name_service_that_hangs_does_not_keep_the_process_from_ending(tmp_pat
         fooproxy(tmp_path, *DRAIN, "--forward", address, command=command) as proxy,
         connect(proxy.port),
     ):
-        eventually(lambda: "looking up" in proxy.log)
+        proxy.says("looking up")
         assert ends(proxy)
 
 

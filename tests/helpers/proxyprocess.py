@@ -64,8 +64,22 @@ class Proxy:
 
     @property
     def log(self) -> str:
-        """All log lines so far."""
+        """All log lines that have been written so far; the last ones may be missing until the process has ended."""
         return self._log.read_text() if self._log.exists() else ""
+
+    def says(self, text: str, times: int | None = None) -> list[str]:
+        """Wait until the log has `text`, in just `times` lines if that is given; return the lines that have it.
+
+        A thread writes the log, so what a line tells can be seen elsewhere before the line can.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while len(lines := [line for line in self.log.splitlines() if text in line]) < (times or 1):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        enough = len(lines) == times if times else lines
+        assert enough, f"{text!r} is in {len(lines)} lines of the log:\n{self.log}"
+        return lines
 
     @property
     def printed(self) -> str:

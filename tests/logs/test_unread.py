@@ -141,7 +141,7 @@ def test_a_disk_that_hangs_stops_neither_relay_nor_http_nor_the_stop(tmp_path: P
         fooproxy(tmp_path, "--log-sessions", upstream=server.port, command=command, log="foo.log") as proxy,
     ):
         exchange(proxy.port, b"REQ 1 a\n")
-        eventually(lambda: " session 1 of " in proxy.log)
+        proxy.says(" session 1 of ")
         for _ in range(100):
             exchange(proxy.port, b"REQ 1 a\n")
             proxy.signal(signal.SIGUSR1)
