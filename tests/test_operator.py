@@ -9,6 +9,7 @@ import math
 import re
 import signal
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
+
+PRECISION = 0.04
+"""A percentile is read from buckets, and off by at most half of one, 3.2 %."""
 
 
 @pytest.fixture
@@ -38,8 +42,11 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
 
 
 @contextmanager
-def late_server(delays: list[float]) -> Iterator[int]:
-    """Serve one session: each chunk of requests is answered after the next of `delays`, invalid lines as servers do."""
+def late_server(delays: list[float], took: list[float]) -> Iterator[int]:
+    """Serve one session: each chunk of requests is answered after the next of `delays`, invalid lines as servers do.
+
+    How long each of them took by the server's clock is appended to `took`.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -48,10 +55,11 @@ def late_server(delays: list[float]) -> Iterator[int]:
         with closing(peer):
             for delay in delays:
                 lines = peer.recv(1 << 16).splitlines()
+                received_at = time.perf_counter()
                 time.sleep(delay)
-                peer.sendall(
-                    b"".join(b"ACK 1\n" if line.startswith(b"REQ") else b"NAK 0 ERRDECODE\n" for line in lines)
-                )
+                replies = b"".join(b"ACK 1\n" if line.startswith(b"REQ") else b"NAK 0 ERRDECODE\n" for line in lines)
+                took.append(time.perf_counter() - received_at)
+                peer.sendall(replies)
             peer.recv(1)
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -69,22 +77,26 @@ def late_server(delays: list[float]) -> Iterator[int]:
 def test_percentiles_are_those_of_the_server(tmp_path: Path, chunk: bytes) -> None:
     delays = [0.05 if number % 4 == 3 else 0.005 for number in range(100)]
     count = chunk.count(b"\n")
-    took: list[float] = []
-    with late_server(delays) as port, fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as client:
+    # The proxy is between the two, so none of its latencies is below the server's or above the client's, however busy
+    # the machine is; nor is any percentile.
+    server: list[float] = []
+    client: list[float] = []
+    with late_server(delays, server) as port, fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as peer:
         for _ in delays:
             sent_at = time.perf_counter()
-            client.sendall(chunk)
-            read_lines(client, count)
-            took.append(time.perf_counter() - sent_at)
+            peer.sendall(chunk)
+            read_lines(peer, count)
+            client.append(time.perf_counter() - sent_at)
         report = proxy.stats()
+    least, most = sorted(server), sorted(client)
     for latency in (report["latency_seconds"], report["latency_seconds_10s"]):
         assert latency["count"] == len(delays) * count
-        for name, share in (("p50", 0.5), ("p90", 0.9)):
-            assert latency[name] == pytest.approx(sorted(took)[math.ceil(share * len(took)) - 1], rel=0.07)
-        # The longest few are the machine's moods as well, which we and the proxy need not feel alike.
-        for name in ("p99", "max"):
-            assert 0.05 * 0.93 <= latency[name] <= max(took) * 1.07
-        assert latency["mean"] == pytest.approx(sum(took) / len(took), rel=0.07)
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1)):
+            rank = math.ceil(share * len(delays)) - 1
+            assert (
+                least[rank] * (1 - PRECISION) <= latency[name] <= most[min(rank + 1, len(most) - 1)] * (1 + PRECISION)
+            )
+        assert statistics.mean(server) <= latency["mean"] <= statistics.mean(client)
     assert (report["requests_in_flight"], report["responses_unmatched"]) == (0, 0)
 
 
