@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
+from configparser import ConfigParser
 from functools import partial
 from typing import Any
 
@@ -16,7 +19,7 @@ from hypothesis import settings
 
 from tests.helpers.bed import Bed
 from tests.helpers.interrupts import Interrupts, ignore_no_signal
-from tests.helpers.processes import Watch
+from tests.helpers.processes import ROOT, Watch
 from tests.helpers.twins import are_told_apart, twin
 
 __all__ = ["twin"]
@@ -32,11 +35,15 @@ settings.register_profile("fast", deadline=None, max_examples=20, derandomize=Tr
 
 WATCH = pytest.StashKey[Watch]()
 LIMIT = pytest.StashKey[float]()
+COVERED = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
     ignore_no_signal()
+    declared = ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    config.stash[COVERED] = {source.split(".")[1] for source in declared["coverage:run"]["source"].split()}
     config.stash[WATCH] = Watch()
 
 
@@ -52,6 +59,31 @@ def _is_another_test(item: pytest.Item) -> bool:
     """Return whether a test that would run with the pure twin differs from the one with the compiled twin."""
     params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     return params.get("twin") != "pure" or are_told_apart(params)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """With --cov, trace only the tests that count for it; pytest-cov's own mark for the others does nothing with -n."""
+    if covers(item) or not item.config.pluginmanager.hasplugin("_cov"):
+        return (yield)
+    before, in_threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(None)
+    threading.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(before)
+        threading.settrace(in_threads)
+
+
+def covers(item: pytest.Item) -> bool:
+    """Return whether the test is a fast one of a room in which all branches must be covered.
+
+    Only these count: what the others reach they may reach by chance, and to trace them takes long.
+    """
+    # The room of tests/foo/test_grammar.py is foo, that of tests/test_locking.py locking.
+    room = re.match(r"tests/(?:test_)?(\w+)", item.nodeid)
+    return room is not None and room[1] in item.config.stash[COVERED] and not item.get_closest_marker("slow")
 
 
 def pytest_collection_finish() -> None:
