@@ -49,9 +49,11 @@ WRONG_OPTIONS = [
 
 
 MANY = """
-import json, os, sys
+import gc, json, os, sys
 import fooproxy.service, twisted.scripts.twistd
 
+# Else each child looks through all of that at its end, and copies it.
+gc.freeze()
 for number, arguments in enumerate(json.load(sys.stdin)):
     child = os.fork()
     if not child:
