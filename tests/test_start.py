@@ -252,3 +252,15 @@ def test_version_tells_the_version(tmp_path: Path, command: tuple[str, ...]) -> 
 def test_the_plugin_is_listed(tmp_path: Path) -> None:
     end: subprocess.CompletedProcess[str] = run(tmp_path, "--help")
     assert re.search(r"^ +fooproxy +A proxy for the Foo protocol", end.stdout, re.MULTILINE)
+
+
+def test_the_proxy_is_loaded_without_looking_for_garbage(tmp_path: Path) -> None:
+    program = (
+        "import gc, sys; from twisted.plugins.fooproxy_plugin import fooproxy\n"
+        "def looks(): return [generation['collections'] for generation in gc.get_stats()]\n"
+        "before = looks(); fooproxy.options; after = looks()\n"
+        "assert 'fooproxy.service' in sys.modules and gc.isenabled()\n"
+        "print(after == before)"
+    )
+    end = completed([sys.executable, "-c", program], cwd=tmp_path)
+    assert (end.returncode, end.stdout, end.stderr) == (0, "True\n", "")
