@@ -54,7 +54,8 @@ def wheel(source: Path) -> Path:
 
 
 def build(source: Path, folder: Path, **variables: str) -> Path:
-    """Build a wheel in `folder`."""
+    """Build a wheel in `folder`, without what another build has left in `source`."""
+    shutil.rmtree(source / "build", ignore_errors=True)
     built = pip("wheel", "--no-deps", "--wheel-dir", folder, source, **variables)
     assert built.returncode == 0, built.stderr
     (path,) = folder.glob("fooproxy-*.whl")
