@@ -46,6 +46,8 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         # Or reads beyond the end of an object would find other objects there.
         "PYTHONMALLOC": "malloc",
         "FOLDER": str(folder),
+        # Short, for the paths of sockets.
+        "TEMPORARY": str(tmp_path_factory.getbasetemp() / "s"),
     }
 
 
@@ -56,6 +58,7 @@ def test_the_tests_of_the_core_pass_with_the_sanitizers(sanitized: dict[str, str
     (core,) = Path(sanitized["FOLDER"], "fooproxy").glob("_core.*.so")
     assert b"__asan_report_load" in core.read_bytes()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "not pure"]
+    command += ["--basetemp", sanitized["TEMPORARY"]]
     end = completed([*command, *TESTS], cwd=sanitized["FOLDER"], env=sanitized, timeout=150)
     assert end.returncode == 0, end.stdout + end.stderr
     assert "skipped" not in end.stdout
