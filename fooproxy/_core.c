@@ -3,6 +3,9 @@
 #include "foo/counting.h"
 #include "net/pump.h"
 
+/* Grows with each change of what the module offers; core.py has the same number, and refuses another one. */
+enum { INTERFACE = 2 };
+
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "fooproxy._core",
@@ -14,7 +17,10 @@ PyMODINIT_FUNC
 PyInit__core(void)
 {
     PyObject *core = PyModule_Create(&module);
-    if (core != NULL && (add_counting(core) < 0 || PyModule_AddType(core, &Pump_Type) < 0))
+    if (core == NULL)
+        return NULL;
+    if (PyModule_AddIntConstant(core, "INTERFACE", INTERFACE) < 0 || add_counting(core) < 0
+        || PyModule_AddType(core, &Pump_Type) < 0)
         Py_CLEAR(core);
     return core;
 }

@@ -5,6 +5,8 @@ from typing import Any
 
 from fooproxy.foo.grammar import Automaton
 
+INTERFACE: int
+"""What version of this file the module was built for."""
 COUNTS: tuple[str, ...]
 """The order of the counts of a leg."""
 LATENCY: tuple[str | int, ...]

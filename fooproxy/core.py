@@ -11,10 +11,16 @@ import os
 
 __all__ = ["IMPLEMENTATION", "IS_USED", "REASON", "core"]
 
+INTERFACE = 2
+"""Grows with each change of what the compiled module offers; so does its own number, in _core.c."""
+
 try:
     from fooproxy import _core as core
 except ImportError:
     core = None  # type: ignore[assignment]
+else:
+    if getattr(core, "INTERFACE", 0) != INTERFACE:
+        raise ImportError(f"{core.__file__} was built from other sources; install fooproxy again (pip install -e .)")
 
 IS_USED = core is not None and os.environ.get("FOOPROXY_PURE", "0") in ("", "0")
 
