@@ -28,7 +28,8 @@ class Ends:
     def log_end(self, session: SessionStats, reason: str) -> None:
         """Log the end of a session, at level debug if it ended cleanly and not everything is logged."""
         kind, level = "session ends", LogLevel.info
-        if reason in CLEAN and not session.exchange.in_flight and not self._everything:
+        is_clean = reason in CLEAN and not (session.exchange.in_flight or session.is_dropped(reason))
+        if is_clean and not self._everything:
             kind, level = "clean session ends", LogLevel.debug
         # Building the line costs more than relaying a message, so ask first whether it will be shown.
         if not self._logs.shows(level) or not (self._everything or self._logs.limits.admits(kind, reason, level)):

@@ -25,6 +25,7 @@ from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
 from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
 from fooproxy.stats.timetable import TimeTable
+from fooproxy.stats.troubles import Troubles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableSequence, Sequence
@@ -40,17 +41,9 @@ _LEGS = ("client", "upstream")
 MANY_NAKS = 10
 """Rejected requests in 10 seconds, without one that is accepted, from which on an operator should look."""
 
-STUCK_AFTER = 10.0
-"""Seconds that requests wait without any reply being read until the upstream counts as stuck."""
-
 
 def _ignore(session: Any, reason: str) -> None:
     """Do nothing when a session ends."""
-
-
-def _waiting_since(session: Session) -> int | None:
-    """Return when the oldest open request of a session was read; `None` if none is, or if the client holds it up."""
-    return None if session.is_held_up or not session.exchange.open else session.exchange.waiting_since
 
 
 class Stats(Declared):
@@ -167,11 +160,8 @@ class Stats(Declared):
     @computed("gauge", "0 or 1")
     def upstream_stuck(self) -> int:
         """1 if requests have been waiting and no reply has been read for 10 seconds, else 0."""
-        now = self.clock() * 1e6
-        stuck = STUCK_AFTER * 1e6
-        if not self.latency.in_flight or now - self._all.replied < stuck:
-            return 0
-        return int(any(now - since >= stuck for since in map(_waiting_since, self.sessions) if since is not None))
+        waiting = self.sessions if self.latency.in_flight else ()
+        return int(self.troubles.is_stuck(waiting, self.clock() * 1e6, self._all.replied))
 
     @computed("histogram", "seconds", series="request_duration_seconds")
     def latency_seconds(self) -> Histogram:
@@ -277,8 +267,7 @@ class Stats(Declared):
         self.on_end = on_end
         self.limit = 0
         """The maximum number of sessions open at once."""
-        self.dropped_at = float("-inf")
-        """When the upstream last ended a session without answering all its requests."""
+        self.troubles = Troubles()
         self.sessions: set[Session] = set()
         self.clients = Clients()
         self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), lambda: self._all.seen / 1e6)
@@ -293,7 +282,7 @@ class Stats(Declared):
         self._from_upstream = Counts(numbers, Stats._upstream.place)
 
     def since_start(self) -> Stats:
-        """Return these statistics as they are without what earlier processes counted.
+        """Return these statistics with counters and histograms that lack what earlier processes counted.
 
         Prometheus takes a counter that is smaller than before for one that began at 0, and counts all of it again.  A
         restored counter can be a little smaller than it was last scraped, so what is exposed begins at 0 instead.
@@ -353,8 +342,8 @@ class Stats(Declared):
 
     @property
     def drops_requests(self) -> bool:
-        """Whether the upstream has ended a session without answering all its requests in the last 10 seconds."""
-        return self.clock() - self.dropped_at < STUCK_AFTER
+        """Whether the upstream has dropped a session in the last 10 seconds: it left requests open, or left at once."""
+        return self.troubles.drops(self.clock() * 1e6)
 
     def turned_away(self, reason: str) -> None:
         """Count a client that was closed when it was accepted, for one of `CLOSED`, and never became a session."""

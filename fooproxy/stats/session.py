@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
 
+_UNHEARD = ("half_close_timeout", "idle_timeout")
+"""Reasons for which sessions with open requests end because nothing comes from the upstream."""
+
+_MOMENT = 1.0
+"""Seconds within which an upstream that ends a session without a word looks as if it turned the client away."""
+
+
 class SessionStats:
     """The statistics of one session: an analyzer for each leg, and the exchange of requests and replies.
 
@@ -90,11 +97,16 @@ class SessionStats:
         stats.connections_closed[reason] += 1
         if unanswered := self.exchange.in_flight:
             stats.requests_unanswered[reason] += unanswered
-            if reason.startswith("upstream_"):
-                stats.dropped_at = stats.clock()
+        stats.troubles.ended(self, self.is_dropped(reason), stats.clock() * 1e6, stats.latency.replied)
         stats.clients.ended(self)
         self.exchange.end()
         stats.on_end(self, reason)
+
+    def is_dropped(self, reason: str) -> bool:
+        """Return whether the upstream is to blame for the end: requests are open, or it was there for a moment only."""
+        if self.exchange.in_flight:
+            return reason.startswith("upstream_") or (reason in _UNHEARD and not self.is_held_up)
+        return reason in ("upstream_closed", "upstream_reset") and not self.upstream.bytes and self.age < _MOMENT
 
     @property
     def age(self) -> float:

@@ -68,10 +68,11 @@ class _Collector:
         self._ready = ready
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._stats.since_start()
+        since_start = self._stats.since_start()
         for field in Stats.fields:
             if field.series is not None:
-                yield _family(field, field.value(stats))
+                # What a gauge shows is the present, which has no part that is only this process's.
+                yield _family(field, field.value(self._stats if field.kind == "gauge" else since_start))
         yield GaugeMetricFamily("fooproxy_ready", "1 if the proxy should get traffic, else 0.", value=self._ready)
 
 

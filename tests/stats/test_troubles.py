@@ -9,8 +9,9 @@ import pytest
 
 from fooproxy.recovery.saver import Saver
 from fooproxy.recovery.state import Recovery
-from fooproxy.stats.counters import MANY_NAKS, STUCK_AFTER, Stats
+from fooproxy.stats.counters import MANY_NAKS, Stats
 from fooproxy.stats.session import SessionStats
+from fooproxy.stats.troubles import STUCK_AFTER
 from fooproxy.web.exposition import exposition
 
 
@@ -161,6 +162,20 @@ def test_an_upstream_that_answers_somebody_is_not_stuck(world: World) -> None:
         assert world.report("upstream_stuck") == 0
 
 
+def test_one_slow_request_among_others_is_not_exposed_as_a_stuck_upstream(world: World) -> None:
+    slow, busy = world.session(), world.session()
+    world.ask(slow)
+    for expected in (0.0, 1.0):
+        world.now += STUCK_AFTER
+        if not expected:
+            world.ask(busy)
+            world.now += 0.001
+            world.answer(busy)
+        found = exposition(world.stats, True, "text/plain")
+        assert found is not None
+        assert f"\nfooproxy_upstream_stuck {expected}\n" in found[1].decode()
+
+
 def test_a_request_after_a_long_silence_does_not_make_the_upstream_stuck(world: World) -> None:
     session = world.session()
     world.ask(session)
@@ -190,6 +205,89 @@ def test_a_client_that_does_not_read_does_not_make_the_upstream_stuck(world: Wor
     session.resumed("upstream")
     world.now += 60
     assert world.report("upstream_stuck") == 1
+
+
+def give_up(world: World, seconds: float, reason: str = "client_closed") -> None:
+    """Have a client send a request, wait for so many seconds in vain, and leave."""
+    session = world.session()
+    world.ask(session)
+    world.now += seconds
+    session.ended(reason)
+
+
+def test_clients_that_give_up_and_try_again_do_not_hide_a_stuck_upstream(world: World) -> None:
+    for _ in range(3):
+        give_up(world, 3)
+        assert world.report("upstream_stuck") == 0
+    give_up(world, 3)
+    assert world.report("upstream_stuck") == 1
+    world.ask(session := world.session())
+    assert world.report("upstream_stuck") == 1
+    world.now += 0.001
+    world.answer(session)
+    assert world.report("upstream_stuck") == 0
+
+
+def test_a_stuck_upstream_is_remembered_for_half_a_minute_after_the_last_client_left(world: World) -> None:
+    give_up(world, 12)
+    world.now += 29
+    assert world.report("upstream_stuck") == 1
+    world.now += 2
+    assert world.report("upstream_stuck") == 0
+    # And then it has to be seen again.
+    give_up(world, 3)
+    assert world.report("upstream_stuck") == 0
+
+
+def test_clients_that_leave_at_once_or_do_not_read_do_not_make_the_upstream_stuck(world: World) -> None:
+    for _ in range(30):
+        give_up(world, 0.9)
+        slow = world.session()
+        world.ask(slow)
+        slow.paused("upstream")
+        world.now += 5
+        slow.ended("client_closed")
+        assert world.report("upstream_stuck") == 0
+
+
+def test_requests_given_up_before_the_last_reply_do_not_make_the_upstream_stuck(world: World) -> None:
+    world.ask(busy := world.session())
+    hung = world.session()
+    world.ask(hung)
+    world.now += 20
+    world.answer(busy)
+    world.now += 2
+    hung.ended("client_closed")
+    world.now += 9
+    assert world.report("upstream_stuck") == 0
+
+
+@pytest.mark.parametrize("reason", ["half_close_timeout", "idle_timeout"])
+def test_an_upstream_that_is_silent_until_a_timeout_drops_requests(world: World, reason: str) -> None:
+    give_up(world, 3, reason)
+    assert world.stats.drops_requests
+
+
+def test_a_client_that_does_not_read_until_it_is_idle_for_too_long_is_not_dropped(world: World) -> None:
+    session = world.session()
+    world.ask(session)
+    session.paused("upstream")
+    session.ended("idle_timeout")
+    assert not world.stats.drops_requests
+
+
+@pytest.mark.parametrize("reason", ["upstream_closed", "upstream_reset"])
+def test_an_upstream_that_leaves_at_once_without_a_word_drops_its_clients(world: World, reason: str) -> None:
+    pooled = world.session()
+    world.now += 60
+    pooled.ended(reason)
+    world.ask(served := world.session())
+    world.now += 0.01
+    world.answer(served)
+    served.ended(reason)
+    assert not world.stats.drops_requests
+    world.session().ended(reason)
+    assert world.stats.drops_requests
 
 
 def test_an_upstream_that_rejects_everything_is_noticed(world: World) -> None:

@@ -108,13 +108,13 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
   }
   if (!ready) return ["not-ready", `The proxy is not ready for clients: ${reasons.map(words).join(", ")}.`];
   if (warnings.includes("upstream_stuck")) {
-    return ["degraded", `Requests are waiting, and ${peer} has not answered any for 10 seconds.`];
+    return ["degraded", `Requests are in vain: for 10 seconds, ${peer} has not answered any.`];
   }
   if (warnings.includes("only_naks")) {
     return ["degraded", `For 10 seconds, ${peer} has rejected every request with NAK.`];
   }
   if (warnings.includes("upstream_drops_requests")) {
-    return ["degraded", `Lately, ${peer} has closed connections without answering all their requests.`];
+    return ["degraded", `Lately, ${peer} has left requests unanswered, or closed connections as soon as they were made.`];
   }
   if (recovery.failing || warnings.includes("recovery_failing")) {
     const lost = "a restart would lose the counts since the last save";
