@@ -50,8 +50,7 @@ class Hosts:
 
     def listening_at(self, address: Any) -> None:
         """Check hosts if `address`, the `IAddress` at which the site listens, is a loopback address."""
-        host = getattr(address, "host", "")
-        self._checked = self._checked or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+        self._checked = self._checked or _is_loopback(getattr(address, "host", ""))
 
     def refusal(self, hosts: Sequence[bytes]) -> tuple[int, str] | None:
         """Return the status and the reason with which to refuse a request for `hosts`, or `None` if it is served.
@@ -66,6 +65,14 @@ class Hosts:
         if name in self._served or _is_address(name):
             return None
         return 421, "not served under this host name; --http-host adds one"
+
+
+def _is_loopback(text: str) -> bool:
+    if not _is_address(text):
+        return False
+    address = ipaddress.ip_address(text)
+    # Before Python 3.13, an IPv4 address in the form of an IPv6 one is not taken for what it is.
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _is_address(text: str) -> bool:

@@ -18,6 +18,7 @@ from tests.helpers.fooserver import PATIENCE, connect, read_to_end
 from tests.helpers.proxyprocess import fooproxy
 
 LOOPBACK = [IPv4Address("TCP", "127.0.0.1", 8088), IPv4Address("TCP", "127.1.2.3", 1), IPv6Address("TCP", "::1", 8088)]
+LOOPBACK.append(IPv6Address("TCP", "::ffff:127.0.0.1", 8088))
 ELSEWHERE = [IPv4Address("TCP", "0.0.0.0", 8088), IPv6Address("TCP", "2001:db8::1", 1), UNIXAddress("/run/http.sock")]
 
 
