@@ -10,6 +10,7 @@ import os
 import resource
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,16 +90,21 @@ class _Process:
             page = os.sysconf("SC_PAGE_SIZE")
             yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", value=virtual * page)
             yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", value=resident * page)
-            # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
-            ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-            booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-            started = round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
-            yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=started)
+            yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=_started(os.getpid()))
             # Since Linux 6.2, the size of this directory is the number of open files.
             files = Path("/proc/self/fd").stat().st_size or len([*Path("/proc/self/fd").iterdir()])
             yield GaugeMetricFamily("process_open_fds", "Open file descriptors.", value=files)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.", value=limit)
+
+
+@cache
+def _started(pid: int) -> float:
+    """Return when this process, `pid`, was started; always the same, though the clock may be set meanwhile."""
+    # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
 
 
 def _family(field: Field, value: Any) -> Metric:
