@@ -29,23 +29,32 @@ class Health:
     """Whether the proxy is ready for traffic, and what an operator should check.
 
     The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
-    whether there are connected sessions, which say more about the `upstream` than a test would; `warnings` has a
-    condition for each word that warns an operator.
+    whether there are connected sessions, which say more about the `upstream` than a test would; `loops` whether the
+    proxy has been its own client lately; `warnings` has a condition for each word that warns an operator.
     """
 
     def __init__(
-        self, upstream: Upstream, traffic: Callable[[], bool], warnings: Mapping[str, Callable[[], bool]]
+        self,
+        upstream: Upstream,
+        traffic: Callable[[], bool],
+        loops: Callable[[], bool],
+        warnings: Mapping[str, Callable[[], bool]],
     ) -> None:
         self._upstream = upstream
         self._traffic = traffic
+        self._loops = loops
         self._warnings = warnings
         self._waiting: list[Deferred[None]] = []
         self.starting = True
         self.draining = False
 
     async def check(self) -> None:
-        """Test whether the upstream is reachable, unless that is known from recent attempts or from sessions."""
-        if self._upstream.silence <= PROBE_INTERVAL or self._traffic() or self.draining:
+        """Test whether the upstream is reachable, unless that is known from recent attempts or from sessions.
+
+        Sessions from before the last attempt failed do not show that there can be new ones.
+        """
+        is_known = self._traffic() and not self.was_unreachable
+        if is_known or self._upstream.silence <= PROBE_INTERVAL or self.draining:
             return
         # Concurrent callers share one test, and each may be cancelled before it ends.
         mine: Deferred[None] = Deferred()
@@ -54,6 +63,11 @@ class Health:
             Deferred.fromCoroutine(self._upstream.probe(PROBE_TIMEOUT)).addBoth(self._checked)
         await mine
 
+    @property
+    def was_unreachable(self) -> bool:
+        """Whether the upstream could not be reached, however long ago, and nothing has reached it since."""
+        return self._upstream.state == "unreachable"
+
     def _checked(self, result: object) -> None:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
@@ -61,12 +75,13 @@ class Health:
                 deferred.callback(None)
 
     def reasons(self) -> list[str]:
-        """Return why the proxy is not ready: any of ``starting``, ``draining``, ``upstream_unreachable``.
+        """Return why the proxy is not ready: any of ``starting``, ``draining``, ``loop``, ``upstream_unreachable``.
 
         The last is followed by why, in the word by which failed sessions are counted, such as ``upstream_refused``.
         """
         unreachable = self._upstream.unreachable(UPSTREAM_MEMORY) is not None
-        words = {"starting": self.starting, "draining": self.draining, "upstream_unreachable": unreachable}
+        words = {"starting": self.starting, "draining": self.draining, "loop": self._loops()}
+        words["upstream_unreachable"] = unreachable
         if unreachable and self._upstream.reason is not None:
             words[self._upstream.reason] = True
         return [word for word, holds in words.items() if holds]

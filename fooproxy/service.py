@@ -120,7 +120,7 @@ class ProxyService(Service):
             "clients_waiting": lambda: self._gate is not None and not self._gate.is_open,
             "recovery_failing": lambda: self._saving.failing,
         }
-        self.health = Health(self._upstream, self._has_traffic, warnings)
+        self.health = Health(self._upstream, self._has_traffic, self._loops, warnings)
         # Here, since both open files that may be out of reach after a change of root.
         reserve_descriptor()
         self._web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
@@ -167,6 +167,9 @@ class ProxyService(Service):
 
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
+
+    def _loops(self) -> bool:
+        return self._gate is not None and self._gate.loops
 
     def _announce(self) -> None:
         self.health.starting = False

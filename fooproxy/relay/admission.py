@@ -32,6 +32,9 @@ Network: TypeAlias = "ipaddress.IPv4Network | ipaddress.IPv6Network"
 RESERVE = 164
 """File descriptors reserved for everything but sessions: listeners, log, saves, DNS lookups and HTTP clients."""
 
+LOOP_MEMORY = 15.0
+"""Seconds for which a connection that the proxy made itself shows that it forwards to itself."""
+
 _log = Logger()
 
 
@@ -120,6 +123,7 @@ class Gate(Acceptor):
         self._allowed = allowed
         self._turn_away = turn_away
         self._trail = trail
+        self._looped_at = float("-inf")
         if trail is not None:
             trail.listens(self.socket)
 
@@ -149,12 +153,18 @@ class Gate(Acceptor):
             client.close()
 
     def _tell_of_loop(self) -> None:
-        """Log that the proxy is its own client."""
+        """Note and log that the proxy is its own client."""
+        self._looped_at = self.clock.seconds()
         self.log.warn(
             "rejected a connection that this proxy made itself: --forward leads back to --listen; "
             "set --forward to the Foo server's address",
             limited="connections of the proxy to itself",
         )
+
+    @property
+    def loops(self) -> bool:
+        """Whether the proxy has been its own client lately."""
+        return self.clock.seconds() - self._looped_at <= LOOP_MEMORY
 
     @property
     def has_room(self) -> bool:

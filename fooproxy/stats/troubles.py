@@ -42,9 +42,8 @@ class Troubles:
             self._dropped_at = now
         since = _waiting_since(session)
         if since is not None and now - since >= _PATIENCE * 1e6:
-            # The wait of all sessions for any reply.
-            since = max(since, replied)
-            self._given_up = min(since, self._unanswered_since(now, replied)), now
+            # Any reply ends the wait of all sessions.
+            self._given_up = min(max(since, replied), self._unanswered_since(now, replied)), now
 
     def is_stuck(self, sessions: Iterable[Session], now: float, replied: float) -> bool:
         """Return whether no reply has been read for too long, although requests wait in `sessions` or have done so."""

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import error
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.deadlines import Deadlines, Limit
-from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as, words
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as, is_tls, words
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ _LONGEST_PAUSE = 1.0
 
 _LONGEST_KNOCK = 5.0
 """Seconds after which an unanswered attempt is replaced by a new one, as the kernel's own retries get rarer."""
+
+_LINGER = 0.2
+"""Seconds that a probe waits for the peer to close: what accepts for a dead server, or for itself, does so at once."""
 
 _SPREAD = 0.5
 """Seconds over which the queued requests are spread once the server is reachable again."""
@@ -125,18 +128,22 @@ class Upstream:
         return "unknown" if self._heard_at < 0 else "reachable"
 
     async def probe(self, timeout: float) -> None:
-        """Check whether a connection can be made within `timeout` seconds, and close it again."""
-        trying = self._endpoint.connect(Factory.forProtocol(Protocol))
+        """Check whether a connection can be made within `timeout` seconds and stays open, and close it again."""
+        probe = _Probe()
+        trying = self._endpoint.connect(Factory.forProtocol(lambda: probe))
         trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
         try:
-            protocol: Any = await trying
+            await trying
+            self._deadlines.set(probe, _LINGER, probe.stayed)
+            await probe.over
         except DeferredTimeout:
             self._failed(_NoAnswer(timeout))
         except Exception as reason:
             self._failed(_cause(reason, timeout))
         else:
             self._succeeded()
-            protocol.transport.loseConnection()
+        finally:
+            self._deadlines.clear(probe)
 
     def connect(self, factory: IProtocolFactory) -> Deferred[Any]:
         """Connect `factory`; the Deferred fires with its protocol, at once if the endpoint connects at once.
@@ -161,7 +168,14 @@ class Upstream:
 
     def _follow(self, attempt: Deferred[Any], connecting: Deferred[Any], factory: IProtocolFactory) -> None:
         self._trying[connecting] = attempt
+        if self._timeout > _LONGEST_KNOCK and not attempt.called:
+            self._deadlines.set(attempt, _LONGEST_KNOCK, attempt.cancel)
+            attempt.addBoth(self._answered, attempt)
         attempt.addCallbacks(self._made, self._not_made, callbackArgs=(connecting,), errbackArgs=(connecting, factory))
+
+    def _answered(self, result: Any, attempt: Deferred[Any]) -> Any:
+        self._deadlines.clear(attempt)
+        return result
 
     def _made(self, protocol: Any, connecting: Deferred[Any]) -> None:
         self._trying.pop(connecting, None)
@@ -173,7 +187,7 @@ class Upstream:
         if self._trying.pop(connecting, None) is not None:
             self._waiting[connecting] = factory
             # If it was cancelled, that was `_expire`.
-            self._failed(_cause(failure.value, self._timeout))
+            self._failed(_cause(failure.value, min(self._timeout, _LONGEST_KNOCK)))
             self._go_on_after(self._pause)
 
     def _fire(self, connecting: Deferred[Any], protocol: Any) -> None:
@@ -283,6 +297,26 @@ class Upstream:
         self.log.info("connected to upstream {name} again", name=self.name)
 
 
+class _Probe(Protocol):
+    """A connection that only shows whether the peer keeps it; `over` fires when that is known."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.over: Deferred[None] = Deferred()
+
+    def stayed(self) -> None:
+        """Close: the peer has kept the connection."""
+        self.over.callback(None)
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Fail if the peer has closed first."""
+        if not self.over.called:
+            tls = is_tls(reason.value)
+            self.over.errback(HandshakeError(words(reason.value)) if tls else _ClosedAtOnce())
+
+
 class _First(Factory):
     """Takes the oldest request from the queue `waiting` once the connection is made, and builds its protocol."""
 
@@ -306,6 +340,13 @@ def _cause(reason: Any, seconds: float) -> Any:
     if isinstance(reason, HandshakeCancelled):
         return HandshakeError(f"no answer within {seconds:g} s")
     return _NoAnswer(seconds) if isinstance(reason, (CancelledError, error.ConnectingCancelledError)) else reason
+
+
+class _ClosedAtOnce(error.ConnectError):
+    """The peer accepts connections, but does not keep them."""
+
+    def __str__(self) -> str:
+        return "it closes connections as soon as they are made"
 
 
 class _NoAnswer(error.TimeoutError):

@@ -46,6 +46,10 @@ class Health(Protocol):
     async def check(self) -> None:
         """Try to connect to the upstream if its state is unknown."""
 
+    @property
+    def was_unreachable(self) -> bool:
+        """Whether the upstream could not be reached, and nothing has reached it since."""
+
     def reasons(self) -> list[str]:
         """Return the reasons why the proxy is not ready; empty if it is."""
 
@@ -97,8 +101,11 @@ class Web:
         return as_json(request, 200, self._stats.report())
 
     @app.route("/metrics", methods=["GET"])
-    def metrics(self, request: IRequest) -> bytes:
+    async def metrics(self, request: IRequest) -> bytes:
         """The report as JSON, or in a text format of Prometheus if ``Accept`` names one."""
+        if self._health.was_unreachable:
+            # Otherwise an outage would seem to be over after each client that tried.
+            await self._health.check()
         accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
         text = exposition(self._stats, not self._health.reasons(), accept)
         if text is None:

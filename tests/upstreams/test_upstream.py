@@ -6,10 +6,12 @@ import errno
 from typing import Any
 
 import pytest
+from OpenSSL.SSL import Error as TLSError
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.error import (
     ConnectError,
     ConnectingCancelledError,
+    ConnectionDone,
     ConnectionLost,
     ConnectionRefusedError,
     DNSLookupError,
@@ -17,6 +19,7 @@ from twisted.internet.error import (
 )
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
@@ -256,6 +259,51 @@ def test_a_probe_tells_whether_the_upstream_can_be_connected() -> None:
     case.clock.advance(1.0)
     assert probing.called
     assert (case.upstream.state, case.upstream.error) == ("unreachable", "no answer within 1 s")
+
+
+def probed(how_it_ends: Any) -> Upstream:
+    """Return an upstream after a probe whose connection was made, and then lost with an error or not at all."""
+    case = Case()
+    probing = Deferred.fromCoroutine(case.upstream.probe(1.0))
+    protocol = case.endpoint.factories[-1].buildProtocol(None)
+    assert protocol is not None
+    transport = StringTransport()
+    protocol.makeConnection(transport)
+    case.endpoint.attempts[-1].callback(protocol)
+    if how_it_ends is not None:
+        protocol.connectionLost(Failure(how_it_ends))
+    else:
+        case.clock.pump([0.1] * 5)
+        assert transport.disconnecting
+        protocol.connectionLost(Failure(ConnectionDone()))
+    assert probing.called
+    return case.upstream
+
+
+def test_a_probe_succeeds_if_the_connection_stays_open_for_a_moment() -> None:
+    upstream = probed(None)
+    assert (upstream.state, upstream.error) == ("reachable", None)
+
+
+def test_a_probe_fails_if_the_connection_is_closed_as_soon_as_it_was_made() -> None:
+    upstream = probed(ConnectionDone())
+    assert upstream.reason == "upstream_unreachable"
+    assert upstream.error == "it closes connections as soon as they are made"
+
+
+def test_a_probe_fails_if_the_server_rejects_our_certificate_after_the_handshake() -> None:
+    upstream = probed(TLSError([("SSL routines", "", "tlsv13 alert certificate required")]))
+    expected = "TLS handshake failed: tlsv13 alert certificate required"
+    assert (upstream.reason, upstream.error) == ("upstream_tls", expected)
+
+
+def test_an_attempt_without_an_answer_is_replaced_and_told_of_long_before_a_long_timeout() -> None:
+    case = Case(timeout=30.0)
+    case.clock.pump([0.1] * 52)
+    assert case.upstream.error == "no answer within 5 s"
+    assert not case.results
+    case.clock.advance(1)
+    assert len(case.endpoint.attempts) == 2
 
 
 def test_an_attempt_that_hangs_is_ended_at_the_deadline() -> None:

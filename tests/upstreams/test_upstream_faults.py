@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -278,6 +278,36 @@ def test_a_server_that_takes_requests_and_closes_without_an_answer_is_noticed(tm
         settles(lambda: proxy.stats("requests_unanswered")["requests_unanswered"]["upstream_closed"], 6)
         assert "upstream_drops_requests" in warnings(proxy)
         assert all(" unanswered=2 " in line for line in proxy.says("ended: upstream_closed", times=3))
+
+
+def test_what_accepts_for_a_dead_server_and_closes_at_once_is_unreachable_and_logged(tmp_path: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        ExitStack() as stack,
+        fooproxy(tmp_path, upstream=server.getsockname()[1]) as proxy,
+    ):
+        stack.callback(server.shutdown, socket.SHUT_RDWR)
+        threading.Thread(target=_turn_away, args=(server,), daemon=True).start()
+        assert unready(proxy) == ["upstream_unreachable"]
+        with connect(proxy.port) as client:
+            # It looks before it speaks.
+            assert read_to_end(client) == b""
+        settles(lambda: closed(proxy), {"upstream_closed": 1})
+        assert "upstream_drops_requests" in warnings(proxy)
+        assert "ended: upstream_closed" in proxy.log
+
+
+def _turn_away(server: socket.socket) -> None:
+    with suppress(OSError):
+        while True:
+            server.accept()[0].close()
+
+
+def test_a_proxy_that_forwards_to_itself_is_not_ready_even_before_a_client_came(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with fooproxy(tmp_path, "--listen", f"[::]:{port}", "--forward", f"127.0.0.1:{port}") as proxy:
+        assert unready(proxy) == ["loop", "upstream_unreachable"]
 
 
 def test_a_server_that_hangs_is_stuck_after_ten_seconds_and_not_when_it_answers_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -64,7 +65,9 @@ class Site:
         self.upstream = Reachability()
         self.recovery: dict[str, Any] = {"path": "recovery.json", "failing": False, "saved_seconds_ago": 0.5}
         upstream: Any = self.upstream
-        self.health = Health(upstream, lambda: False, {"recovery_failing": lambda: self.recovery["failing"]})
+        self.busy = self.loops = False
+        warnings = {"recovery_failing": lambda: self.recovery["failing"]}
+        self.health = Health(upstream, lambda: self.busy, lambda: self.loops, warnings)
         self.health.starting = False
         self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0)
         self._treq: Any = StubTreq(self._web.app.resource())
@@ -187,6 +190,40 @@ def test_being_asked_for_readiness_looks_at_an_upstream_that_was_long_silent(sit
     answer = site.ask("/ready")
     assert site.upstream.probes == 1
     assert (answer.status, answer.json["reasons"]) == (503, ["upstream_unreachable", "upstream_refused"])
+
+
+def test_sessions_say_that_the_upstream_is_there_only_if_the_last_attempt_has_not_failed(site: Site) -> None:
+    site.busy, site.upstream.silence = True, 6.0
+    assert site.ask("/ready").status == 200
+    assert site.upstream.probes == 0
+    site.upstream.state = "unreachable"
+    assert site.ask("/ready").status == 503
+
+
+def test_a_scrape_looks_again_at_an_upstream_that_was_unreachable_and_at_no_other(site: Site) -> None:
+    site.upstream.silence = 6.0
+    assert b"\nfooproxy_ready 1.0\n" in site.ask("/metrics", Accept="text/plain").body
+    assert site.upstream.probes == 0
+    # The failure itself is forgotten by now.
+    site.upstream.state = "unreachable"
+    assert b"\nfooproxy_ready 0.0\n" in site.ask("/metrics", Accept="text/plain").body
+
+
+def test_setting_the_clock_is_not_taken_for_a_restart(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started() -> list[bytes]:
+        lines = site.ask("/metrics", Accept="text/plain").body.splitlines()
+        return [line for line in lines if line.startswith(b"process_start_time_seconds ")]
+
+    before, now = started(), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    assert len(before) == 1
+    assert started() == before
+
+
+def test_a_proxy_that_forwards_to_itself_is_not_ready(site: Site) -> None:
+    site.loops = True
+    answer = site.ask("/ready")
+    assert (answer.status, answer.json["reasons"]) == (503, ["loop"])
 
 
 def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:

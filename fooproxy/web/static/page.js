@@ -103,6 +103,9 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
     const sessions = open === 1 ? "one session is" : `${count(open)} sessions are`;
     return ["draining", `The proxy is stopping and accepts no new clients; ${sessions} still open.`];
   }
+  if (reasons.includes("loop")) {
+    return ["not-ready", `Clients cannot be served: the proxy forwards to itself. Set --forward to the Foo server; it is ${text(upstream.address)}.`];
+  }
   if (reasons.includes("upstream_unreachable")) {
     return ["not-ready", `Clients cannot be served: the proxy cannot connect to ${peer}: ${error}`];
   }
