@@ -34,11 +34,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from twisted.internet.error import ConnectionDone, TimeoutError
+from twisted.logger import Logger
 
-from fooproxy.net.failures import is_tls
+from fooproxy.net.failures import is_tls, words
 from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
 from fooproxy.relay.opening import Opening
+from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +86,8 @@ TAKEN_INTERVAL = 0.05
 
 class Session(Generic[Seen]):
     """One client's connection and the upstream connection made for it."""
+
+    log = Logger()
 
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
         self._host = host
@@ -185,6 +189,13 @@ class Session(Generic[Seen]):
     def lost(self, leg: Leg, reason: Failure) -> None:
         """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
         how = "tls" if is_tls(reason.value) else "closed" if reason.check(ConnectionDone) else "reset"
+        if how == "tls" and leg is self.client:
+            self.log.info(
+                "TLS with {client} failed: {why}",
+                client=leg.peer,
+                why=one_line(words(reason.value)),
+                limited="TLS failures of clients",
+            )
         self.because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
         if not self._closing:
             if leg is self.client and leg.holds and how == "closed" and self._is_connecting:

@@ -13,6 +13,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionRefusedError
+from twisted.logger import capturedLogs
 
 from fooproxy.net.deadlines import GRAIN
 from fooproxy.relay.opening import HANDSHAKE_TIMEOUT
@@ -59,10 +60,12 @@ async def test_a_client_that_never_shakes_hands_has_no_upstream_leg_and_is_given
 @ensure
 async def test_a_client_that_does_not_speak_tls_ends_with_a_reason_of_its_own(bed: AnyBed) -> None:
     plain = await connected(bed)
-    plain.transport.write(b"REQ 1 in the clear\n")
-    await until(lambda: (plain.fin or plain.lost) and not bed.bridge.sessions)
+    with capturedLogs() as events:
+        plain.transport.write(b"REQ 1 in the clear\n")
+        await until(lambda: (plain.fin or plain.lost) and not bed.bridge.sessions)
     assert bed.reasons() == {"client_tls": 1}
     assert not bed.upstreams.built
+    assert [event["why"] for event in events if "client" in event] == ["wrong version number (does it speak TLS?)"]
 
 
 @ensure
