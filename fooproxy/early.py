@@ -1,8 +1,9 @@
 """Signals that arrive before the service can act on them.
 
 Starting takes half a second, mostly for imports, and until then a SIGTERM or SIGINT would kill the process by that
-signal.  So the plugin calls `hold` before anything else is loaded, and the service asks each handler that it replaces
-whether its signal came.  This module imports only what is loaded anyway, and knows nothing about the proxy.
+signal, and so would a SIGUSR1 from logrotate.  So the plugin calls `hold` before anything else is loaded, and the
+service asks each handler that it replaces whether its signal came.  This module imports only what is loaded anyway, and
+knows nothing about the proxy.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import signal
 import threading
 
-_HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-"""Not SIGUSR1: twistd uses it to rotate its log only while nobody else handles it."""
+_HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Held:
@@ -31,6 +31,12 @@ def hold() -> None:
         for number in _HELD:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                 signal.signal(number, Held())
+
+
+def is_free(number: int) -> bool:
+    """Return whether nobody handles a signal, or only we do until somebody will; one that is ignored is not free."""
+    handler = signal.getsignal(number)
+    return handler in (signal.SIG_DFL, None) or isinstance(handler, Held)
 
 
 def let_go() -> None:

@@ -17,7 +17,7 @@ from twisted.logger import ILogObserver, Logger, LogLevel, LogPublisher, textFil
 from twisted.python.components import Componentized
 from twisted.python.util import runAsEffectiveUser
 
-from fooproxy.early import let_go
+from fooproxy.early import is_free, let_go
 from fooproxy.logs.sinks import Stream, to_descriptor, to_file, to_syslog
 from fooproxy.text import one_line
 
@@ -82,8 +82,8 @@ class Launch:
             except OSError as error:
                 why = f"cannot open the log file {error.filename or path}: {error.strerror}"
                 raise SystemExit(f"fooproxy: {one_line(why)}; choose another one with --logfile") from error
-            # As twistd does it.
-            if file is not None and not signal.getsignal(signal.SIGUSR1):
+            # As twistd does it.  A signal that came before this needs no answer: the file has only just been opened.
+            if file is not None and is_free(signal.SIGUSR1):
                 rotate = file.rotate
                 signal.signal(signal.SIGUSR1, lambda *_: writer.order(rotate))
         else:

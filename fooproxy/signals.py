@@ -12,7 +12,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING, Any
 
-from fooproxy.early import Held
+from fooproxy.early import Held, is_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ class Signals:
         """Call `answer` on SIGUSR2, and on SIGUSR1 if nobody else has taken it."""
         self._answer(signal.SIGUSR2, answer)
         # If there is a log file, twistd uses SIGUSR1 to rotate it.
-        if signal.getsignal(signal.SIGUSR1) in (signal.SIG_DFL, None):
+        if is_free(signal.SIGUSR1):
             self._answer(signal.SIGUSR1, answer)
 
     def stop(self, answer: Callable[[], None]) -> None:

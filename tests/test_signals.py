@@ -372,11 +372,22 @@ def test_a_stop_that_comes_while_the_proxy_is_loaded_ends_it_with_status_0(
     assert json.loads((tmp_path / "recovery.json").read_text())
 
 
-def test_a_report_that_is_asked_for_while_the_proxy_is_loaded_is_printed(tmp_path: Path) -> None:
-    program = EARLY.format(number=signal.SIGUSR2) + "from twisted.scripts.twistd import run; run()"
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2], ids=["SIGUSR1", "SIGUSR2"])
+def test_a_report_that_is_asked_for_while_the_proxy_is_loaded_is_printed(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    program = EARLY.format(number=number) + "from twisted.scripts.twistd import run; run()"
     with fooproxy(tmp_path, command=(sys.executable, "-c", program, "-n")) as proxy:
         eventually(lambda: proxy.printed.endswith("\n"))
         assert is_report(proxy.printed)
+
+
+def test_a_rotation_that_is_asked_for_while_the_proxy_is_loaded_does_not_end_it(tmp_path: Path) -> None:
+    program = EARLY.format(number=signal.SIGUSR1) + "from twisted.scripts.twistd import run; run()"
+    command = (sys.executable, "-c", program, "-n", "--logfile", "foo.log")
+    with fooproxy(tmp_path, command=command, log="foo.log") as proxy:
+        proxy.signal(signal.SIGUSR1)
+        eventually((tmp_path / "foo.log.1").exists)
 
 
 def test_a_signal_ends_the_process_that_waits_for_a_daemon_to_start(tmp_path: Path) -> None:
