@@ -302,6 +302,9 @@ def test_it_runs_in_a_root_directory_that_is_empty(tmp_path: Path) -> None:
         with connect(proxy.http_port) as client:
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert b"<html" in read_to_end(client)
+        with connect(proxy.http_port) as client:
+            client.sendall(b"GET /metrics HTTP/1.0\r\nAccept: text/plain\r\n\r\n")
+            assert b"\nprocess_start_time_seconds " in read_to_end(client)
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
     assert {file.name for file in root.iterdir()} == {"recovery.json", "recovery.json.lock"}

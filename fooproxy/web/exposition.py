@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from fooproxy.stats.fields import Field
 
 _TEXT_TYPES = ("text/plain", "application/openmetrics-text")
+_LOADED = time.time()
+"""When this module was loaded, a moment after the process was started."""
+
 _BOUNDS = [2**power / 1e6 for power in range(6, 27)]
 """Upper bounds of the histogram's buckets, from 64 microseconds to 67 seconds, in seconds."""
 
@@ -90,10 +93,10 @@ class _Process:
             page = os.sysconf("SC_PAGE_SIZE")
             yield GaugeMetricFamily("process_virtual_memory_bytes", "Virtual memory size.", value=virtual * page)
             yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size.", value=resident * page)
-            yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=_started(os.getpid()))
             # Since Linux 6.2, the size of this directory is the number of open files.
             files = Path("/proc/self/fd").stat().st_size or len([*Path("/proc/self/fd").iterdir()])
             yield GaugeMetricFamily("process_open_fds", "Open file descriptors.", value=files)
+        yield GaugeMetricFamily("process_start_time_seconds", "Start time since 1970.", value=_started(os.getpid()))
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.", value=limit)
 
@@ -101,8 +104,12 @@ class _Process:
 @cache
 def _started(pid: int) -> float:
     """Return when this process, `pid`, was started; always the same, though the clock may be set meanwhile."""
-    # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
-    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    try:
+        # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        # After a change of root there may be no /proc.
+        return round(_LOADED, 1)
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return round(booted + ticks / os.sysconf("SC_CLK_TCK"), 1)
 
