@@ -20,6 +20,7 @@ from fooproxy.core import IMPLEMENTATION
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import CHOSEN
 from fooproxy.foo.latency import Histogram, Latency
+from fooproxy.foo.numbers import LARGEST
 from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from fooproxy.stats.clients import Session
 
 _LEGS = ("client", "upstream")
+
+_OPEN = "requests_in_flight"
+"""The name in the recovery file of what is not a counter, but becomes one if the process crashes."""
 
 MANY_NAKS = 10
 """Rejected requests in 10 seconds, without one that is accepted, from which on an operator should look."""
@@ -300,7 +304,7 @@ class Stats(Declared):
     def counters(self) -> dict[str, int]:
         """Return the numbers that outlive the process, by the names in the recovery file."""
         self.catch_up()
-        return super().counters()
+        return {**super().counters(), _OPEN: max(self._all.in_flight, 0)}
 
     def catch_up(self) -> None:
         """Count all chunks fed to the analyzers; every figure of traffic above does this first."""
@@ -353,7 +357,8 @@ class Stats(Declared):
     def restore(self, counters: Mapping[str, int], latencies: Histogram) -> None:
         """Take over the counters and latencies of an earlier process; counters missing from `counters` do not change.
 
-        Sessions that were open then ended with their process, so they are counted as crashed.
+        Sessions that were open then ended with their process, so they are counted as crashed, and their open requests
+        as unanswered.
         """
         self.catch_up()
         for name, place in self.lasting().items():
@@ -361,6 +366,8 @@ class Stats(Declared):
         self._all.restore(latencies)
         closed = self.connections_closed
         closed["crashed"] += max(self.connections_total - sum(closed.values()), 0)
+        unanswered = self.requests_unanswered
+        unanswered["crashed"] = min(unanswered["crashed"] + counters.get(_OPEN, 0), LARGEST)
         self._restored = self.numbers[:]
 
     def _totals(self) -> Totals:

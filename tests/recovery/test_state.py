@@ -292,6 +292,8 @@ def seen(stats: Stats) -> dict[str, Any]:
     # Sessions that were open when the state was saved ended with their process.
     ended = report["connections_closed"]
     ended["crashed"] += max(report["connections_total"] - sum(ended.values()), 0)
+    # And so did the requests that were open.
+    report["requests_unanswered"]["crashed"] += max(report["requests_in_flight"], 0)
     instants = ("uptime_seconds", "connections_active", "requests_in_flight", "latency_seconds_10s")
     return {
         # Rounded, because rates are differences of floats.
@@ -413,7 +415,10 @@ def is_whole_or_nothing(content: object, stats: Stats) -> None:
     counters = stats.counters()
     # Sessions that were open then count as crashed, so every session is accounted for.
     assert sum(shown["connections_closed"].values()) >= shown["connections_total"]
-    known = state.counters.keys() & counters.keys() - {"closed_crashed"}
+    open_ones = {"requests_in_flight", "requests_unanswered_crashed"}
+    unanswered = sum(state.counters.get(name, 0) for name in open_ones)
+    assert (counters["requests_in_flight"], counters["requests_unanswered_crashed"]) == (0, min(unanswered, LARGEST))
+    known = state.counters.keys() & counters.keys() - {"closed_crashed"} - open_ones
     assert {name: counters[name] for name in known} == {name: state.counters[name] for name in known}
     assert stats.latency_seconds.state() == state.latencies.state()
     assert all(value >= 0 and math.isfinite(value) for value in numbers(shown))
@@ -476,6 +481,28 @@ def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
     second.recovery.load()
     assert second.stats.history.state() == process.stats.history.state()
     assert second.stats.counters() == process.stats.counters()
+
+
+def test_requests_that_were_open_at_a_crash_are_unanswered_once_over_any_number_of_restores(path: Path) -> None:
+    first = Process(path, wall=1e9)
+    session = SessionStats(first.stats)
+    session.client.feed(b"REQ 1\n" * 5, 1)
+    session.upstream.feed(b"ACK 1\n" * 2, 2)
+    first.save()
+    for _ in range(2):
+        next_one = Process(path, wall=1e9)
+        next_one.recovery.load()
+        report = next_one.stats.report()
+        assert {reason: count for reason, count in report["requests_unanswered"].items() if count} == {"crashed": 3}
+        assert report["requests_in_flight"] == 0
+        next_one.save()
+
+
+def test_more_open_requests_than_there_can_be_are_no_reason_not_to_start(path: Path) -> None:
+    process = Process(path, wall=1e9)
+    counters = {"requests_in_flight": LARGEST, "requests_unanswered_crashed": LARGEST}
+    process.stats.restore(counters, Histogram())
+    assert process.stats.report()["requests_unanswered"]["crashed"] == LARGEST
 
 
 def test_a_crash_is_counted_once_over_any_number_of_restores(path: Path) -> None:
