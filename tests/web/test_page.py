@@ -431,6 +431,43 @@ def test_an_upstream_that_is_down_is_announced(browser: Any, tmp_path: Path) -> 
         assert f"{tmp_path}/nobody: " in page.text("#why")
 
 
+AMEND = """
+    const given = window.fetch;
+    window.health = {};
+    window.fetch = async (...request) => {
+        const answer = await given(...request);
+        const body = await answer.json();
+        Object.assign(body.health, window.health);
+        return { ok: true, json: async () => body };
+    };
+"""
+"""Has the page read what a test says about the proxy's health."""
+
+
+@pytest.mark.parametrize(
+    ("reasons", "warnings", "word", "why"),
+    [
+        (["starting"], [], "Not ready", "starting"),
+        (["loop", "upstream_unreachable"], [], "Not ready", "forwards to itself"),
+        ([], ["upstream_stuck", "upstream_drops_requests"], "Degraded", "has not answered any"),
+        ([], ["upstream_drops_requests"], "Degraded", "has left requests unanswered"),
+        ([], ["only_naks"], "Degraded", "has rejected every request"),
+        ([], ["recovery_failing"], "Degraded", "saving the statistics to"),
+        ([], ["clients_waiting"], "Degraded", "clients waiting"),
+    ],
+)
+def test_the_page_says_what_is_wrong(
+    fresh_page: Page, reasons: list[str], warnings: list[str], word: str, why: str
+) -> None:
+    assert fresh_page.word in ("OK", "Waiting")
+    fresh_page.run(AMEND)
+    fresh_page.run("window.health = arguments[0]", {"ready": not reasons, "reasons": reasons, "warnings": warnings})
+    settles(lambda: fresh_page.word, word)
+    assert why in fresh_page.text("#why")
+    fresh_page.run("window.health = {}")
+    settles(lambda: fresh_page.word, "OK")
+
+
 def test_one_request_is_under_way_at_most(page: Page) -> None:
     script = """
         const given = window.fetch;
