@@ -43,7 +43,7 @@ _OPEN = "requests_in_flight"
 """The name in the recovery file of what is not a counter, but becomes one if the process crashes."""
 
 MANY_NAKS = 10
-"""Rejected requests in 10 seconds, without one that is accepted, from which on an operator should look."""
+"""Rejected requests, without one that is accepted among them, from which on an operator should look."""
 
 
 def _ignore(session: Any, reason: str) -> None:
@@ -340,9 +340,8 @@ class Stats(Declared):
 
     @property
     def only_naks(self) -> bool:
-        """Whether the upstream has rejected every request of the last 10 seconds, and not just a few."""
-        acks, naks = self.history.recent_replies()
-        return naks >= MANY_NAKS and not acks
+        """Whether the upstream has rejected every request of the last 10 seconds or more, and not just a few."""
+        return self.history.rejections() >= MANY_NAKS
 
     @property
     def drops_requests(self) -> bool:

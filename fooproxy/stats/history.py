@@ -21,6 +21,9 @@ LENGTH = 900
 
 _RECENT = 10
 
+_LATELY = 60.0
+"""Seconds after the last NAK in which it still says something about the upstream."""
+
 
 class Second(NamedTuple):
     """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end."""
@@ -64,6 +67,9 @@ class History:
         self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
         self._replies = deque([(0, 0)], maxlen=_RECENT + 1)
         self._counted = Totals(0, 0, 0, 0, 0, 0)
+        self._naks_at_ack = 0
+        """The NAKs counted when an ACK was last seen."""
+        self._nak_seen_at = float("-inf")
         self._began: float | None = None
         self._recorded = 0
         self.last = 0
@@ -75,6 +81,7 @@ class History:
         self._latencies.append(self._answered())
         self._replies.clear()
         self._replies.append(self._counted[-2:])
+        self._naks_at_ack = self._counted.upstream_naks
         self._began, self._recorded = self._clock(), 0
 
     def record(self) -> None:
@@ -92,6 +99,10 @@ class History:
         missed = passed - 1
         self.skip(missed)
         before, self._counted = self._counted, self._totals()
+        if self._counted.upstream_acks != before.upstream_acks:
+            self._naks_at_ack = self._counted.upstream_naks
+        elif self._counted.upstream_naks != before.upstream_naks:
+            self._nak_seen_at = self._clock()
         answered = self._answered()
         p50, p99 = _microseconds(answered.since(self._latencies[-1]))
         requests, responses, naks, *_ = (now - then for now, then in zip(self._counted, before, strict=True))
@@ -111,11 +122,15 @@ class History:
         """Return the latencies of the last ten seconds."""
         return self._answered().since(self._latencies[0])
 
-    def recent_replies(self) -> tuple[int, int]:
-        """Return the ACKs and NAKs that the upstream sent in the last 10 seconds."""
+    def rejections(self) -> int:
+        """Return how many NAKs the upstream has sent since its last ACK; 0 if that was just now, or the NAKs long ago.
+
+        So few requests must not look better than many.
+        """
         acks, naks = self._replies[0]
         now = self._totals()
-        return now.upstream_acks - acks, now.upstream_naks - naks
+        lately = now.upstream_naks != naks or self._clock() - self._nak_seen_at <= _LATELY
+        return now.upstream_naks - self._naks_at_ack if lately and now.upstream_acks == acks else 0
 
     def report(self, since: int, time: float) -> dict[str, Any]:
         """Return all seconds after number `since`, as columns; `time` is the current wall clock time."""

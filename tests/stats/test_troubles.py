@@ -404,3 +404,25 @@ def test_the_exposed_histogram_counts_each_latency_from_its_own_bound_on(world: 
     counts = {bound: exposed(world.stats, bucket % bound) for bound in ("6.4e-05", "0.000128", "0.000256", "67.108864")}
     assert counts == {"6.4e-05": 1, "0.000128": 4, "0.000256": 5, "67.108864": 5}
     assert exposed(world.stats, bucket % "+Inf") == 7
+
+
+def test_an_upstream_that_rejects_everything_is_noticed_with_few_requests_too_and_forgotten_after_a_minute(
+    world: World,
+) -> None:
+    session = world.session()
+    for word in (b"ACK", *[b"NAK"] * MANY_NAKS):
+        assert not world.stats.only_naks
+        world.ask(session)
+        world.now += 0.5
+        world.answer(session, word=word)
+        for _ in range(5):
+            world.now += 1
+            world.stats.history.record()
+    assert world.stats.only_naks
+    for _ in range(54):
+        world.now += 1
+        world.stats.history.record()
+    assert world.stats.only_naks
+    world.now += 5
+    world.stats.history.record()
+    assert not world.stats.only_naks
