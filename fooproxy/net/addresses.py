@@ -20,6 +20,7 @@ from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_cl
 from fooproxy.net.named import NamedEndpoint
 from fooproxy.net.peers import shown as shown
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
+from fooproxy.net.trial import check_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +168,10 @@ def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str, 
     """Let Twisted parse a description, a part of `whole`; turn its many kinds of exceptions into `ValueError`."""
     try:
         # For a listener, Twisted wants its own words in small letters.
-        return from_string(reactor, word(text) + text[len(word(text)) :])
+        text = word(text) + text[len(word(text)) :]
+        endpoint = from_string(reactor, text)
     except Exception as error:
         raise ValueError(in_words(error, text, whole)) from error
+    if word(text) == "ssl":
+        check_context(from_string, text, whole)
+    return endpoint

@@ -81,9 +81,9 @@ class AnyBed(Bed):
         return peers
 
 
-def certificate(host: str = "localhost") -> bytes:
-    """Return a key and a self-signed certificate for `host`, in PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def certificate(host: str = "localhost", key: Any = None) -> bytes:
+    """Return a key, new unless it is given, and a self-signed certificate for `host`, in PEM."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
     now = datetime.now(timezone.utc)
     signed = (
@@ -96,4 +96,5 @@ def certificate(host: str = "localhost") -> bytes:
     no_password = serialization.NoEncryption()
     form = serialization.PrivateFormat.PKCS8
     pem = serialization.Encoding.PEM
-    return key.private_bytes(pem, form, no_password) + signed.public_bytes(pem)
+    written: bytes = key.private_bytes(pem, form, no_password) + signed.public_bytes(pem)
+    return written

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from twisted.internet import endpoints, reactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock
@@ -127,6 +128,31 @@ def test_a_port_where_tls_wants_a_directory_of_certificates_is_refused_with_what
     with pytest.raises(ValueError, match=r"expected ssl:8002:privateKey=key\.pem:certKey=cert\.pem") as refusal:
         server_endpoint(MemoryReactorClock(), text)
     assert repr(text) in str(refusal.value)
+
+
+# Twisted and pyOpenSSL cause these, not our code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("text", ["ssl:8002", "haproxy:ssl:8002"])
+def test_parameters_that_openssl_would_refuse_with_the_first_client_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key.pem").write_bytes(certificate())
+    usable = f"{text}:privateKey={tmp_path}/key.pem"
+    assert server_endpoint(MemoryReactorClock(), usable)
+    with pytest.raises(ValueError, match=r"cannot be used for TLS \(.+\); expected keys, certificates and"):
+        server_endpoint(MemoryReactorClock(), f"{usable}:dhParameters={tmp_path}/missing")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_key_that_openssl_takes_for_too_small_is_refused_on_either_side(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_bytes(certificate(key=rsa.generate_private_key(65537, 1024)))
+    files = f"privateKey={tmp_path}/key.pem:certKey={tmp_path}/key.pem"
+    try:
+        server_endpoint(MemoryReactorClock(), f"ssl:8002:{files}")
+    except ValueError as refusal:
+        assert "key too small" in str(refusal)
+    else:
+        pytest.skip("this OpenSSL takes small keys")
+    with pytest.raises(ValueError, match="key too small"):
+        client_endpoint(MemoryReactorClock(), f"ssl:localhost:8001:{files}")
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
