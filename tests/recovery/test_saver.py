@@ -343,3 +343,15 @@ def test_a_file_that_another_process_has_taken_meanwhile_is_left_to_it(path: Pat
         with pytest.raises(InUse):
             first.write({"state": "mine"})
     assert first.read() == {"state": "the other's"}
+
+
+def test_a_link_of_roots_is_followed_whoever_writes_the_file(
+    path: Path, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, to make a link of root's")
+    path.parent.mkdir()
+    path.symlink_to("real")
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    claim(path)
+    assert path.is_symlink()

@@ -373,3 +373,13 @@ def test_counters_come_back_as_they_were() -> None:
     assert before.report()["responses_unmatched"] == 0
     kept = [field.name for field in Stats.reported if field.kind == "counter"]
     assert {name: after.report()[name] for name in kept} == {name: before.report()[name] for name in kept}
+
+
+def test_data_whose_time_is_a_little_ahead_of_the_clock_is_sampled_now() -> None:
+    requests, now = 0, 1000.0
+    table = TimeTable(lambda: now, lambda: (requests, 0), lambda: now + 0.5)
+    requests, now = 10, now + 0.2
+    table.mark()
+    assert table.rates(1)[0] == 10
+    now += 1.1
+    assert table.rates(1)[0] == 0

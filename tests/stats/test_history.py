@@ -135,3 +135,13 @@ def test_it_comes_back_as_it_was(seconds: list[Second]) -> None:
 def test_what_is_no_history_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(text)
+
+
+def test_recent_rejections_are_not_hidden_by_what_was_before_a_stall() -> None:
+    world = World()
+    world.second(1)
+    world.second(20, naks=20)
+    assert world.history.rejections() == 0
+    world.now += 11
+    world.history.record()
+    assert world.history.rejections() == 20

@@ -464,3 +464,17 @@ def test_a_rejection_after_the_handshake_is_a_failure() -> None:
     upstream = Upstream(endpoint, "foo:8001", clock, TIMEOUT)
     endpoint.rejected(HandshakeError("certificate required"))
     assert (upstream.state, upstream.reason) == ("unreachable", "upstream_tls")
+
+
+def test_the_silence_begins_with_the_last_attempt_whether_it_failed_or_succeeded() -> None:
+    case = Case()
+    assert case.upstream.silence == float("inf")
+    case.clock.advance(1)
+    case.refuse()
+    case.clock.advance(0.04)
+    assert case.upstream.silence == pytest.approx(0.04)
+    case.clock.advance(0.02)
+    protocol = case.endpoint.factories[-1].buildProtocol(None)
+    case.endpoint.attempts[-1].callback(protocol)
+    case.clock.advance(3)
+    assert case.upstream.silence == pytest.approx(3)

@@ -20,6 +20,7 @@ from fooproxy.core import IMPLEMENTATION
 from fooproxy.health import Health
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
+from fooproxy.web import overview
 from fooproxy.web.resource import Web
 
 
@@ -297,7 +298,9 @@ def test_clients_are_listed(site: Site) -> None:
     assert [client["client"] for client in answer["clients"]] == ["192.0.2.1"]
 
 
-@pytest.mark.parametrize("path", ["/history?since=1e5", "/clients?limit=2000", "/connections?sort=paused"])
+@pytest.mark.parametrize(
+    "path", ["/history?since=1e5", "/clients?limit=2000", "/connections?sort=paused", f"/clients?limit={'9' * 5000}"]
+)
 def test_a_wrong_parameter_is_a_400_that_says_what_would_be_right(site: Site, path: str) -> None:
     answer = site.ask(path)
     assert answer.status == 400
@@ -397,3 +400,31 @@ def test_a_proxy_that_drains_makes_no_attempt_to_connect_when_it_is_asked_whethe
     site.health.draining = False
     site.ask("/ready")
     assert site.upstream.probes == 1
+
+
+def test_sessions_without_a_value_come_last_and_within_the_limit() -> None:
+    stats = Stats(lambda: 1.0)
+    quick, *others = [SessionStats(stats) for _ in range(4)]
+    quick.client.feed(b"REQ 1\n", 1)
+    quick.upstream.feed(b"ACK 1\n", 9)
+    sessions: Any = [FakeSession(session) for session in [*others, quick]]
+    for descending in (True, False):
+        for limit in (0, 1, 2, 9):
+            found = overview.connections(stats, sessions, "latency_p50_seconds", descending, limit)
+            numbers = [session["id"] for session in found["connections"]]
+            assert len(numbers) == min(limit, 4)
+            assert numbers[:1] == [quick.number][:limit]
+
+
+class FakeSession:
+    """As much of a session as the overview reads."""
+
+    state = "connecting"
+    upstream = None
+    paused: tuple[str, ...] = ()
+
+    class client:
+        peer = "192.0.2.1:5"
+
+    def __init__(self, observer: SessionStats) -> None:
+        self.observer = observer
