@@ -20,7 +20,7 @@ from twisted.internet.task import Clock, deferLater
 
 from fooproxy.net.private import unsent, unsent_cleartext
 from fooproxy.net.pump import LARGEST_READ
-from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
+from fooproxy.net.sockets import TIMED_OUT, acknowledged, is_writing, unacknowledged
 from fooproxy.relay.leg import Leg
 from fooproxy.relay.session import FIN_TIMEOUT
 from fooproxy.relay.sweep import Sweep
@@ -269,6 +269,21 @@ async def test_a_peer_that_does_not_read_at_all_is_aborted_while_the_session_is_
     for peer in (reader, writer):
         peer.transport.resumeProducing()
     await until(lambda: (reader.lost or reader.fin) and (writer.lost or writer.fin))
+
+
+@ensure
+@only("ours")
+@pytest.mark.parametrize("slow_side", ["client", "upstream"])
+async def test_a_write_that_fails_because_the_peer_took_nothing_is_a_send_timeout(bed: AnyBed, slow_side: str) -> None:
+    await bed.pair()
+    session: Any = bed.session()
+    session.client.transport.stop_pumping()
+    session.upstream.transport.stop_pumping()
+    # What the kernel says after TCP_USER_TIMEOUT.
+    getattr(session, slow_side).transport._break(TIMED_OUT)
+    bed.pass_time(FIN_TIMEOUT + LATE)
+    await until(lambda: not bed.bridge.sessions)
+    assert bed.reasons() == {"send_timeout": 1}
 
 
 @ensure
