@@ -167,6 +167,11 @@ class Stats(Declared):
         waiting = self.sessions if self.latency.in_flight else ()
         return int(self.troubles.is_stuck(waiting, self.clock() * 1e6, self._all.replied))
 
+    @computed("gauge", "0 or 1")
+    def upstream_failing(self) -> int:
+        """1 if the upstream has dropped a session in the last 10 seconds, or rejects every request, else 0."""
+        return int(self.drops_requests or self.only_naks)
+
     @computed("histogram", "seconds", series="request_duration_seconds")
     def latency_seconds(self) -> Histogram:
         """Time from reading a request to reading its reply, since the counters began."""

@@ -286,8 +286,10 @@ def test_an_upstream_that_leaves_at_once_without_a_word_drops_its_clients(world:
     world.answer(served)
     served.ended(reason)
     assert not world.stats.drops_requests
+    assert world.report("upstream_failing") == 0
     world.session().ended(reason)
     assert world.stats.drops_requests
+    assert world.report("upstream_failing") == 1
 
 
 def test_an_upstream_that_rejects_everything_is_noticed(world: World) -> None:
@@ -419,6 +421,7 @@ def test_an_upstream_that_rejects_everything_is_noticed_with_few_requests_too_an
             world.now += 1
             world.stats.history.record()
     assert world.stats.only_naks
+    assert world.report("upstream_failing") == 1
     for _ in range(54):
         world.now += 1
         world.stats.history.record()

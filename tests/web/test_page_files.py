@@ -17,6 +17,7 @@ COUNTERS = [field for field in Stats.reported if field.kind == "counter"]
 SHOWN_OTHERWISE = {
     "connections_limit": "a warning says when it is reached",
     "upstream_stuck": "the word at the top says it",
+    "upstream_failing": "the word at the top says it",
     "version": "/version",
     "implementation": "/version",
 }
