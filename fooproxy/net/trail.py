@@ -36,26 +36,39 @@ class Trail:
 
     def __init__(self) -> None:
         self._doors: set[Any] = set()
+        self._files: dict[tuple[int, int], Any] = {}
+        """The paths on which we listen, by what the file system calls them: many paths lead to one file."""
         self._made: OrderedDict[tuple[Any, Any], None] = OrderedDict()
         self._paths: set[Any] = set()
 
     def listens(self, listener: Any) -> None:
         """Watch for connections that lead to the socket `listener`."""
-        self._doors.add(_door(listener.getsockname()))
+        name = listener.getsockname()
+        self._doors.add(_door(name))
+        if file := _file(name):
+            self._files[file] = name
 
     def leads_here(self, address: Any) -> bool:
         """Return whether connections to `address` have to be noted."""
-        return _door(address) in self._doors
+        return self._ours(address) is not None
+
+    def _ours(self, address: Any) -> Any:
+        """Return the port or the path on which we listen and to which connections to `address` lead, or `None`."""
+        door = _door(address)
+        if door in self._doors:
+            return door
+        return self._files.get(_file(address)) if self._files else None  # type: ignore[arg-type]
 
     def note(self, skt: Any, target: Any = None) -> None:
         """Note a socket of ours that is connected, or about to be connected to the address `target`."""
         # The connection may be over already.
         with suppress(OSError):
             reached = _reached(skt) or target
-            if reached is None or _door(reached) not in self._doors:
+            door = None if reached is None else self._ours(reached)
+            if door is None:
                 return
             if skt.family == socket.AF_UNIX:
-                self._paths.add(reached)
+                self._paths.add(door)
                 return
             self._made[_end(skt.getsockname()), _end(reached)] = None
             if len(self._made) > _MOST:
@@ -79,6 +92,18 @@ class Trail:
 def _door(address: Any) -> Any:
     """Return the part of an address that connections from anywhere have in common: the port or the path."""
     return address[1] if isinstance(address, tuple) else address
+
+
+def _file(address: Any) -> tuple[int, int] | None:
+    """Return the device and the inode of the path of a unix socket; `None` for any other address."""
+    if isinstance(address, tuple) or not address or address[:1] in ("\0", b"\0"):
+        return None
+    try:
+        # pathlib would be more than the relay, which uses this, needs to know of files.
+        found = os.stat(address)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _end(address: Any) -> tuple[str, int]:

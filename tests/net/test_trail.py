@@ -85,6 +85,24 @@ def test_only_so_many_are_remembered(trail: Trail) -> None:
     assert trail.was_made_here(Socket(HERE), ("192.0.2.1", 1))
 
 
+@pytest.mark.parametrize("spelling", ["folder/../relay", "link/relay", "relay.link"])
+def test_a_unix_socket_is_the_same_by_whatever_path(trail: Trail, tmp_path: Path, spelling: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "relay.link").symlink_to("relay")
+    target = str(tmp_path / spelling)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as ours:
+        listener.bind(str(tmp_path / "relay"))
+        listener.listen()
+        trail.listens(listener)
+        assert trail.leads_here(target) and not trail.leads_here(str(tmp_path / "other"))
+        ours.connect(target)
+        accepted, address = listener.accept()
+        with accepted:
+            trail.note(ours, target)
+            assert trail.was_made_here(accepted, address)
+
+
 def test_on_a_unix_socket_our_own_process_is_recognized_if_it_connects_there(tmp_path: Path) -> None:
     trail = Trail()
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as ours:
