@@ -41,6 +41,15 @@ def is_writing(transport: Any) -> bool:
     return bool(transport.disconnecting or unsent_cleartext(transport)) or is_writing(_inner(transport))
 
 
+def is_delivered(transport: Any) -> bool:
+    """Whether the peer's kernel has acknowledged all that was written to `transport`, as far as ours can say."""
+    while transport is not None and not isinstance(transport, FileDescriptor):
+        if unsent_cleartext(transport):
+            return False
+        transport = _inner(transport)
+    return transport is None or not (unsent(transport) or unacknowledged(transport))
+
+
 def unacknowledged(transport: Any) -> int:
     """Return how many bytes the kernel holds for the peer of `transport`; 0 if it cannot say.
 

@@ -26,7 +26,7 @@ from zope.interface import implementer
 
 from fooproxy.net.peers import shown
 from fooproxy.net.proxy_header import header_below
-from fooproxy.net.sockets import bottom_of, give_up_unread, is_writing
+from fooproxy.net.sockets import bottom_of, give_up_unread, is_delivered, is_writing
 from fooproxy.net.transport import Transport
 
 if TYPE_CHECKING:
@@ -253,9 +253,14 @@ class Leg(Protocol):
         """Whether the kernel has everything that was written, and can deliver it without this process."""
         return not self.lost and isinstance(self.transport, tcp.Connection) and not is_writing(self.transport)
 
+    @property
+    def awaits_close_notify(self) -> bool:
+        """Whether only the peer's close_notify is missing, after `close`, and the peer has everything else."""
+        return not self.can_half_close and is_delivered(self.transport)
+
     def let_go(self) -> None:
-        """Close now and let the kernel deliver the rest; waiting until the socket is writable might never end."""
-        self.transport.connectionLost(Failure(ConnectionDone()))
+        """Close now and let the kernel deliver the rest; waiting for the socket or the peer might never end."""
+        bottom_of(self.transport).connectionLost(Failure(ConnectionDone()))
 
     @property
     def shakes_hands(self) -> bool:

@@ -13,7 +13,8 @@ The rules::
                  observer calls it settled (a server may keep its side open forever); after the upstream's FIN, when
                  the client closes too.  In both cases it ends at the latest when the upstream has sent nothing for too
                  long.
-    closing      Data already received is still delivered, as long as the peer reads it.  But if the session ends while
+    closing      Data already received is still delivered, as long as the peer reads it.  A peer over TLS that has all
+                 of it, but does not answer our close_notify, is let go after a while.  But if the session ends while
                  a line of the client is unfinished, and not by the client's own FIN, the upstream gets a reset: after a
                  FIN, servers would execute the half of a request that they have.
     draining     The session closes as soon as it is settled.  A client between two requests is not read any more; what
@@ -164,6 +165,9 @@ class Session(Generic[Seen]):
         other = self._other(leg)
         if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
+        elif leg is not self.client and not other.can_half_close:
+            # Else a client over TLS would not learn for a while that nothing more will come.
+            self.close()
         else:
             other.half_close()
             self._end_soon()
@@ -274,6 +278,18 @@ class Session(Generic[Seen]):
                 leg.transport.abortConnection()
             else:
                 leg.close()
+        self._let_go_soon()
+
+    def _let_go_soon(self) -> None:
+        if not all(leg.can_half_close for leg in self._left()):
+            self._expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
+
+    def _let_go(self) -> None:
+        """Wait no longer for peers over TLS to answer our close_notify; many never do, or not before they read."""
+        for leg in self._left():
+            if leg.awaits_close_notify:
+                leg.let_go()
+        self._let_go_soon()
 
     def abort(self) -> None:
         """End now and drop what was not delivered, unless the kernel has all of it and can deliver it alone."""
