@@ -11,7 +11,6 @@ import socket
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
-from twisted.internet import tcp
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
             """What is shown the chunks of both legs."""
 
         def connected(self, leg: Leg) -> None:
-            """Continue, now that `leg` is connected; if it is a client's over TLS, its handshake is still to come."""
+            """Continue, now that `leg` is connected; if it is a client's, a header or a handshake may be to come."""
 
         def shaken(self) -> None:
             """Continue, now that the client's TLS handshake is done."""
@@ -97,6 +96,8 @@ class Leg(Protocol):
     finished = False
     """Whether the peer sent its FIN or the connection ended."""
     lost = False
+    awaits_header = False
+    """Whether a PROXY header is still to come."""
     _half_closed = False
     _held: list[bytes] | None = None
 
@@ -111,11 +112,13 @@ class Leg(Protocol):
             self.transport.setTcpKeepAlive(True)
         header = header_below(self.transport)
         if header is not None:
+            self.awaits_header = True
             header.tell = self._identify
         self.session.connected(self)
 
     def _identify(self, is_known: bool) -> None:
         """Tell the session what came of the PROXY header."""
+        self.awaits_header = False
         (self.session.identified if is_known else self.session.unidentified)(self)
 
     def handshakeCompleted(self) -> None:
@@ -217,11 +220,12 @@ class Leg(Protocol):
 
         A peer that has sent data counts as present, because it may wait for replies even after its FIN.
         """
-        if not isinstance(self.transport, tcp.Connection):
-            # TLS and the PROXY protocol do not show what they have received until it is read.
+        bottom = bottom_of(self.transport)
+        if bottom is None or not self.can_half_close:
+            # TLS does not show what it has received until it is read.
             return None
         try:
-            head = self.transport.getHandle().recv(1, socket.MSG_PEEK)
+            head = bottom.getHandle().recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return None
         except OSError:
@@ -251,7 +255,7 @@ class Leg(Protocol):
     @property
     def can_let_go(self) -> bool:
         """Whether the kernel has everything that was written, and can deliver it without this process."""
-        return not self.lost and isinstance(self.transport, tcp.Connection) and not is_writing(self.transport)
+        return not self.lost and self.can_half_close and not is_writing(self.transport)
 
     @property
     def awaits_close_notify(self) -> bool:

@@ -1,6 +1,6 @@
 """The begin of a session: from an accepted client to its upstream leg.
 
-A client over TLS has to finish its handshake first.  While the upstream leg is not connected, the client is not read,
+A load balancer has to send its PROXY header first, and a client over TLS to finish its handshake.  While the upstream leg is not connected, the client is not read,
 and whether it is still there is checked from time to time.  `fooproxy.relay.session` has the rules of the whole.
 """
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 HANDSHAKE_TIMEOUT = 10.0
-"""Seconds that a client has for its TLS handshake."""
+"""Seconds that a client has for its PROXY header and its TLS handshake together."""
 
 LOOK_INTERVAL = 1.0
 """Seconds between two checks whether a client that waits for its upstream leg is still there."""
@@ -65,9 +65,10 @@ class Opening:
         return self._connecting is not None
 
     def begin(self) -> None:
-        """Connect to the upstream, now or after the client's TLS handshake."""
-        if self._session.client.shakes_hands:
-            self._session.expect(HANDSHAKE_TIMEOUT, self._handshake_is_late)
+        """Connect to the upstream, now or after the client's PROXY header and TLS handshake."""
+        client = self._session.client
+        if client.awaits_header or client.shakes_hands:
+            self._session.expect(HANDSHAKE_TIMEOUT, self._is_late)
         else:
             self.connect()
 
@@ -86,8 +87,8 @@ class Opening:
         if self._connecting is not None:
             self._connecting.cancel()
 
-    def _handshake_is_late(self) -> None:
-        self._session.because("client_tls")
+    def _is_late(self) -> None:
+        self._session.because("proxy_header" if self._session.client.awaits_header else "client_tls")
         self._session.close()
 
     def _look_after_client(self) -> None:

@@ -2,9 +2,10 @@
 
 The rules::
 
-    shaking      A client over TLS has `HANDSHAKE_TIMEOUT` for its handshake, and no upstream leg before.
+    shaking      A load balancer has `HANDSHAKE_TIMEOUT` for its PROXY header, and a client over TLS for its handshake.
+                 There is no upstream leg before.
     connecting   The client is not read until its upstream leg is connected, so the proxy buffers nothing for it but
-                 what came in one read with the end of a TLS handshake.
+                 what came in one read with the end of a header or a handshake.
                  Every `LOOK_INTERVAL` the session checks whether the client is still there.
     open         Each chunk is written to the other leg in the reactor turn in which it was read.  Each leg is the
                  other's producer: when one cannot write, the other is not read.  At most one buffer per direction is
@@ -134,7 +135,7 @@ class Session(Generic[Seen]):
                 self.client.transport.resumeProducing()
 
     def shaken(self) -> None:
-        """Continue once the client's TLS handshake is done."""
+        """Continue once the client has done what comes before its first request: a TLS handshake, a PROXY header."""
         if self._opening is not None and not self._closing:
             self._host.deadlines.clear(self)
             self._opening.connect()
@@ -150,8 +151,10 @@ class Session(Generic[Seen]):
             self._ended()
 
     def identified(self, leg: Leg) -> None:
-        """Record which client a load balancer stands for."""
+        """Record which client a load balancer stands for, and continue unless its TLS handshake is to come."""
         self.observer.accepted(leg.peer)
+        if not leg.shakes_hands:
+            self.shaken()
 
     def unidentified(self, leg: Leg) -> None:
         """Record why the session ends: the connection of `leg` does not start with a PROXY header."""
@@ -282,7 +285,7 @@ class Session(Generic[Seen]):
 
     def _let_go_soon(self) -> None:
         if not all(leg.can_half_close for leg in self._left()):
-            self._expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
+            self.expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
 
     def _let_go(self) -> None:
         """Wait no longer for peers over TLS to answer our close_notify; many never do, or not before they read."""

@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
 
+from fooproxy.net.deadlines import GRAIN
 from fooproxy.net.sockets import is_writing
+from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
 from fooproxy.web.overview import clients
 from tests.helpers.anybed import AnyBed
-from tests.helpers.bed import Peer, until
+from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, read_lines
 from tests.helpers.proxyprocess import fooproxy, settles
 
@@ -90,7 +94,42 @@ async def test_a_connection_without_a_valid_header_ends_for_that_reason(bed: Any
     await until(lambda: client.fin or client.lost)
     await until(lambda: not bed.bridge.sessions)
     assert bed.reasons() == {"proxy_header": 1}
-    assert not any(upstream.received for upstream in bed.upstreams.built)
+    assert not bed.upstreams.built
+
+
+@ensure
+@pytest.mark.parametrize("header", [b"", b"PROXY TCP4 192.0.2.7 "], ids=["none", "half"])
+async def test_a_connection_without_a_whole_header_holds_no_upstream_leg_and_is_given_up(
+    bed: AnyBed, header: bytes
+) -> None:
+    bed.header = header
+    address: Any = bed.ports[1].getHost()
+    client: Any = await TCP4ClientEndpoint(reactor, "127.0.0.1", address.port).connect(bed.clients)
+    client.transport.write(header)
+    await until(lambda: bed.bridge.sessions)
+    bed.pass_time(HANDSHAKE_TIMEOUT - 1)
+    assert bed.session().state == "connecting"
+    assert not client.lost
+    bed.pass_time(1 + GRAIN)
+    await until(lambda: (client.fin or client.lost) and not bed.bridge.sessions)
+    assert bed.reasons() == {"proxy_header": 1}
+    assert not bed.upstreams.built
+
+
+@ensure
+@pytest.mark.parametrize("bed", ["haproxy"], indirect=True)
+async def test_a_client_that_leaves_while_the_upstream_is_down_is_noticed(bed: AnyBed) -> None:
+    bed.gate = Deferred()
+    client = await bed.client()
+    await until(lambda: hosts(bed) == {"192.0.2.7": 1})
+    client.transport.loseConnection()
+
+    def gone() -> bool:
+        bed.pass_time(LOOK_INTERVAL + GRAIN)
+        return not bed.bridge.sessions
+
+    await until(gone)
+    assert bed.reasons() == {"client_closed": 1}
 
 
 @ensure

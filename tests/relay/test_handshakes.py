@@ -47,7 +47,7 @@ async def connected(bed: AnyBed) -> Any:
 @ensure
 async def test_a_client_that_never_shakes_hands_has_no_upstream_leg_and_is_given_up(bed: AnyBed) -> None:
     silent = await connected(bed)
-    await until(lambda: bed.bridge.sessions)
+    await until(lambda: bed.bridge.sessions and not bed.session().client.awaits_header)
     bed.pass_time(HANDSHAKE_TIMEOUT - 1)
     assert bed.session().state == "connecting"
     assert not silent.lost
