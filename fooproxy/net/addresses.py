@@ -41,8 +41,18 @@ _POLLED = frozenset({"tcp", "tcp4", "tcp6", "unix", "systemd"})
 _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
 """Arguments for connecting to a unix socket that only Twisted's endpoint has."""
 
-# Twisted's default of 50 overflows when many clients connect at once, and each dropped client waits a second.
+# Twisted's default of 50 overflows when many clients connect at once; each dropped client waits a second, or is refused
+# if it comes by a unix socket.
 _BACKLOG = 4096
+
+_BEFORE_BACKLOG = {"tcp": 2, "tcp4": 2, "tcp6": 1, "ssl": 5, "tls": 2, "unix": 2}
+"""How many arguments without a name may come before the backlog, by the word that starts a description."""
+
+_COLON = re.compile(r"(?<!\\):")
+"""What separates the arguments of a description."""
+
+_NAME = re.compile(r"\w+=")
+"""What an argument of a description starts with if it has a name."""
 
 
 class HostPort(NamedTuple):
@@ -161,7 +171,17 @@ def _balancers(reactor: Any, text: str) -> Any:
 def _listening(reactor: Any, text: str, whole: str) -> Any:
     """Make an endpoint that listens at a description, a part of `whole` or all of it."""
     check_listening(text, whole)
-    return _described(endpoints.serverFromString, reactor, text, whole)
+    return _described(_server, reactor, text, whole)
+
+
+def _server(reactor: Any, text: str) -> Any:
+    """Let Twisted parse a description to listen at, with a backlog for many clients at once unless it names one."""
+    before = _BEFORE_BACKLOG.get(word(text), 0)
+    arguments = _COLON.split(text)[1:]
+    unnamed = sum(not _NAME.match(argument) for argument in arguments)
+    is_named = any(argument.startswith("backlog=") for argument in arguments)
+    suffix = "" if not before or is_named or unnamed > before else f":backlog={_BACKLOG}"
+    return endpoints.serverFromString(reactor, text + suffix)
 
 
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str, whole: str) -> Any:

@@ -53,6 +53,38 @@ def test_a_server_listens_where_it_was_told(text: str, interface: str, listens_o
     assert (host, port) == listens_on
 
 
+# Twisted causes this pyOpenSSL warning, not our code.
+@pytest.mark.filterwarnings("ignore:X509.get_issuer:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("text", "backlog"),
+    [
+        ("8001", 4096),
+        ("tcp:8001", 4096),
+        ("haproxy:tcp:8001", 4096),
+        ("tcp6:8001:interface=\\:\\:1", 4096),
+        ("ssl:8001:privateKey=key.pem", 4096),
+        ("haproxy:ssl:8001:privateKey=key.pem", 4096),
+        ("tls:certificates:8001", 4096),
+        ("tcp:8001:backlog=7", 7),
+        ("tcp:8001:127.0.0.1:7", 7),
+        ("tcp6:8001:7", 7),
+        ("tls:certificates:8001:7", 7),
+    ],
+)
+def test_many_clients_may_wait_to_be_accepted_unless_the_address_says_how_many(
+    text: str, backlog: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("certificates").mkdir()
+    for name in "key.pem", "certificates/localhost.pem":
+        Path(name).write_bytes(certificate())
+    reactor: Any = MemoryReactorClock()
+    server_endpoint(reactor, text).listen(Factory())
+    servers = [server[2] for server in reactor.tcpServers] + [server[3] for server in reactor.sslServers]
+    assert servers == [backlog]
+
+
 @pytest.mark.parametrize(
     ("text", "connects_to"),
     [(":8001", ("127.0.0.1", 8001)), ("192.0.2.7:8001", ("192.0.2.7", 8001)), ("[::1]:8001", ("::1", 8001))],
