@@ -19,6 +19,7 @@ from fooproxy.net.descriptions import EXPECTED, WORDS, check_connecting, check_l
 from fooproxy.net.endpoints import Listener, ServerEndpoint, tcp_client, unix_client
 from fooproxy.net.named import NamedEndpoint
 from fooproxy.net.peers import shown as shown
+from fooproxy.net.private import connect_by
 from fooproxy.net.proxy_header import BelowTls, ProxyHeaderEndpoint
 from fooproxy.net.trial import check_context
 
@@ -37,6 +38,12 @@ _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(
 
 _POLLED = frozenset({"tcp", "tcp4", "tcp6", "unix", "systemd"})
 """The descriptions of listeners whose connections may have our own transports."""
+
+_PLAIN_TLS = re.compile(
+    r"(?i:tls):(?:host=)?(?P<host>(?:[^:=\\]|\\:)+):(?:port=)?(?P<port>[0-9]+)"
+    r"(?::(?:certificate|privateKey|trustRoots)=(?:[^:\\]|\\.)*)*"
+)
+"""TLS connections without arguments that only Twisted's TCP connections have."""
 
 _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
 """Arguments for connecting to a unix socket that only Twisted's endpoint has."""
@@ -88,7 +95,7 @@ def server_endpoint(
 ) -> IStreamServerEndpoint:
     """Make an endpoint that listens at `text`, on `interface` if `text` names no host (``""``: all of IPv4).
 
-    With a `poller`, connections have our own transports, which it polls, instead of Twisted's; but not those of TLS.
+    With a `poller`, connections have our own transports, which it polls, instead of Twisted's, below TLS too.
 
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
@@ -113,8 +120,8 @@ def client_endpoint(
 ) -> IStreamClientEndpoint:
     """Make an endpoint that connects to `text`, or to 127.0.0.1 if `text` names no host.
 
-    With a `poller`, connections of the short forms and to unix sockets have our own transports.  Connections are noted
-    in `trail`.
+    With a `poller`, connections of the short forms, to unix sockets and below ``tls:`` have our own transports.
+    Connections are noted in `trail`.
 
     :raises ValueError: `text` is not an address; the message says what is expected.
     """
@@ -125,19 +132,27 @@ def client_endpoint(
         described: IStreamClientEndpoint = _described(endpoints.clientFromString, noting, text, text)
         if poller is not None and path is not None and connects_polled(text):
             return unix_client(poller, trail, path)
+        tls = _PLAIN_TLS.fullmatch(text)
+        if poller is not None and tls is not None:
+            below = _polled(reactor, poller, trail, tls["host"].replace("\\:", ":"), int(tls["port"]))
+            described = connect_by(described, below)
         return ArrivalEndpoint(described, trail)
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
         raise ValueError(f"{text!r} names port 0, which nothing can connect to; expected the server's port")
     if poller is not None:
-        to_address = partial(tcp_client, poller, trail, port)
-        literal = isIPAddress(host) or isIPv6Address(host)
-        return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
+        return _polled(reactor, poller, trail, host, port)
     if isIPAddress(host):
         return ArrivalEndpoint(endpoints.TCP4ClientEndpoint(noting, host, port))
     if isIPv6Address(host):
         return ArrivalEndpoint(endpoints.TCP6ClientEndpoint(noting, host, port))
     return ArrivalEndpoint(endpoints.HostnameEndpoint(noting, host, port))
+
+
+def _polled(reactor: Any, poller: Poller, trail: Trail | None, host: str, port: int) -> IStreamClientEndpoint:
+    to_address = partial(tcp_client, poller, trail, port)
+    literal = isIPAddress(host) or isIPv6Address(host)
+    return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
 
 
 def listens_polled(text: str) -> bool:

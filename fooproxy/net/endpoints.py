@@ -17,6 +17,7 @@ from twisted.internet import tcp
 from twisted.internet.defer import Deferred, execute, fail, succeed
 from twisted.internet.error import getConnectError
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from fooproxy.net import unixport
@@ -70,6 +71,12 @@ class Listener:
             return _listening(Port(port, factory, backlog, interface, self._poller))
         plain: IListeningPort = self._reactor.listenTCP(port, factory, backlog, interface)
         return plain
+
+    def listenSSL(
+        self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
+    ) -> IListeningPort:
+        """Listen for TLS on a TCP port, in a layer above our transports."""
+        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
     def listenUNIX(
         self, address: str, factory: IProtocolFactory, backlog: int = 50, mode: int = 0o666, wantPID: bool = False

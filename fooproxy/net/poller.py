@@ -226,7 +226,7 @@ class Poller:
         """Handle the events that are not the pump's; return how many of them wait for the next turn of the reactor.
 
         A port accepts once in a turn.  When the share of the turn is used up, so that thousands of connections that end
-        at once do not hold up those that go on, everything but writing is set aside.
+        at once do not hold up those that go on, everything is set aside but writing, and reading what is relayed.
         """
         waiting = 0
         began = self._clock()
@@ -237,12 +237,16 @@ class Poller:
                     waiting += 1
                     continue
                 self._accepted = True
-            elif event != _OUT and (self._aside or self._clock() > end) and fd in self._polled:
+            elif event != _OUT and (self._aside or self._clock() > end) and self._can_wait(fd, event, why):
                 self._set_aside(fd, event, why)
                 continue
             self._serve(fd, event, why)
         self._share -= self._clock() - began
         return waiting
+
+    def _can_wait(self, fd: int, event: int, why: Any) -> bool:
+        """Return whether an event is still to be handled, but is none of relaying."""
+        return fd in self._polled and (event != IN or why is not None or not self._polled[fd].brings_traffic)
 
     def _set_aside(self, fd: int, event: int, why: Any) -> None:
         self._do_chores_soon()

@@ -68,6 +68,12 @@ USED = (
         "unsent_cleartext(): the bytes that wait for a TLS handshake",
         "IHandshakeListener and getHandle() say whether the handshake is done, but not whether anything waits for it",
     ),
+    Use(
+        "twisted.internet.endpoints._WrapperEndpoint",
+        "_wrappedEndpoint",
+        "connect_by(): TLS over our own connections, which remember the addresses of a name",
+        "wrapClientTLS() takes any endpoint, but only clientFromString() makes its options from a description",
+    ),
 )
 
 
@@ -90,6 +96,12 @@ def reserve_descriptor() -> None:
 def unsent_cleartext(transport: Any) -> int:
     """Return how many bytes wait in the TLS layer of `transport`; 0 if it has none."""
     return sum(map(len, getattr(transport, "_appSendBuffer", ())))
+
+
+def connect_by(endpoint: Any, inner: Any) -> Any:
+    """Have an endpoint for TLS make its connections by `inner`, and return it."""
+    endpoint._wrappedEndpoint = inner
+    return endpoint
 
 
 class ClosesWithoutShutdown:

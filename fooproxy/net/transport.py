@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from fooproxy.net.private import ClosesWithoutShutdown, drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
-from fooproxy.net.sockets import TIMED_OUT, loss
+from fooproxy.net.sockets import TIMED_OUT, bottom_of, loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +47,9 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
     Accepted and outgoing connections, and both kinds of sockets, share one class on purpose: CPython's inline caches
     remember one class per place.
     """
+
+    relays = False
+    """Whether what is read is relayed, though not by the pump, and so does not wait behind newcomers and ends."""
 
     def __init__(self, skt: socket.socket, protocol: IProtocol, peer: Address, poller: Poller) -> None:
         super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
@@ -145,6 +148,16 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
             # Otherwise the file descriptor may belong to another transport by now.
             self._pumping = False
             self._poller.pump.stop(self._number)
+
+    @property
+    def brings_traffic(self) -> bool:
+        """Whether there is something to relay, and not the end of the connection."""
+        if not self.relays:
+            return False
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK) != b""
+        except OSError:
+            return False
 
     def doRead(self) -> Any:
         """Read once and pass the data to the protocol."""
@@ -255,6 +268,13 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
     def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return the peer's address, even after the connection is lost."""
         return _address(self._peer)
+
+
+def relays(transport: Any) -> None:
+    """Have what `transport` reads treated as traffic; if it is a wrapper, this is about the one at its bottom."""
+    bottom = bottom_of(transport)
+    if isinstance(bottom, Transport):
+        bottom.relays = True
 
 
 def _address(address: Address) -> IPv4Address | IPv6Address | UNIXAddress:

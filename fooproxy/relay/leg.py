@@ -26,7 +26,7 @@ from zope.interface import implementer
 from fooproxy.net.peers import shown
 from fooproxy.net.proxy_header import header_below
 from fooproxy.net.sockets import bottom_of, give_up_unread, is_delivered, is_writing
-from fooproxy.net.transport import Transport
+from fooproxy.net.transport import Transport, relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +147,8 @@ class Leg(Protocol):
         self.forward = self.dataReceived = other.transport.write
         if isinstance(self.transport, Transport) and isinstance(other.transport, Transport):
             self.transport.pump(other.transport)
+        else:
+            relays(self.transport)
 
     def watch(self) -> None:
         """From now on, call the session after each chunk was forwarded."""
@@ -244,8 +246,9 @@ class Leg(Protocol):
 
     @property
     def timed_out(self) -> bool:
-        """Whether writing failed for that reason; TLS does not tell."""
-        return isinstance(self.transport, Transport) and self.transport.timed_out
+        """Whether writing failed for that reason; Twisted's transports do not tell."""
+        bottom = bottom_of(self.transport)
+        return isinstance(bottom, Transport) and bottom.timed_out
 
     @property
     def can_half_close(self) -> bool:

@@ -224,7 +224,11 @@ class Session(Generic[Seen]):
         # If it is gone, `lost` follows at once and knows how it ended.
         if self._closing or other is None or other.is_gone:
             return
-        self.because("send_timeout" if other.timed_out else f"{self._name(other)}_reset")
+        if other.timed_out:
+            self.because("send_timeout")
+        elif other is self.client or other.can_half_close:
+            # From an upstream over TLS, an alert that says more may still be read; else `lost` knows that it was reset.
+            self.because(f"{self._name(other)}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 from typing import Any
 
 import pytest
+from twisted.internet import reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionRefusedError, DNSLookupError
-from twisted.internet.interfaces import IHostnameResolver, IHostResolution
+from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IReactorPluggableNameResolver
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
+from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
+from fooproxy.net.addresses import client_endpoint
 from fooproxy.net.named import FRESH, NamedEndpoint, interleaved
+from fooproxy.net.poller import Poller
 from fooproxy.net.resolver import Resolver
 
 
@@ -212,6 +217,21 @@ def test_the_only_address_may_take_as_long_as_the_caller_waits() -> None:
     world = World("192.0.2.1", hanging="192.0.2.1")
     assert world.connect() is None
     assert not world.names.getDelayedCalls()
+
+
+def test_the_addresses_of_a_server_over_tls_are_remembered_too() -> None:
+    names = Names("127.0.0.1")
+    # Twisted's endpoint, which this one replaces, wants to know.
+    alsoProvides(names, IReactorPluggableNameResolver)
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        endpoint = client_endpoint(names, f"tls:foo.example:{port}", Poller(reactor))
+        for _ in range(3):
+            connecting = endpoint.connect(Factory())
+            connecting.addErrback(lambda _: None)
+            server.accept()[0].close()
+            connecting.cancel()
+    assert names.questions == 1
 
 
 def test_who_gives_up_during_a_look_up_is_not_remembered() -> None:
