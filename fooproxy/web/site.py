@@ -41,6 +41,7 @@ LARGEST_BODY = 1 << 20
 """Bytes; a request body up to this size is read and dropped, and a larger one is refused."""
 
 _TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\n\r\n"
+_NO_LENGTH = b"HTTP/1.1 411 Length Required\r\nConnection: close\r\n\r\n"
 
 
 class Channel(HTTPChannel):
@@ -60,6 +61,11 @@ class Channel(HTTPChannel):
         self.site.closed(self)
         super().connectionLost(reason)
 
+    def rawDataReceived(self, data: bytes) -> None:
+        """Take some of a request's body; that of one that was refused is not even decoded."""
+        if not (self.requests and self.requests[-1].is_refused):
+            super().rawDataReceived(data)
+
     def abort(self) -> None:
         """Close at once, dropping unsent data; a flood must find no descriptor that is still open."""
         abort_now(self.transport)
@@ -71,26 +77,26 @@ class PlainRequest(Request):
     channel: Any
     hosts: list[bytes]
     """The hosts that the request is for, as it names them: usually one."""
-    _body = 0
-    _refused = False
+    is_refused = False
 
     def gotLength(self, length: int | None) -> None:
-        """Allocate no buffer for a body, and refuse one whose announced size is too large."""
+        """Allocate no buffer for a body, and refuse one that is too large, or of unknown size.
+
+        Such a body comes in chunks, and to decode many small ones would hold up the relay.
+        """
         super().gotLength(0)
-        if length is not None and length > LARGEST_BODY:
-            self._refuse()
+        if length is None:
+            self._refuse(_NO_LENGTH)
+        elif length > LARGEST_BODY:
+            self._refuse(_TOO_LARGE)
 
     def handleContentChunk(self, data: bytes) -> None:
         """Drop the body: no route uses one, and spooling it could fill the disk."""
-        self._body += len(data)
-        if self._body > LARGEST_BODY:
-            self._refuse()
 
-    def _refuse(self) -> None:
-        if not self._refused:
-            self._refused = True
-            self.channel.transport.write(_TOO_LARGE)
-            self.channel.loseConnection()
+    def _refuse(self, answer: bytes) -> None:
+        self.is_refused = True
+        self.channel.transport.write(answer)
+        self.channel.loseConnection()
 
     def process(self) -> None:
         """Queue the request, the only one of its connection, so that pipelined requests cannot stall the relay."""
@@ -115,7 +121,7 @@ class PlainRequest(Request):
 
     def _answer(self) -> None:
         # Twisted takes the channel from a request whose connection is lost.
-        if self.channel is not None and not self._refused:
+        if self.channel is not None and not self.is_refused:
             super().process()
 
 
