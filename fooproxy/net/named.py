@@ -6,8 +6,9 @@ connection made is taken.  What was learnt is kept for longer than the addresses
 next time, and those that failed or did not answer last, so that a connection which is given up too early for a good
 address brings the next one closer to it.
 
-The name is looked up again when no address could be connected, or the caller gave up after `_PATIENCE`, and in the
-background every `FRESH` seconds, or at the next connection if the address that worked has failed.
+The name is looked up again when no address could be connected, or the caller gave up after `_PATIENCE`; if that brings
+no answer, the addresses known are tried again, since a server may come back before the name service does.  It is looked
+up in the background every `FRESH` seconds, or at the next connection if the address that worked has failed.
 
 `fooproxy.net.addresses` makes it; it uses the reactor's resolver.
 """
@@ -43,7 +44,8 @@ _DELAY = 0.25
 """Seconds without an answer after which the name's next address is tried too, and this one is tried later next time."""
 
 _PATIENCE = 1.0
-"""Seconds after which a cancelled attempt counts against all the addresses, so that the name is looked up again."""
+"""Seconds after which a cancelled attempt counts against all the addresses, so that the name is looked up again; the
+answer is waited for that long before they are tried once more."""
 
 
 @implementer(IStreamClientEndpoint)
@@ -55,7 +57,9 @@ class NamedEndpoint:
         self._host = host
         self._to_address = to_address
         self._addresses: list[str] = []
-        """In the order in which to try them; empty if the name must be looked up."""
+        """In the order in which to try them."""
+        self._is_stale = True
+        """Whether the name must be looked up before the next connection."""
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._worked = ""
         """The address that was connected last."""
@@ -67,7 +71,7 @@ class NamedEndpoint:
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
         """Connect; fails with `DNSLookupError`, or with the error of the address that failed last."""
-        if not self._addresses:
+        if self._is_stale:
             return Deferred.fromCoroutine(self._connect_anew(factory))
         connecting = _Race(self, self._addresses, factory, self._reactor).result
         if self._reactor.seconds() - self._asked_at > FRESH:
@@ -76,15 +80,30 @@ class NamedEndpoint:
         return connecting
 
     async def _connect_anew(self, factory: IProtocolFactory) -> IProtocol:
-        self._renew(await self._look_up())
+        answer = self._look_up().addCallback(self._renew)
+        await (self._for_a_while(answer) if self._addresses else answer)
         if not self._addresses:
             raise DNSLookupError(f"no address found for {self._host}")
         self._asked_at = self._reactor.seconds()
         return await _Race(self, self._addresses, factory, self._reactor).result
 
+    def _for_a_while(self, answer: Deferred[None]) -> Deferred[None]:
+        """Wait for `answer`, but no longer than for addresses that may no longer work; it is not cancelled."""
+        waiting: Deferred[None] = Deferred(lambda _: timer.active() and timer.cancel())
+        timer = self._reactor.callLater(_PATIENCE, waiting.callback, None)
+
+        def answered(_: Any) -> None:
+            if timer.active():
+                timer.cancel()
+                waiting.callback(None)
+
+        answer.addCallback(answered)
+        return waiting
+
     def _renew(self, addresses: list[str]) -> None:
         """Take what a look-up has found; if it is nothing, the addresses known may still work."""
         if addresses:
+            self._is_stale = False
             self._addresses = interleaved(list(dict.fromkeys(addresses)))
             self._endpoints = {address: self._to_address(address) for address in self._addresses}
             self._failed = {address: None for address in self._failed if address in self._endpoints}
@@ -117,8 +136,8 @@ class NamedEndpoint:
         self._sort()
 
     def forget(self) -> None:
-        """Look the name up before the next connection."""
-        self._addresses = []
+        """Look the name up before the next connection; if there is no answer, the addresses known may work again."""
+        self._is_stale = True
 
     def _look_up(self) -> Deferred[list[str]]:
         """Look the name up; callers that wait at the same time share one look-up."""

@@ -234,6 +234,39 @@ def test_the_addresses_of_a_server_over_tls_are_remembered_too() -> None:
     assert names.questions == 1
 
 
+def test_a_server_that_comes_back_before_the_name_service_does_is_connected() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.names.addresses, world.up = [], ""
+    assert world.connect().check(ConnectionRefusedError)
+    assert world.connect().check(ConnectionRefusedError)
+    world.up = "192.0.2.1"
+    assert world.connect() == "192.0.2.1"
+
+
+def test_a_name_service_that_hangs_is_waited_for_a_second_if_addresses_are_known() -> None:
+    world = World("192.0.2.1", up="192.0.2.1")
+    world.connect()
+    world.up = ""
+    receivers: list[Any] = []
+    world.names.resolveHostName = lambda receiver, *_: receivers.append(receiver)  # type: ignore[method-assign]
+    world.connect()
+    world.up = "192.0.2.1"
+    first, second = world.endpoint.connect(Factory()), world.endpoint.connect(Factory())
+    second.addErrback(lambda _: None)
+    second.cancel()
+    world.names.advance(0.9)
+    assert not first.called
+    world.names.advance(0.2)
+    assert first.result == "192.0.2.1"
+    (receiver,) = receivers
+    receiver.addressResolved(IPv4Address("TCP", "192.0.2.9", 0))
+    receiver.resolutionComplete()
+    world.up = "192.0.2.9"
+    assert world.connect() == "192.0.2.9"
+    assert not world.names.getDelayedCalls()
+
+
 def test_who_gives_up_during_a_look_up_is_not_remembered() -> None:
     world = World()
     world.names.resolveHostName = lambda *_: None  # type: ignore[method-assign]
