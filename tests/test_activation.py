@@ -234,7 +234,10 @@ def test_plain_listeners_have_our_transports_also_when_they_were_inherited(addre
         ("unix:path=/run/foo.sock", True),
         ("unix:/run/foo.sock:timeout=5", False),
         ("unix:/run/foo.sock:lockfile=1", False),
-        ("tcp:127.0.0.1:8001", False),
+        ("tcp:127.0.0.1:8001", True),
+        ("tcp:host=foo.example:port=8001", True),
+        ("tcp:foo.example:8001:timeout=5", False),
+        ("tcp:foo.example:8001:bindAddress=192.0.2.7", False),
         ("tls:foo.example:8001", False),
     ],
 )

@@ -60,7 +60,7 @@ def test_a_start_a_session_and_a_stop_log_only_our_own_lines(tmp_path: Path, com
     assert "Main loop terminated" in proxy.log
 
 
-@pytest.mark.parametrize("forward", ["localhost:{}", "tcp:127.0.0.1:{}", "ssl:127.0.0.1:{}"])
+@pytest.mark.parametrize("forward", ["localhost:{}", "tcp:127.0.0.1:{}:timeout=30", "ssl:127.0.0.1:{}"])
 def test_connecting_logs_only_our_own_lines(tmp_path: Path, forward: str) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--forward", forward.format(server.port)) as proxy:
         lives(proxy)

@@ -39,6 +39,7 @@ def check(proxy: Proxy, clients: int) -> None:
         ("tcp:{}", "127.0.0.1:{}"),
         ("tcp:{}", "tcp:localhost:{}"),
         ("tcp:{}", "tcp:0.0.0.0:{}"),
+        ("tcp:{}", "tcp:localhost:{}:timeout=30"),
         ("0.0.0.0:{}", "127.0.0.2:{}"),
         ("haproxy:tcp:{}", "127.0.0.1:{}"),
         ("tcp6:{}", ":{}"),
@@ -70,7 +71,7 @@ def test_a_proxy_that_forwards_to_its_own_unix_socket_recognizes_itself_too(tmp_
         check(proxy, clients=1)
 
 
-@pytest.mark.parametrize("forward", ["127.0.0.2:{}", "tcp:127.0.0.1:{}"])
+@pytest.mark.parametrize("forward", ["127.0.0.2:{}", "tcp:127.0.0.1:{}:timeout=30"])
 def test_the_test_of_the_upstream_for_ready_is_recognized_as_well(tmp_path: Path, forward: str) -> None:
     port = free_port()
     with fooproxy(tmp_path, "--listen", f"0.0.0.0:{port}", "--forward", forward.format(port)) as proxy:

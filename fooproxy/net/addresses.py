@@ -39,11 +39,11 @@ _SHORT = re.compile(r"(?:(?:\[(?P<bracketed>[^][]+)\]|(?P<host>[^][:\s/=]*)):)?(
 _POLLED = frozenset({"tcp", "tcp4", "tcp6", "unix", "systemd"})
 """The descriptions of listeners whose connections may have our own transports."""
 
-_PLAIN_TLS = re.compile(
-    r"(?i:tls):(?:host=)?(?P<host>(?:[^:=\\]|\\:)+):(?:port=)?(?P<port>[0-9]+)"
+_PLAIN = re.compile(
+    r"(?i:(?P<word>tcp|tls)):(?:host=)?(?P<host>(?:[^:=\\]|\\:)+):(?:port=)?(?P<port>[0-9]+)"
     r"(?::(?:certificate|privateKey|trustRoots)=(?:[^:\\]|\\.)*)*"
 )
-"""TLS connections without arguments that only Twisted's TCP connections have."""
+"""Descriptions of TCP and TLS connections without arguments that only Twisted's TCP connections have."""
 
 _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
 """Arguments for connecting to a unix socket that only Twisted's endpoint has."""
@@ -132,10 +132,12 @@ def client_endpoint(
         described: IStreamClientEndpoint = _described(endpoints.clientFromString, noting, text, text)
         if poller is not None and path is not None and connects_polled(text):
             return unix_client(poller, trail, path)
-        tls = _PLAIN_TLS.fullmatch(text)
-        if poller is not None and tls is not None:
-            below = _polled(reactor, poller, trail, tls["host"].replace("\\:", ":"), int(tls["port"]))
-            described = connect_by(described, below)
+        plain = _PLAIN.fullmatch(text)
+        if poller is not None and plain is not None:
+            polled = _polled(reactor, poller, trail, plain["host"].replace("\\:", ":"), int(plain["port"]))
+            if connects_polled(text):
+                return polled
+            described = connect_by(described, polled)
         return ArrivalEndpoint(described, trail)
     host, port = short.host or "127.0.0.1", short.port
     if port == 0:
@@ -162,6 +164,8 @@ def listens_polled(text: str) -> bool:
 
 def connects_polled(text: str) -> bool:
     """Whether connections to this address have our own transports if there is a poller."""
+    if word(text) == "tcp":
+        return _PLAIN.fullmatch(text) is not None
     return host_port(text) is not None or (word(text) == "unix" and not _OF_TWISTED.search(text))
 
 

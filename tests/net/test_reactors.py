@@ -56,7 +56,7 @@ def test_a_wall_clock_that_is_set_back_stops_neither_saves_nor_rates(tmp_path: P
         settles(lambda: proxy.stats("request_rate_1s"), {"request_rate_1s": 0.0})
 
 
-@pytest.mark.parametrize("forward", ["tcp:127.0.0.1:{}", "localhost:{}"])
+@pytest.mark.parametrize("forward", ["tcp:127.0.0.1:{}", "tcp:127.0.0.1:{}:timeout=30", "localhost:{}"])
 def test_it_relays_to_an_upstream_named_otherwise(tmp_path: Path, forward: str) -> None:
     with FooServer() as server, fooproxy(tmp_path, "--forward", forward.format(server.port)) as proxy:
         relays(proxy)

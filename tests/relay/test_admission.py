@@ -516,7 +516,7 @@ def cpu_seconds(proxy: Proxy) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forward", ["127.0.0.1:{}", "tcp:127.0.0.1:{}", "localhost:{}"])
+@pytest.mark.parametrize("forward", ["127.0.0.1:{}", "tcp:127.0.0.1:{}:timeout=30", "localhost:{}"])
 def test_without_a_descriptor_for_the_upstream_a_client_waits_for_one_until_the_connect_timeout(
     tmp_path: Path, forward: str
 ) -> None:
