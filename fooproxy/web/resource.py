@@ -20,7 +20,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
 from fooproxy.web import overview, page
-from fooproxy.web.answers import answer, as_json
+from fooproxy.web.answers import answer, as_json, header
 from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
 from fooproxy.web.query import BadQuery, Query
@@ -106,8 +106,7 @@ class Web:
         if self._health.was_unreachable:
             # Otherwise an outage would seem to be over after each client that tried.
             await self._health.check()
-        accept = b",".join(request.requestHeaders.getRawHeaders(b"accept", [])).decode("latin-1")
-        text = exposition(self._stats, not self._health.reasons(), accept)
+        text = exposition(self._stats, not self._health.reasons(), header(request, b"accept"))
         if text is None:
             return self.stats(request)
         content_type, body = text

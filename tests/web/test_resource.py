@@ -247,6 +247,12 @@ def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
     assert site.upstream.error is None
 
 
+def test_the_end_of_a_very_long_list_of_types_is_not_looked_at(site: Site) -> None:
+    many = "a/b;q=0.1," * 190
+    assert site.ask("/metrics", Accept=f"{many}text/plain").header("Content-Type").startswith("text/plain")
+    assert site.ask("/metrics", Accept=f"{2 * many}text/plain").json == site.ask("/stats").json
+
+
 @pytest.mark.parametrize("accept", ["application/openmetrics-text; version=abc", "text/plain;version=x;escaping=zzz"])
 def test_a_version_that_is_none_gets_an_exposition_all_the_same(site: Site, accept: str) -> None:
     assert site.ask("/metrics", Accept=accept).status == 200
