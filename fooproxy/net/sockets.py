@@ -24,6 +24,9 @@ from fooproxy.net.private import unsent, unsent_cleartext
 _BYTES_ACKED = struct.Struct("=120xQ")
 """The position of ``tcpi_bytes_acked`` in Linux's ``struct tcp_info``."""
 
+_CLOSE_WAIT = 8
+"""The first byte of that, the state, of a connection whose peer has sent its FIN."""
+
 _LONGEST_TIMEOUT = (1 << 31) - 1
 """Milliseconds; the longest TCP_USER_TIMEOUT."""
 
@@ -81,6 +84,14 @@ def acknowledged(transport: Any) -> int:
     except (OSError, struct.error):
         return -unsent(bottom) - unacknowledged(bottom)
     return int(count)
+
+
+def has_fin(skt: socket.socket) -> bool:
+    """Return whether the peer's FIN has arrived, even if there is data before it; false where nobody can say."""
+    try:
+        return skt.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
+    except (AttributeError, OSError):
+        return False
 
 
 def abort_now(transport: Any) -> None:

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from fooproxy.net.private import ClosesWithoutShutdown, drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
-from fooproxy.net.sockets import TIMED_OUT, bottom_of, loss
+from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -151,11 +151,14 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
 
     @property
     def brings_traffic(self) -> bool:
-        """Whether there is something to relay, and not the end of the connection."""
+        """Whether there is something to relay, and the end of the connection does not follow it at once.
+
+        Such last words may be no more than TLS's close_notify.
+        """
         if not self.relays:
             return False
         try:
-            return self.socket.recv(1, socket.MSG_PEEK) != b""
+            return self.socket.recv(1, socket.MSG_PEEK) != b"" and not has_fin(self.socket)
         except OSError:
             return False
 

@@ -158,6 +158,21 @@ async def test_a_request_does_not_wait_for_the_ends_of_many_sessions_above_layer
 
 
 @ensure
+@pytest.mark.parametrize("layered", ["haproxy"], indirect=True)
+async def test_a_request_does_not_wait_for_the_last_words_of_many_sessions(layered: SlowAnyBed) -> None:
+    *leaving, staying = await crowd(layered, MANY_MORE)
+    layered.slow = True
+    for client in leaving:
+        client.transport.socket.send(b"REQ 9\n")
+        client.transport.socket.shutdown(socket.SHUT_WR)
+    staying.transport.socket.send(b"REQ 1\n")
+    await until(lambda: any(peer.received == b"REQ 1\n" for peer in layered.upstreams.built))
+    assert [peer.received for peer in layered.upstreams.built].count(b"REQ 9\n") < MANY_MORE // 2
+    layered.slow = False
+    await until(lambda: [peer.received for peer in layered.upstreams.built].count(b"REQ 9\n") == len(leaving))
+
+
+@ensure
 @pytest.mark.parametrize("layered", ["ssl", "haproxy, ssl"], indirect=True)
 async def test_a_request_does_not_wait_for_many_handshakes(layered: SlowAnyBed) -> None:
     (staying,) = await crowd(layered, 1)
