@@ -1,7 +1,8 @@
 """The begin of a session: from an accepted client to its upstream leg.
 
-A load balancer has to send its PROXY header first, and a client over TLS to finish its handshake.  While the upstream leg is not connected, the client is not read,
-and whether it is still there is checked from time to time.  `fooproxy.relay.session` has the rules of the whole.
+A load balancer has to send its PROXY header first, and a client over TLS to finish its handshake.  While the upstream
+leg is not connected, the client is not read, and whether it is still there is checked from time to time.
+`fooproxy.relay.session` has the rules of the whole.
 """
 
 from __future__ import annotations

@@ -167,9 +167,9 @@ async def test_a_request_does_not_wait_for_the_last_words_of_many_sessions(layer
         client.transport.socket.shutdown(socket.SHUT_WR)
     staying.transport.socket.send(b"REQ 1\n")
     await until(lambda: any(peer.received == b"REQ 1\n" for peer in layered.upstreams.built))
-    assert [peer.received for peer in layered.upstreams.built].count(b"REQ 9\n") < MANY_MORE // 2
+    assert [bytes(peer.received) for peer in layered.upstreams.built].count(b"REQ 9\n") < MANY_MORE // 2
     layered.slow = False
-    await until(lambda: [peer.received for peer in layered.upstreams.built].count(b"REQ 9\n") == len(leaving))
+    await until(lambda: [bytes(peer.received) for peer in layered.upstreams.built].count(b"REQ 9\n") == len(leaving))
 
 
 @ensure
