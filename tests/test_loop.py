@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fooserver import PATIENCE, connect, read_to_end
+from tests.helpers.fooserver import PATIENCE, connect, free_port, read_to_end
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
 
 FEW = 4
 """Connections that a client may cost before the proxy recognizes its own."""
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def check(proxy: Proxy, clients: int) -> None:

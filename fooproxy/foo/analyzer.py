@@ -72,15 +72,19 @@ class Leg:
     nak: int
     is_muted: bool
 
+    if TYPE_CHECKING:
+
+        @property
+        def ack(self) -> int:
+            """ACK messages received on this leg."""
+
+        def take_back(self, size: int) -> None:
+            """Forget the unfinished line, of which `size` bytes were fed since its beginning."""
+
     def state(self) -> list[Any]:
         """Return everything about this leg as plain data, the arguments of `restore`; see `Waiting.state`."""
         self.analysis.catch_up()
         return [*(getattr(self, name) for name in Counts.names), self.head, self.is_muted]
-
-    @property
-    def ack(self) -> int:
-        """ACK messages received on this leg."""
-        raise NotImplementedError
 
     @property
     def replies(self) -> int:
@@ -107,10 +111,6 @@ class Leg:
         if self.mid_line:
             self.take_back(0)
             self.exchange.cut_short(time)
-
-    def take_back(self, size: int) -> None:
-        """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
-        raise NotImplementedError
 
 
 class Analyzer(Leg):

@@ -17,7 +17,7 @@ from fooproxy.core import IMPLEMENTATION, core
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import COMPILED
 from fooproxy.foo.grammar import TYPES, automaton, canonical
-from fooproxy.foo.latency import Latency
+from fooproxy.foo.latency import BUCKETS, FIRST, Latency
 from fooproxy.foo.numbers import zeros
 from tests.foo.test_analyzer import NEARLY, WELL_FORMED
 from tests.fuzz.targets import twins
@@ -38,6 +38,12 @@ HAPPENS = st.builds(
 def test_whatever_happens_both_twins_have_the_same_figures(data: bytes) -> None:
     assert COMPILED is not None
     twins(data)
+
+
+@needs_core
+def test_both_twins_count_at_the_same_places() -> None:
+    assert Counts.names == core.COUNTS
+    assert (*Latency.names[:FIRST], BUCKETS) == core.LATENCY
 
 
 @needs_core

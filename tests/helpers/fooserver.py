@@ -8,6 +8,8 @@ keeps its own side open after that.  It echoes the data of each request, so the 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import re
 import socket
 import struct
@@ -20,6 +22,20 @@ PATIENCE = 30.0
 
 _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
+
+
+_ports = itertools.count(10_000 + os.getpid() * 97 % 20_000)
+
+
+def free_port() -> int:
+    """Return a port that is free, and that neither the kernel nor another test process gives to anybody meanwhile.
+
+    It is below the range from which the kernel takes the ports of clients, and of servers that leave the choice to it.
+    """
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def reply_to(line: bytes) -> bytes:

@@ -13,6 +13,7 @@ from fooproxy.foo.counting import PURE
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
 from fooproxy.stats.timetable import FRAME, INTERVAL, TimeTable
+from tests.helpers.twins import counting
 
 
 class Traffic:
@@ -174,9 +175,10 @@ def test_restored_seconds_go_on_moving_with_the_clock() -> None:
 
 
 def stats() -> Stats:
-    return Stats(itertools.count().__next__)
+    return Stats(itertools.count().__next__, twin=counting())
 
 
+@pytest.mark.usefixtures("twin")
 def test_the_report_begins_with_the_eight_keys_other_foo_proxies_have() -> None:
     report = stats().report()
     assert list(report)[:8] == [
@@ -193,6 +195,7 @@ def test_the_report_begins_with_the_eight_keys_other_foo_proxies_have() -> None:
     assert report["version"] == __version__
 
 
+@pytest.mark.usefixtures("twin")
 def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
     everything = stats()
     session = SessionStats(everything)
@@ -206,6 +209,7 @@ def test_messages_count_by_type_whichever_leg_they_came_from() -> None:
     assert (report["bytes_from_clients"], report["bytes_from_upstream"]) == (24, 19)
 
 
+@pytest.mark.usefixtures("twin")
 def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
     everything = stats()
     first, second = SessionStats(everything), SessionStats(everything)
@@ -221,6 +225,7 @@ def test_sessions_are_counted_while_they_are_open_and_ever_after() -> None:
     assert everything.upstream_connect_failures == {**failures, "refused": 1}
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_client_that_is_not_allowed_counts_as_accepted_and_ended() -> None:
     everything = stats()
     everything.turned_away("not_allowed")
@@ -229,6 +234,7 @@ def test_a_client_that_is_not_allowed_counts_as_accepted_and_ended() -> None:
     assert report["connections_closed"]["not_allowed"] == 1
 
 
+@pytest.mark.usefixtures("twin")
 def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
     told: list[tuple[str, str, int, int]] = []
     everything = Stats(
@@ -244,9 +250,10 @@ def test_the_end_of_a_session_is_told_with_its_reason_and_its_figures() -> None:
     assert everything.report()["requests_in_flight"] == 0
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
     now = 100.0
-    session = SessionStats(Stats(lambda: now))
+    session = SessionStats(Stats(lambda: now, twin=counting()))
     now = 107.0
     assert (session.age, session.idle) == (7.0, 7.0)
     session.client.feed(b"REQ 1\n", 105_000_000)
@@ -255,6 +262,7 @@ def test_a_session_tells_how_old_it_is_and_how_long_nothing_came() -> None:
     assert (session.age, session.idle) == (7.0, 1.0)
 
 
+@pytest.mark.usefixtures("twin")
 def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
     everything = Stats(lambda: 100.0, twin=PURE)
     session = SessionStats(everything)
@@ -270,9 +278,10 @@ def test_what_waits_is_counted_when_it_is_much_or_when_somebody_asks() -> None:
     assert everything.msg_req == session.client.req == 2
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_session_is_not_idle_however_many_requests_wait() -> None:
     now = 0.0
-    stats = Stats(lambda: now)
+    stats = Stats(lambda: now, twin=counting())
     session = SessionStats(stats)
     for _ in range(400):
         now += 1
@@ -281,6 +290,7 @@ def test_a_session_is_not_idle_however_many_requests_wait() -> None:
     assert session.idle == 0.0
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_session_is_between_requests_when_its_client_has_sent_whole_lines_only() -> None:
     session = SessionStats(stats())
     assert session.between_requests
@@ -290,6 +300,7 @@ def test_a_session_is_between_requests_when_its_client_has_sent_whole_lines_only
     assert session.between_requests
 
 
+@pytest.mark.usefixtures("twin")
 def test_the_last_chunk_of_a_client_counts_up_to_its_last_newline() -> None:
     everything = stats()
     session = SessionStats(everything)
@@ -299,6 +310,7 @@ def test_the_last_chunk_of_a_client_counts_up_to_its_last_newline() -> None:
     assert everything.msg_req == 1
 
 
+@pytest.mark.usefixtures("twin")
 def test_what_is_ignored_does_not_count() -> None:
     everything = stats()
     session = SessionStats(everything)
@@ -308,6 +320,7 @@ def test_what_is_ignored_does_not_count() -> None:
     assert (everything.msg_req, everything.msg_ack) == (1, 0)
 
 
+@pytest.mark.usefixtures("twin")
 def test_pauses_are_counted_by_leg() -> None:
     everything = stats()
     session = SessionStats(everything)
@@ -331,18 +344,20 @@ def test_pauses_are_counted_by_leg() -> None:
         (b"REQ 1\n", b"ACK 1\nACK 9", False),
     ],
 )
+@pytest.mark.usefixtures("twin")
 def test_a_session_is_settled_when_every_line_of_the_client_was_answered(
     sent: bytes, answered: bytes, settled: bool
 ) -> None:
-    session = SessionStats(Stats(lambda: 0.0))
+    session = SessionStats(Stats(lambda: 0.0, twin=counting()))
     session.client.feed(sent, 0)
     session.finished()
     session.upstream.feed(answered, 1)
     assert session.settled is settled
 
 
+@pytest.mark.usefixtures("twin")
 def test_a_reply_that_nobody_asked_for_settles_nothing() -> None:
-    session = SessionStats(Stats(lambda: 1.0))
+    session = SessionStats(Stats(lambda: 1.0, twin=counting()))
     session.upstream.feed(b"ACK 0 hello\n", 1)
     session.client.feed(b"REQ 1 x", 500_000)
     assert not session.settled
@@ -352,12 +367,14 @@ def test_a_reply_that_nobody_asked_for_settles_nothing() -> None:
     assert session.settled
 
 
+@pytest.mark.usefixtures("twin")
 def test_the_counters_to_save_include_what_waits_to_be_counted() -> None:
     everything = stats()
     SessionStats(everything).client.feed(b"REQ 1\n", 0)
     assert everything.counters()["client_req"] == 1
 
 
+@pytest.mark.usefixtures("twin")
 def test_counters_come_back_as_they_were() -> None:
     before, after = stats(), stats()
     session = SessionStats(before)
@@ -375,6 +392,7 @@ def test_counters_come_back_as_they_were() -> None:
     assert {name: after.report()[name] for name in kept} == {name: before.report()[name] for name in kept}
 
 
+@pytest.mark.usefixtures("twin")
 def test_data_whose_time_is_a_little_ahead_of_the_clock_is_sampled_now() -> None:
     requests, now = 0, 1000.0
     table = TimeTable(lambda: now, lambda: (requests, 0), lambda: now + 0.5)

@@ -13,6 +13,9 @@ from fooproxy.stats.counters import MANY_NAKS, Stats
 from fooproxy.stats.session import SessionStats
 from fooproxy.stats.troubles import STUCK_AFTER
 from fooproxy.web.exposition import exposition
+from tests.helpers.twins import counting
+
+pytestmark = pytest.mark.usefixtures("twin")
 
 
 class World:
@@ -20,7 +23,7 @@ class World:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.stats = Stats(lambda: self.now)
+        self.stats = Stats(lambda: self.now, twin=counting())
         self.stats.history.begin()
 
     def session(self) -> SessionStats:

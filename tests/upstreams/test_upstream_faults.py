@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end, reset
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, free_port, read_lines, read_to_end, reset
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
@@ -304,8 +304,7 @@ def _turn_away(server: socket.socket) -> None:
 
 
 def test_a_proxy_that_forwards_to_itself_is_not_ready_even_before_a_client_came(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     with fooproxy(tmp_path, "--listen", f"[::]:{port}", "--forward", f"127.0.0.1:{port}") as proxy:
         assert unready(proxy) == ["loop", "upstream_unreachable"]
 

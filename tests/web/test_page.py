@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fooserver import FooServer, connect, read_lines
+from tests.helpers.fooserver import FooServer, connect, free_port, read_lines
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -179,12 +179,6 @@ def fresh_page(browser: Any, server: FooServer, tmp_path: Path) -> Iterator[Page
         opened(browser, proxy, may_go=True) as page,
     ):
         yield page
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
