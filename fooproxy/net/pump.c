@@ -126,7 +126,7 @@ pump_start(Pump *self, PyObject *args)
     }
     if (fd >= self->most) {
         Py_ssize_t most = fd < 64 ? 64 : (Py_ssize_t)fd * 2;
-        Source *sources = PyMem_Resize(self->sources, Source, (size_t)most);
+        Source *sources = PyMem_Realloc(self->sources, (size_t)most * sizeof(Source));
         if (sources == NULL)
             return PyErr_NoMemory();
         memset(sources + self->most, 0, (size_t)(most - self->most) * sizeof(Source));
@@ -155,7 +155,7 @@ make_room(Pump *self, Py_ssize_t events)
 {
     if (events <= self->batch)
         return true;
-    Pending *pending = PyMem_Resize(self->pending, Pending, (size_t)events);
+    Pending *pending = PyMem_Realloc(self->pending, (size_t)events * sizeof(Pending));
     if (pending != NULL)
         self->pending = pending;
     /* Small chunks stay here until all events have been read; the last read may be as large as any. */
@@ -284,7 +284,7 @@ relay(Pump *self, PyObject *events, int64_t now, PyObject *ends, PyObject *other
             length = 0;
             used = 0;
             /* A later read may return the reply to what was just written. */
-            done = later(self, &now) && done;
+            done = done && later(self, &now);
         }
     }
     return write_all(self, length, stuck) && done;

@@ -157,6 +157,40 @@ def test_a_source_is_paired_anew_with_another_sink_and_tap(case: Case) -> None:
     assert third.inflow is None
 
 
+@pytest.mark.parametrize("twin", ["compiled"], indirect=True)
+def test_the_compiled_pump_goes_on_after_any_allocation_has_failed(case: Case) -> None:
+    memory: Any = pytest.importorskip("_testcapi")
+    client = case.client_leg.fileno()
+    chunks: list[bytes] = []
+
+    def relay(events: int) -> Any:
+        chunks.append(b"REQ %d %s\n" % (len(chunks), bytes(5000)))
+        case.client.sendall(chunks[-1])
+        case.requests.room = 1 << 16
+        return lambda: case.pump.relay([(client, IN), (NOBODYS, IN)] * events, 7)
+
+    def start(events: int) -> Any:
+        return lambda: case.pump.start(client << events, Sink(), case.replies)
+
+    failed = 0
+    for what in (relay, start):
+        case.requests.outlet = CLOSED
+        for number in range(12):
+            do = what(number + 1)
+            memory.set_nomemory(number, number + 1)
+            try:
+                do()
+            except MemoryError:
+                failed += 1
+            finally:
+                memory.remove_mem_hooks()
+            case.requests.outlet = case.upstream_leg.fileno()
+            case.pump.relay([(client, IN), (case.upstream_leg.fileno(), IN)] * (number + 1), 7)
+            case.pump.stop(NOBODYS)
+    assert failed > 6
+    assert case.requests.exchange.requests == len(chunks)
+
+
 # How much is asked for at once
 
 
