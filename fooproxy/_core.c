@@ -1,4 +1,4 @@
-/* The module fooproxy._core: the compiled twins of the pump and of what counts.  fooproxy/twins.py says when they are used. */
+/* The module fooproxy._core: the compiled twins of the pump and of what counts.  fooproxy/core.py says when they are used. */
 
 #include "foo/counting.h"
 #include "net/pump.h"

@@ -57,6 +57,7 @@ row_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
         return NULL;
     }
     self->numbers = (int64_t *)self->view.buf + start;
+    self->size = size;
     return (PyObject *)self;
 }
 
@@ -77,13 +78,13 @@ PyTypeObject Row_Type = {
     .tp_dealloc = (destructor)row_dealloc,
 };
 
-/* Return the row of a Block, as a new reference. */
+/* Return the row of a Block, as a new reference; it has at least `least` numbers. */
 static Row *
-row_of(PyObject *block)
+row_of(PyObject *block, Py_ssize_t least)
 {
     PyObject *row = PyObject_GetAttrString(block, "row");
-    if (row != NULL && !Py_IS_TYPE(row, &Row_Type)) {
-        PyErr_SetString(PyExc_TypeError, "the row of a block must be a Row");
+    if (row != NULL && (!Py_IS_TYPE(row, &Row_Type) || ((Row *)row)->size < least)) {
+        PyErr_Format(PyExc_TypeError, "the row of a block must be a Row of %zd numbers or more", least);
         Py_CLEAR(row);
     }
     return (Row *)row;
@@ -188,12 +189,11 @@ reply(Exchange *self, int64_t time, int64_t count)
             self->late += matched;
             total[LATE_REPLIES] += matched;
         } else {
-            int64_t span = time - self->asked;
-            if (span > total[LONGEST]) {
-                if (span > LONGEST_LATENCY)
-                    span = LONGEST_LATENCY;
+            /* Whatever the times, and whatever others write into the array, there is a bucket for it. */
+            uint64_t passed = (uint64_t)time - (uint64_t)self->asked;
+            int64_t span = passed < LONGEST_LATENCY ? (int64_t)passed : LONGEST_LATENCY;
+            if (span > total[LONGEST])
                 total[LONGEST] = span;
-            }
             int number = bucket(span);
             total[FIRST_BUCKET + number] += matched;
             total[SUM] += span * matched;
@@ -217,7 +217,7 @@ exchange_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     PyObject *total;
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:Exchange", names, &total))
         return NULL;
-    Row *row = row_of(total);
+    Row *row = row_of(total, FIRST_BUCKET + BUCKETS);
     if (row == NULL)
         return NULL;
     Exchange *self = (Exchange *)type->tp_alloc(type, 0);
@@ -481,8 +481,8 @@ analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     Analysis *self = (Analysis *)type->tp_alloc(type, 0);
     if (self == NULL)
         return NULL;
-    self->latency = row_of(latency);
-    self->total = self->latency ? row_of(total) : NULL;
+    self->latency = row_of(latency, FIRST_BUCKET + BUCKETS);
+    self->total = self->latency ? row_of(total, COUNTS) : NULL;
     if (self->total == NULL) {
         Py_DECREF(self);
         return NULL;

@@ -13,6 +13,7 @@ typedef struct {
     PyObject_HEAD
     Py_buffer view;
     int64_t *numbers;
+    Py_ssize_t size;
 } Row;
 
 /* Requests that were read at the same time. */

@@ -17,7 +17,7 @@ from fooproxy.core import IMPLEMENTATION, core
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import COMPILED
 from fooproxy.foo.grammar import TYPES, automaton, canonical
-from fooproxy.foo.latency import BUCKETS, FIRST, Latency
+from fooproxy.foo.latency import BUCKETS, FIRST, LONGEST, Latency
 from fooproxy.foo.numbers import zeros
 from tests.foo.test_analyzer import NEARLY, WELL_FORMED
 from tests.fuzz.targets import twins
@@ -81,6 +81,37 @@ def test_the_automaton_is_the_grammar(text: bytes) -> None:
 def test_what_is_no_block_of_numbers_is_refused(numbers: object, start: int, error: type[Exception]) -> None:
     with pytest.raises(error):
         core.Row(numbers, start, 3)
+
+
+@needs_core
+def test_a_block_that_is_too_short_is_refused() -> None:
+    assert COMPILED is not None
+    short: Any = Counts()
+    few: Any = SimpleNamespace(row=core.Row(zeros(9), 0, 4))
+    for wrong in (
+        lambda: COMPILED.Exchange(short),
+        lambda: COMPILED.Analysis(short, True),
+        lambda: COMPILED.Analysis(Latency(), True, None, few),
+    ):
+        with pytest.raises(TypeError, match="numbers or more"):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("asked", "replied", "longest"),
+    [(1, 1 << 62, 0), (-(1 << 63), (1 << 63) - 1, 0), (1, 1 << 50, 1 << 60)],
+    ids=["far apart", "as far apart as can be", "beside a longest one from elsewhere"],
+)
+@needs_core
+def test_whatever_the_times_are_there_is_a_bucket_for_the_latency(asked: int, replied: int, longest: int) -> None:
+    assert COMPILED is not None
+    latency = Latency()
+    latency.longest = longest
+    exchange = COMPILED.Exchange(latency)
+    exchange.request(asked, 1)
+    exchange.reply(replied, 1)
+    assert (exchange.buckets, latency.answered.buckets) == ({BUCKETS - 1: 1}, {BUCKETS - 1: 1})
+    assert (latency.sum, latency.longest) == (LONGEST, max(longest, LONGEST))
 
 
 @needs_core
