@@ -15,6 +15,8 @@ CORE = Extension(
     "fooproxy._core",
     ["fooproxy/_core.c", "fooproxy/foo/counting.c", "fooproxy/net/pump.c"],
     depends=["fooproxy/foo/counting.h", "fooproxy/net/pump.h"],
+    # Or another library of the process that has a function called `count` too would be called.
+    extra_compile_args=["-fvisibility=hidden"],
     optional=WISH != "require",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import socket
@@ -112,6 +113,14 @@ def test_whatever_the_times_are_there_is_a_bucket_for_the_latency(asked: int, re
     exchange.reply(replied, 1)
     assert (exchange.buckets, latency.answered.buckets) == ({BUCKETS - 1: 1}, {BUCKETS - 1: 1})
     assert (latency.sum, latency.longest) == (LONGEST, max(longest, LONGEST))
+
+
+@needs_core
+def test_no_other_library_of_the_process_can_take_the_place_of_what_the_core_calls() -> None:
+    library = ctypes.CDLL(core.__file__)
+    assert hasattr(library, "PyInit__core")
+    for name in ("count", "add_counting", "Pump_Type", "Analyzer_Type"):
+        assert not hasattr(library, name)
 
 
 @needs_core
