@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -131,6 +132,55 @@ def test_requests_that_nobody_answers_take_bounded_memory_and_stay_counted() -> 
     assert session.in_flight == 20_000
     session.reply(10_000, 20_000)
     assert (session.in_flight, total.unmatched, total.answered.count) == (0, 0, 20_000)
+
+
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize("many", [2, 5, 20, 300])
+def test_what_kept_open_requests_apart_does_so_again_after_none_was_left_or_all_were_late(many: int) -> None:
+    session, total = exchange()
+    time = 0
+    for is_late in (False, True, False, True, True, False):
+        for _ in range(many):
+            time += 1000
+            session.request(time, 1)
+        if is_late:
+            session.resumed()
+            session.request(time + 1, 1)
+            session.request(time + 2, 1)
+            session.reply(time + 10, many + 1)
+            assert session.in_flight == 1
+        session.reply(time + 10, session.in_flight)
+        assert (session.in_flight, total.unmatched) == (0, 0)
+    assert (session.late, total.late) == (3 * many, 3 * many)
+    assert (total.answered.buckets[8], total.answered.buckets[9], total.answered.count) == (3, 3, 3 * many + 6)
+
+
+@pytest.mark.usefixtures("twin")
+def test_a_session_of_which_many_requests_were_open_is_small_again_afterwards() -> None:
+    total = Latency()
+    sessions = [counting().Exchange(total) for _ in range(50)]
+    tracemalloc.start()
+    try:
+        for session in sessions:
+            for time in range(200):
+                session.request(time, 1)
+        many = tracemalloc.get_traced_memory()[0]
+        for session in sessions:
+            session.reply(200, 200)
+        assert tracemalloc.get_traced_memory()[0] < many / 2
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.usefixtures("twin")
+def test_what_was_seen_last_was_seen_last_whatever_the_clock_says() -> None:
+    total = Latency()
+    clients = counting().Analysis(total, True)
+    client = counting().Analyzer(clients, counting().Exchange(total))
+    for time in (7, 9, 8):
+        client.feed(b"REQ 1\n", time)
+        clients.catch_up()
+    assert total.seen == 9
 
 
 @pytest.mark.usefixtures("twin")
