@@ -153,6 +153,9 @@ def test_the_compiled_twin_keeps_nothing_alive_that_nobody_uses() -> None:
         for time in range(20):
             client.feed(b"REQ 1\nREQ 2 x", time)
             upstream.feed(b"ACK 1\n", time + 1)
+        # Numbers that are not among the small ones, which are never freed.
+        client.feed(b"\n" + b"REQ 1\n" * 2000 + b"REQ 2 x", 20)
+        upstream.feed(b"ACK 1\n" * 1000, 1 << 22)
         exchange.restore(*exchange.state())
         client.restore(*client.state())
         client.finish(30)
@@ -182,8 +185,9 @@ def test_the_compiled_twin_keeps_nothing_alive_that_nobody_uses() -> None:
     before = [sys.getrefcount(thing) for thing in watched]
     gc.collect()
     blocks = sys.getallocatedblocks()
-    for _ in range(200):
+    for _ in range(1000):
         session()
     assert [sys.getrefcount(thing) for thing in watched] == before
     gc.collect()
-    assert sys.getallocatedblocks() - blocks < 200
+    # Less than one for each session; the interpreter keeps a few for later use.
+    assert sys.getallocatedblocks() - blocks < 900

@@ -121,6 +121,24 @@ def test_what_the_kernel_takes_in_part_is_given_back_from_there(case: Case) -> N
     assert case.server.recv(1 << 17) + rest == chunk
 
 
+def test_all_chunks_of_a_batch_arrive_as_they_were_however_large_and_small_ones_follow_each_other(case: Case) -> None:
+    twin, sizes = counting(), [60_000, 60_000, 10, 60_000, 4096, 10, 4096, 4097] * 4
+    with contextlib.ExitStack() as sockets:
+        events, ends = [], []
+        for size in sizes:
+            far, near, out, end = map(sockets.enter_context, (*socket.socketpair(), *socket.socketpair()))
+            near.setblocking(False)
+            tap = twin.Analyzer(case.analysis, twin.Exchange(case.latency))
+            case.pump.start(near.fileno(), Sink(), tap)
+            tap.outlet, tap.room = out.fileno(), 1 << 16
+            chunk = random.Random(size).randbytes(size)
+            far.sendall(chunk)
+            events.append((near.fileno(), IN))
+            ends.append((end, chunk))
+        assert case.pump.relay(events, 7) == ([], [])
+        assert [end.recv(1 << 17) for end, _ in ends] == [chunk for _, chunk in ends]
+
+
 def test_a_reset_is_given_back_as_the_loss_that_it_is(case: Case) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     far = socket.create_connection(listener.getsockname())
