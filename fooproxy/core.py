@@ -15,10 +15,13 @@ INTERFACE = 2
 """Grows with each change of what the compiled module offers; so does its own number, in _core.c."""
 
 try:
-    from fooproxy import _core as core
-except ImportError:
-    core = None  # type: ignore[assignment]
+    import fooproxy._core as core
+except ModuleNotFoundError:
+    core, _why_not = None, "the compiled core was not built"  # type: ignore[assignment]
+except ImportError as error:
+    core, _why_not = None, f"the compiled core cannot be loaded: {error}"  # type: ignore[assignment]
 else:
+    _why_not = "FOOPROXY_PURE is set"
     if getattr(core, "INTERFACE", 0) != INTERFACE:
         raise ImportError(f"{core.__file__} was built from other sources; install fooproxy again (pip install -e .)")
 
@@ -27,10 +30,5 @@ IS_USED = core is not None and os.environ.get("FOOPROXY_PURE", "0") in ("", "0")
 IMPLEMENTATION = "compiled" if IS_USED else "pure"
 """What relays and counts, as operators see it: ``compiled`` or ``pure``."""
 
-REASON = (
-    "relaying with the compiled core"
-    if IS_USED
-    else "relaying in pure Python, which costs more CPU: "
-    + ("the compiled core was not built" if core is None else "FOOPROXY_PURE is set")
-)
+REASON = "relaying with the compiled core" if IS_USED else f"relaying in pure Python, which costs more CPU: {_why_not}"
 """The same as a clause of a log line, with the reason."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
+import shutil
 import socket
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fooproxy.core
 from fooproxy.core import IMPLEMENTATION, core
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import COMPILED
@@ -22,6 +27,7 @@ from fooproxy.foo.latency import BUCKETS, FIRST, LONGEST, Latency
 from fooproxy.foo.numbers import zeros
 from tests.foo.test_analyzer import NEARLY, WELL_FORMED
 from tests.fuzz.targets import twins
+from tests.helpers.processes import completed, environment
 from tests.helpers.twins import MUST_BE_BUILT
 
 needs_core = pytest.mark.skipif(core is None and not MUST_BE_BUILT, reason="fooproxy._core was not built")
@@ -50,6 +56,23 @@ def test_both_twins_count_at_the_same_places() -> None:
 @needs_core
 def test_the_compiled_twin_is_used_unless_the_environment_says_otherwise() -> None:
     assert ("pure" if os.environ.get("FOOPROXY_PURE") else "compiled") == IMPLEMENTATION
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [(b"", "cannot be loaded: .*file too short"), (None, "was not built$")],
+    ids=["broken", "missing"],
+)
+def test_without_the_compiled_twin_the_reason_says_why(file: bytes | None, reason: str, tmp_path: Path) -> None:
+    if file is not None:
+        tmp_path.joinpath(f"_core{EXTENSION_SUFFIXES[0]}").write_bytes(file)
+    # In its own folder, next to nothing.
+    shutil.copy(fooproxy.core.__file__, tmp_path / "core.py")
+    program = (
+        f"import fooproxy; fooproxy.__path__[:] = [{str(tmp_path)!r}]; from fooproxy.core import REASON; print(REASON)"
+    )
+    end = completed([sys.executable, "-c", program], env=environment())
+    assert re.search(reason, end.stdout.strip()), end
 
 
 @given(st.lists(WELL_FORMED | NEARLY | st.binary(max_size=3), max_size=12).map(b"".join))
