@@ -194,6 +194,15 @@ def test_open_requests_are_given_up_when_the_session_ends() -> None:
 
 
 @pytest.mark.usefixtures("twin")
+def test_a_request_without_a_newline_is_in_flight_until_it_is_answered() -> None:
+    session, total = exchange()
+    session.cut_short(1_000_000)
+    assert (session.in_flight, session.requests, total.asked, total.in_flight) == (1, 0, 1, 1)
+    session.reply(1_000_005, 1)
+    assert (session.in_flight, session.requests, total.asked, total.in_flight) == (0, 0, 1, 0)
+
+
+@pytest.mark.usefixtures("twin")
 def test_a_latency_beyond_all_bounds_counts_as_the_longest() -> None:
     session, total = exchange()
     session.request(0, 1)
