@@ -20,7 +20,7 @@ enum {
     GROWTH = 8,
     SHRINKAGE = 6,
     LARGE = 4096,
-    LINE = 64 /* bytes of a cache line: chunks begin on one */
+    LINE = 64 /* bytes of a cache line, at multiples of which chunks begin */
 };
 
 typedef struct {
