@@ -10,18 +10,23 @@ import os
 import sys
 from dataclasses import dataclass
 from getopt import GetoptError
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from twisted.python import usage
 
 from fooproxy import __version__, values
 from fooproxy.core import IMPLEMENTATION
+from fooproxy.helptext import formatted
 from fooproxy.net.addresses import expects_proxy_header, host_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
+
+GROUPS = ("relay", "upstreams", "pool", "limits", "statistics", "HTTP", "log", "general")
+"""The parts of the help, in their order; one without an option is left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,9 @@ class Option:
 
     name: str
     """The long form, without its dashes."""
+
+    group: str
+    """The part of the help it is in, one of `GROUPS`."""
 
     short: str | None = None
     """The letter of the short form."""
@@ -63,6 +71,11 @@ class Option:
         return f"--{self.name} {self.unit}".rstrip()
 
     @property
+    def forms(self) -> str:
+        """How it is written on the command line, with its short form: ``-l, --listen ADDRESS``."""
+        return f"-{self.short}, {self.form}" if self.short else self.form
+
+    @property
     def variable(self) -> str:
         """The environment variable that is used if the option is not on the command line."""
         return f"FOOPROXY_{self.name.upper().replace('-', '_')}"
@@ -81,6 +94,7 @@ class Option:
 OPTIONS = (
     Option(
         name="listen",
+        group="relay",
         short="l",
         unit="ADDRESS",
         default=":8002",
@@ -89,6 +103,7 @@ OPTIONS = (
     ),
     Option(
         name="forward",
+        group="upstreams",
         short="f",
         unit="ADDRESS",
         default=":8001",
@@ -97,6 +112,7 @@ OPTIONS = (
     ),
     Option(
         name="http",
+        group="HTTP",
         unit="ADDRESS",
         default="127.0.0.1:8088",
         check=values.listening,
@@ -104,6 +120,7 @@ OPTIONS = (
     ),
     Option(
         name="http-host",
+        group="HTTP",
         unit="NAME",
         default="",
         absence="none",
@@ -113,6 +130,7 @@ OPTIONS = (
     ),
     Option(
         name="max-connections",
+        group="limits",
         unit="SESSIONS",
         default="auto",
         check=values.sessions,
@@ -120,6 +138,7 @@ OPTIONS = (
     ),
     Option(
         name="recovery-path",
+        group="statistics",
         unit="FILE",
         default=".data/recovery.json",
         check=values.path,
@@ -127,6 +146,7 @@ OPTIONS = (
     ),
     Option(
         name="recovery-max-age",
+        group="statistics",
         unit="SECONDS",
         default="10",
         check=values.seconds,
@@ -134,6 +154,7 @@ OPTIONS = (
     ),
     Option(
         name="connect-timeout",
+        group="upstreams",
         unit="SECONDS",
         default="5",
         check=values.positive_seconds,
@@ -141,6 +162,7 @@ OPTIONS = (
     ),
     Option(
         name="idle-timeout",
+        group="limits",
         unit="SECONDS",
         default="0",
         check=values.seconds,
@@ -148,6 +170,7 @@ OPTIONS = (
     ),
     Option(
         name="client-fin-timeout",
+        group="limits",
         unit="SECONDS",
         default="10",
         check=values.positive_seconds,
@@ -155,6 +178,7 @@ OPTIONS = (
     ),
     Option(
         name="send-timeout",
+        group="limits",
         unit="SECONDS",
         default="60",
         check=values.positive_seconds,
@@ -162,6 +186,7 @@ OPTIONS = (
     ),
     Option(
         name="drain-timeout",
+        group="limits",
         unit="SECONDS",
         default="10",
         check=values.seconds,
@@ -169,6 +194,7 @@ OPTIONS = (
     ),
     Option(
         name="allow",
+        group="limits",
         unit="NETWORK",
         default="",
         absence="all",
@@ -178,18 +204,37 @@ OPTIONS = (
     ),
     Option(
         name="log-sessions",
+        group="log",
         default="off",
         check=values.switch,
         meaning="Log the end of every session with its counts, not just of sessions that failed.",
     ),
     Option(
         name="log-level",
+        group="log",
         unit="LEVEL",
         default="info",
         check=values.level,
         meaning="Log only lines of this level and above: debug, info, warn or error.",
     ),
 )
+
+
+ABOUT = """\
+Relays the Foo protocol between clients and a server, counts messages, and reports statistics: as JSON on standard
+output on SIGUSR2, and over HTTP."""
+
+NOTES = """\
+An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
+unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
+
+An option not given on the command line is read from the environment: FOOPROXY_CONNECT_TIMEOUT for --connect-timeout."""
+
+COMMANDS = (
+    ("-h, --help", "Print this help and exit."),
+    ("--version", "Print fooproxy's version and exit."),
+)
+"""What else may stand on the command line, and what it does instead of running the proxy."""
 
 
 class Options(usage.Options):
@@ -199,14 +244,6 @@ class Options(usage.Options):
     """
 
     synopsis = "[options]"
-    longdesc = """\
-Relays the Foo protocol between clients and a server, counts messages, and reports statistics: as JSON on standard
-output on SIGUSR2, and over HTTP.
-
-An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
-unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
-
-An option not given on the command line is read from the environment: FOOPROXY_CONNECT_TIMEOUT for --connect-timeout."""
 
     optParameters = [[each.name, each.short, each.shown_default, each.help] for each in OPTIONS if not each.is_flag]
     optFlags = [[each.name, each.short, each.help] for each in OPTIONS if each.is_flag]
@@ -253,6 +290,14 @@ An option not given on the command line is read from the environment: FOOPROXY_C
 
     # Twisted takes only the long form.
     opt_h = usage.Options.opt_help
+
+    def getUsage(self, width: int | None = None) -> str:
+        """Return the help, as wide as the terminal unless `width` says otherwise."""
+        entries: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for option in OPTIONS:
+            entries[option.group].append((option.forms, f"{option.help} [default: {option.shown_default}]"))
+        entries["general"] += COMMANDS
+        return formatted(ABOUT, entries, NOTES, width or get_terminal_size().columns)
 
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""

@@ -13,7 +13,7 @@ from docutils.core import publish_doctree
 from twisted.python.usage import UsageError
 
 from fooproxy import service
-from fooproxy.options import OPTIONS, Option, Options
+from fooproxy.options import GROUPS, OPTIONS, Option, Options
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
 
@@ -51,10 +51,27 @@ def test_an_option_has_a_row_in_the_readme(option: Option, rows: list[tuple[str,
 
 
 @each
-def test_an_option_is_in_the_help(option: Option) -> None:
-    words = re.sub(r"\s+", " ", Options().getUsage(width=500))
-    short = f"-{option.short}, " if option.short else ""
-    assert f" {short}--{option.name}{'=' if option.unit else ''} {option.help}" in words
+def test_an_option_is_in_the_help_of_its_group(option: Option) -> None:
+    words = re.sub(r"\s+", " ", helped(option.group))
+    assert f" {option.forms} {option.help} [default: {option.shown_default}]" in words
+
+
+def helped(group: str) -> str:
+    """Return one group of the help."""
+    heading = f"{group[0].upper()}{group[1:]}:\n"
+    (found,) = [part for part in Options({}).getUsage(width=100).split("\n\n") if part.startswith(heading)]
+    return found
+
+
+@each
+def test_an_option_is_in_a_group(option: Option) -> None:
+    assert option.group in GROUPS
+
+
+@pytest.mark.parametrize(("width", "longest"), [(20, 60), (80, 80), (500, 120)])
+def test_the_help_is_as_wide_as_the_terminal_within_reason(width: int, longest: int) -> None:
+    lines = Options({}).getUsage(width).splitlines()
+    assert longest - 8 < max(map(len, lines)) <= longest
 
 
 @each

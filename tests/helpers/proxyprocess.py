@@ -27,6 +27,8 @@ from tests.helpers.processes import completed, started
 T = TypeVar("T")
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
+# What the installed command fooproxy does.
+COMMAND = (sys.executable, "-m")
 # By default, twist logs to standard output.
 TWIST = (sys.executable, "-m", "twisted", "--log-file=+", "--log-format=text")
 

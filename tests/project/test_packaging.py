@@ -172,7 +172,9 @@ def test_an_editable_install_gives_twistd_the_command(source: Path, environment:
     assert all(origin.is_relative_to(source.resolve()) for origin in environment.origins())
 
 
-def test_the_commands_of_the_test_driver_are_installed(wheel: Path, environment: Environment) -> None:
+def test_the_commands_are_installed(wheel: Path, environment: Environment) -> None:
     environment.install(wheel)
-    commands = {path.name for path in environment.python.parent.iterdir()}
-    assert {"foo-server", "foo-client", "foo-demo"} <= commands
+    folder = environment.python.parent
+    assert {"fooproxy", "foo-server", "foo-client", "foo-demo"} <= {path.name for path in folder.iterdir()}
+    end = completed([folder / "fooproxy", "--version"], env={}, cwd=environment.folder)
+    assert (end.returncode, end.stdout, end.stderr) == (0, f"fooproxy {__version__} (compiled)\n", "")

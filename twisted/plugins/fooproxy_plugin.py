@@ -1,6 +1,5 @@
 """Tells twistd that fooproxy exists; everything else is imported when it is used."""
 
-import gc
 from typing import Any
 
 from twisted.application.service import ServiceMaker
@@ -12,18 +11,11 @@ class Maker(ServiceMaker):
     @property
     def options(self) -> Any:
         """The class of the options."""
-        from fooproxy.early import hold
+        from fooproxy.early import hold, loading
 
         hold()
-        # All of it stays, and to look for garbage in it would make the start longer by a tenth.
-        was_enabled = gc.isenabled()
-        gc.disable()
-        try:
+        with loading():
             return super().options
-        finally:
-            gc.freeze()
-            if was_enabled:
-                gc.enable()
 
 
 fooproxy = Maker(

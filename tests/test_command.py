@@ -1,0 +1,64 @@
+"""The command ``fooproxy``, as a process: the same proxy as under twistd, without a pid file."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from fooproxy import __version__
+from fooproxy.core import IMPLEMENTATION
+from tests.helpers.fooserver import FooServer, exchange
+from tests.helpers.processes import completed
+from tests.helpers.proxyprocess import COMMAND, eventually, fooproxy, options, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_command_relays_reports_and_stops_and_leaves_nothing_but_its_recovery_file(tmp_path: Path) -> None:
+    with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=COMMAND) as proxy:
+        assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        proxy.signal(signal.SIGUSR2)
+        eventually(lambda: proxy.printed.endswith("\n"))
+        assert json.loads(proxy.printed)["msg_total"] == 2
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr", "recovery.json", "recovery.json.lock"}
+
+
+def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "class Importing:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'twisted': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Importing)\n"
+        "from fooproxy.__main__ import main\n"
+        "assert 'twisted' not in sys.modules\n"
+        "main()"
+    )
+    end = completed([sys.executable, "-c", program, *options(tmp_path, None)], cwd=tmp_path)
+    assert end.returncode == 0, end.stderr
+    assert json.loads((tmp_path / "recovery.json").read_text())
+
+
+def test_a_wrong_option_of_the_command_is_refused_with_one_line_and_status_2(tmp_path: Path) -> None:
+    end = run(tmp_path, "fooproxy", "--idle-timeout", "soon", command=COMMAND)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert re.fullmatch("fooproxy: --idle-timeout: 'soon' is not a time; expected .*\n", end.stderr)
+
+
+def test_the_help_of_the_command_does_not_mention_twistd(tmp_path: Path) -> None:
+    end = run(tmp_path, "fooproxy", "--help", command=COMMAND)
+    assert (end.returncode, end.stderr) == (0, "")
+    assert end.stdout.startswith("Usage: fooproxy [options]\n")
+    assert "twistd" not in end.stdout
+
+
+def test_the_command_tells_its_version(tmp_path: Path) -> None:
+    end = run(tmp_path, "fooproxy", "--version", command=COMMAND)
+    assert (end.returncode, end.stdout, end.stderr) == (0, f"fooproxy {__version__} ({IMPLEMENTATION})\n", "")
