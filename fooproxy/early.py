@@ -12,7 +12,7 @@ import gc
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,11 +45,11 @@ def is_free(number: int) -> bool:
     return handler in (signal.SIG_DFL, None) or isinstance(handler, Held)
 
 
-def let_go() -> None:
-    """Let the signals have their usual effect again: this process will not become the proxy."""
+def let_go(interrupt: Any = signal.default_int_handler) -> None:
+    """Let the signals have their usual effect again, SIGINT that of `interrupt`: this process will not be the proxy."""
     for number in _HELD:
         if isinstance(signal.getsignal(number), Held):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(number, interrupt if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @contextmanager

@@ -7,18 +7,22 @@ A new option is one more declaration here, and its use in the service.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from getopt import GetoptError
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from twisted.python import usage
 
-from fooproxy import __version__, values
+from fooproxy import __version__, checking, values
+from fooproxy.configuration import ConfigurationFile
 from fooproxy.core import IMPLEMENTATION
+from fooproxy.early import let_go
 from fooproxy.helptext import formatted
 from fooproxy.net.addresses import expects_proxy_header, host_port
+from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +57,9 @@ class Option:
 
     check: Callable[[str], Any]
     """Converts a text to a value; raises `ValueError`, which quotes the text and says what would be right."""
+
+    look: Callable[[str], str] = checking.nothing
+    """For ``--check-config``: returns what a text means on this machine, or raises `ValueError`."""
 
     repeats: bool = False
     """Whether it may be given several times; its value is then a list."""
@@ -99,6 +106,7 @@ OPTIONS = (
         unit="ADDRESS",
         default=":8002",
         check=values.listening,
+        look=checking.listening,
         meaning="ADDRESS to listen on for clients.",
     ),
     Option(
@@ -108,6 +116,7 @@ OPTIONS = (
         unit="ADDRESS",
         default=":8001",
         check=values.upstream,
+        look=checking.connecting,
         meaning="ADDRESS of the Foo server (127.0.0.1 if it names no host).",
     ),
     Option(
@@ -116,6 +125,7 @@ OPTIONS = (
         unit="ADDRESS",
         default="127.0.0.1:8088",
         check=values.listening,
+        look=checking.listening_locally,
         meaning="ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host).",
     ),
     Option(
@@ -142,6 +152,7 @@ OPTIONS = (
         unit="FILE",
         default=".data/recovery.json",
         check=values.path,
+        look=checking.recovery,
         meaning="File that preserves the statistics across restarts.",
     ),
     Option(
@@ -217,6 +228,15 @@ OPTIONS = (
         check=values.level,
         meaning="Log only lines of this level and above: debug, info, warn or error.",
     ),
+    Option(
+        name="config",
+        group="general",
+        unit="FILE",
+        default="",
+        absence="none",
+        check=values.path,
+        meaning="TOML file with values for options that are neither on the command line nor in the environment.",
+    ),
 )
 
 
@@ -228,17 +248,30 @@ NOTES = """\
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
 
-An option not given on the command line is read from the environment: FOOPROXY_CONNECT_TIMEOUT for --connect-timeout."""
+An option not given on the command line is read from the environment (FOOPROXY_CONNECT_TIMEOUT for --connect-timeout),
+and then from the file that --config names (connect-timeout = 2.5)."""
 
 COMMANDS = (
+    ("--check-config", "Check the options, say what would run and where each value comes from, and exit."),
     ("-h, --help", "Print this help and exit."),
     ("--version", "Print fooproxy's version and exit."),
 )
 """What else may stand on the command line, and what it does instead of running the proxy."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the value of an option comes from."""
+
+    kind: str
+    """One of "command line", "environment", "file" and "default"."""
+
+    place: str
+    """What an operator has to change for another value: ``--listen``, ``FOOPROXY_LISTEN``, ``FILE:LINE: listen``."""
+
+
 class Options(usage.Options):
-    """The options' values, by name: the command line decides, then `environment`, then the default.
+    """The options' values, by name: the command line decides, then `environment`, the file, and the default.
 
     Until the command line has been parsed, they are the texts of the defaults.
     """
@@ -253,6 +286,10 @@ class Options(usage.Options):
         self._environment = environment
         # Where the parser puts what it finds, by the long names.
         self.opts = _Given()  # type: ignore[assignment]
+        self._file: ConfigurationFile | None = None
+        self._texts: dict[str, list[str]] = {}
+        self._sources: dict[str, Source] = {}
+        self._only_check = False
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -273,8 +310,14 @@ class Options(usage.Options):
 
     def postOptions(self) -> None:
         """Convert the texts to values, and check whether they can be combined."""
+        self._read_file()
         for option in OPTIONS:
             self[option.name] = self._value(option)
+        self._check_combinations()
+        if self._only_check:
+            self._report_check()
+
+    def _check_combinations(self) -> None:
         listen, forward = host_port(self["listen"]), host_port(self["forward"])
         if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
             raise usage.UsageError(
@@ -299,32 +342,105 @@ class Options(usage.Options):
         entries["general"] += COMMANDS
         return formatted(ABOUT, entries, NOTES, width or get_terminal_size().columns)
 
+    def opt_check_config(self) -> None:
+        """Only check the options."""
+        self._only_check = True
+
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
         print(f"fooproxy {__version__} ({IMPLEMENTATION})")
         raise SystemExit(0)
 
+    def in_force(self) -> dict[str, Any]:
+        """Return the options as a JSON object: the `file` that was read, and for each option its value and source."""
+        return {
+            "file": self._file and self._file.path,
+            "options": {
+                option.name: {
+                    "value": self._shown(option),
+                    "source": self._sources[option.name].kind,
+                    "place": one_line(self._sources[option.name].place),
+                }
+                for option in OPTIONS
+            },
+        }
+
+    def _shown(self, option: Option) -> Any:
+        """Return a value as JSON: numbers and flags as such, everything else as the operator wrote it."""
+        texts = [one_line(text) for text in self._texts[option.name]]
+        if option.repeats:
+            return texts
+        value = self[option.name]
+        return value if isinstance(value, (bool, int, float)) else texts[0] if texts else None
+
+    def _read_file(self) -> None:
+        (config,) = (option for option in OPTIONS if option.name == "config")
+        path = self._value(config)
+        if path is not None:
+            try:
+                others = {option.name: option for option in OPTIONS if option is not config}
+                self._file = ConfigurationFile(path, others)
+            except ValueError as error:
+                in_file = str(error).startswith(f"{one_line(path)}:")
+                raise usage.UsageError(str(error) if in_file else f"{self._source('config')}: {error}") from error
+
+    def _report_check(self) -> NoReturn:
+        """Print what would run, and end the process."""
+        # An exception would have to wait for a name service that hangs.
+        let_go(signal.SIG_DFL)
+        print(f"fooproxy {__version__} ({IMPLEMENTATION}) would run with these options:\n")
+        rows = []
+        for option in OPTIONS:
+            texts, source = self._texts[option.name], self._sources[option.name]
+            if not texts:
+                rows.append(checking.Row(option.name, [option.absence], [source.kind], [""], checking.nothing))
+                continue
+            places = [self._place(option.name, index) for index in range(len(texts))]
+            sources = [source.kind] * len(texts) if source.kind in ("default", "command line") else places
+            rows.append(checking.Row(option.name, texts, sources, places, option.look))
+        raise SystemExit(0 if checking.check(rows) else 2)
+
     def _value(self, option: Option) -> Any:
+        texts, source = self._found(option)
+        self._texts[option.name], self._sources[option.name] = texts, source
+        found = []
+        for index, text in enumerate(texts):
+            try:
+                found.append(option.check(text))
+            except ValueError as error:
+                is_list = option.repeats and source.kind == "environment" and "," in text
+                hint = "; separate several values by spaces, not commas" if is_list else ""
+                raise usage.UsageError(f"{self._place(option.name, index)}: {error}{hint}") from error
+        return found if option.repeats else found[0] if found else None
+
+    def _found(self, option: Option) -> tuple[list[str], Source]:
+        """Return the texts that an option has, and where they come from."""
         given = self.opts.get(option.name, [])
         if len(given) > 1 and not option.repeats:
             which = "" if option.is_flag else f" ({', '.join(map(repr, given))})"
             raise usage.UsageError(f"--{option.name}: given {len(given)} times{which}; expected only once")
+        if given:
+            return given, Source("command line", f"--{option.name}")
         # An empty variable counts as not set, because a container cannot unset a variable of its image.
-        text = self._environment.get(option.variable) or option.default
-        try:
-            texts = given or (text.split() if option.repeats else [text] if text else [])
-            found = [option.check(each) for each in texts]
-        except ValueError as error:
-            is_list = option.repeats and not given and "," in text
-            hint = "; separate several values by spaces, not commas" if is_list else ""
-            raise usage.UsageError(f"{self._source(option.name)}: {error}{hint}") from error
-        return found if option.repeats else found[0] if found else None
+        in_environment = self._split(option, self._environment.get(option.variable, ""))
+        if in_environment:
+            return in_environment, Source("environment", option.variable)
+        if self._file is not None and option.name in self._file.texts:
+            return self._file.texts[option.name], Source("file", self._file.place(option.name))
+        return self._split(option, option.default), Source("default", f"--{option.name}")
+
+    def _place(self, name: str, index: int) -> str:
+        """Name the place of an option's value number `index`."""
+        source = self._sources[name]
+        return self._file.place(name, index) if self._file and source.kind == "file" else source.place
+
+    @staticmethod
+    def _split(option: Option, text: str) -> list[str]:
+        return text.split() if option.repeats else [text] if text else []
 
     def _source(self, name: str) -> str:
         """Name the place that an operator has to change for another value."""
-        (option,) = (option for option in OPTIONS if option.name == name)
-        from_environment = name not in self.opts and self._environment.get(option.variable)
-        return option.variable if from_environment else f"--{name}"
+        return self._sources[name].place
 
 
 class _Given(dict[str, Any]):

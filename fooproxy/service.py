@@ -123,7 +123,10 @@ class ProxyService(Service):
         self.health = Health(self._upstream, self._has_traffic, self._loops, warnings)
         # Here, since both open files that may be out of reach after a change of root.
         reserve_descriptor()
-        self._web = Web(self.stats, self.health, self._upstream, self.bridge.sessions, self._saving.report, time.time)
+        self._web = Web(
+            *(self.stats, self.health, self._upstream, self.bridge.sessions),
+            *(self._saving.report, time.time, options.in_force),
+        )
         self._relay_port: IListeningPort | None = None
         self._http_port: IListeningPort | None = None
 

@@ -89,8 +89,8 @@ def sessions(text: str) -> int | None:
 
 def path(text: str) -> str:
     """Check the path of a file."""
-    if not text:
-        raise ValueError("'' does not name a file; expected a path such as .data/recovery.json")
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} does not name a file; expected a path such as .data/recovery.json")
     return text
 
 

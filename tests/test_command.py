@@ -46,6 +46,23 @@ def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "recovery.json").read_text())
 
 
+def test_a_configuration_file_is_used_and_shown_by_the_running_proxy(tmp_path: Path) -> None:
+    (tmp_path / "fooproxy.toml").write_text('idle-timeout = 60\nforward = "nonsense"\n')
+    with fooproxy(tmp_path, "--config", "fooproxy.toml", command=COMMAND) as proxy:
+        status, shown = proxy.get("/config")
+    assert (status, shown["file"]) == (200, "fooproxy.toml")
+    named = {"value": 60.0, "source": "file", "place": "fooproxy.toml:1: idle-timeout"}
+    assert shown["options"]["idle-timeout"] == named
+    assert shown["options"]["forward"]["source"] == "command line"
+
+
+def test_a_wrong_configuration_file_ends_a_check_with_status_2(tmp_path: Path) -> None:
+    (tmp_path / "fooproxy.toml").write_text("\nforward = 0\n")
+    end = run(tmp_path, "fooproxy", "--config", "fooproxy.toml", "--check-config", command=COMMAND)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert re.fullmatch("fooproxy: fooproxy.toml:2: forward: '0' names port 0, .*; expected .*\n", end.stderr)
+
+
 def test_a_wrong_option_of_the_command_is_refused_with_one_line_and_status_2(tmp_path: Path) -> None:
     end = run(tmp_path, "fooproxy", "--idle-timeout", "soon", command=COMMAND)
     assert (end.returncode, end.stdout) == (2, "")

@@ -99,7 +99,8 @@ def test_no_two_options_have_a_form_in_common() -> None:
 SAMPLES = {
     "ADDRESS": "127.0.0.1:7",
     "SESSIONS": "7",
-    "FILE": "/var/lib/foo.json",
+    # As a configuration, it is empty.
+    "FILE": "/dev/null",
     "SECONDS": "7",
     "NETWORK": "192.0.2.7",
     "NAME": "stats.example",
@@ -109,12 +110,16 @@ SAMPLES = {
 """A value of each kind that is no option's default."""
 
 
+OF_THE_PROXY: list[Any] = [option for option in OPTIONS if option.name != "config"]
+"""All but the one that only names where others come from."""
+
+
 @each
 def test_there_is_a_sample_for_the_unit_of_an_option(option: Option) -> None:
     assert option.unit in SAMPLES, f"give SAMPLES a value for {option.unit}"
 
 
-@each
+@pytest.mark.parametrize("option", OF_THE_PROXY, ids=lambda option: option.name)
 def test_the_service_uses_an_option(option: Option) -> None:
     assert f'ptions["{option.name}"]' in inspect.getsource(service), f"nothing uses --{option.name}"
 

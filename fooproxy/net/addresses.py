@@ -157,6 +157,27 @@ def _polled(reactor: Any, poller: Poller, trail: Trail | None, host: str, port: 
     return to_address(host) if literal else NamedEndpoint(reactor, host, to_address)
 
 
+def tcp_place(text: str, *, listens: bool) -> HostPort | None:
+    """Return the host and port of an address that is TCP, also below TLS or a PROXY header; `None` for others.
+
+    :raises ValueError: `text` is not an address.
+    """
+    short = host_port(text)
+    if short is not None:
+        return short
+    if listens:
+        if expects_proxy_header(text):
+            text = text.partition(":")[2]
+        arguments = check_listening(text, text)
+        host = arguments.get("interface", "::" if word(text) in ("tcp6", "tls") else "")
+    else:
+        arguments = check_connecting(text, text)
+        if "endpoint" in arguments:
+            return tcp_place(arguments["endpoint"], listens=False)
+        host = arguments.get("host", "")
+    return HostPort(host, int(arguments["port"])) if "port" in arguments else None
+
+
 def listens_polled(text: str) -> bool:
     """Whether the protocols of clients of this address have our own transports if there is a poller."""
     return host_port(text) is not None or word(text) in _POLLED

@@ -87,8 +87,8 @@ def word(text: str) -> str:
     return text.partition(":")[0].lower()
 
 
-def check_listening(text: str, whole: str) -> None:
-    """Check a description to listen at, a part of `whole` or all of it.
+def check_listening(text: str, whole: str) -> dict[str, str]:
+    """Check a description to listen at, a part of `whole` or all of it, and return its arguments by name.
 
     :raises ValueError: it is wrong; the message quotes `whole` and says what would be right.
     """
@@ -98,6 +98,7 @@ def check_listening(text: str, whole: str) -> None:
     _check(arguments, text, whole, _LISTENING)
     if word(text) == "systemd" and ("index" in arguments) == ("name" in arguments):
         raise ValueError(f"{whole!r} must have either an index or a name; expected {_LISTENING['systemd'].example}")
+    return arguments
 
 
 def check_connecting(text: str, whole: str) -> dict[str, str]:

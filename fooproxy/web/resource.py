@@ -60,7 +60,7 @@ class Health(Protocol):
 class Web:
     """The routes; they show `stats`, `health`, the `upstream` and the open `sessions`.
 
-    `clock` returns the wall clock time, and `recovery` the state of the recovery file.
+    `clock` returns the wall clock time, `recovery` the state of the recovery file, and `options` those in force.
 
     The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
@@ -76,6 +76,7 @@ class Web:
         sessions: Collection[Session[SessionStats]],
         recovery: Callable[[], dict[str, Any]],
         clock: Callable[[], float],
+        options: Callable[[], dict[str, Any]],
     ) -> None:
         self._stats = stats
         self._health = health
@@ -83,6 +84,7 @@ class Web:
         self._sessions = sessions
         self._recovery = recovery
         self._clock = clock
+        self._options = options
         self._started = clock()
         self._static = page.files()
 
@@ -171,6 +173,11 @@ class Web:
         await self._health.check()
         report = self._health.report()
         return as_json(request, 200 if report["ready"] else 503, report)
+
+    @app.route("/config", methods=["GET"])
+    def config(self, request: IRequest) -> bytes:
+        """The options in force, and where each value comes from."""
+        return as_json(request, 200, self._options())
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:

@@ -168,7 +168,7 @@ def options(data: bytes) -> None:
             return
     for option in OPTIONS:
         value = parsed[option.name]
-        assert value or option.unit not in ("ADDRESS", "FILE")
+        assert value or not option.default or option.unit not in ("ADDRESS", "FILE")
         assert option.unit != "SECONDS" or 0 <= value < float("inf")
 
 

@@ -98,7 +98,7 @@ def answer(head: bytes, *names: str) -> tuple[int, bytes]:
     """Send a request to a site on loopback; return the status and all of its answer."""
     nothing: Any = None
     clock = Clock()
-    site = Web(nothing, nothing, nothing, [], nothing, lambda: 0.0).site(clock, hosts(*names))
+    site = Web(nothing, nothing, nothing, [], nothing, lambda: 0.0, nothing).site(clock, hosts(*names))
     channel: Any = site.buildProtocol(nothing)
     transport = StringTransport()
     channel.makeConnection(transport)

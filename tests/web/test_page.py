@@ -235,6 +235,19 @@ def test_the_page_agrees_with_the_report(page: Page) -> None:
         settles(lambda: {name: page.figure(f"report.{name}") for name in names}, {n: f"{report[n]:,}" for n in names})
 
 
+def test_the_page_shows_the_options_in_force_and_where_they_come_from(page: Page) -> None:
+    script = """
+        return [...document.querySelectorAll("#options div")]
+            .map((row) => [row.firstChild.textContent, row.lastChild.textContent, row.title]);
+    """
+    rows = {name: (value, title) for name, value, title in eventually(lambda: page.run(script))}
+    assert rows["listen"] == ("127.0.0.1:0", "command line: --listen")
+    assert rows["idle-timeout"] == ("0", "default")
+    assert rows["allow"] == ("\u2013", "default")
+    assert rows["log-sessions"] == ("off", "default")
+    assert page.text("#options").count("recovery.json") == 1
+
+
 def test_rates_are_shown_while_there_is_traffic_and_fall_to_zero_after_it(page: Page) -> None:
     settles(lambda: page.figure("report.request_rate_1s"), "0 /s")
     with clients(page.proxy, 0) as (peer,):

@@ -23,6 +23,8 @@ from fooproxy.stats.session import SessionStats
 from fooproxy.web import overview
 from fooproxy.web.resource import Web
 
+OPTIONS = {"file": None, "options": {"listen": {"value": "8002", "source": "command line", "place": "--listen"}}}
+
 
 class Reachability:
     """A fake upstream."""
@@ -70,7 +72,7 @@ class Site:
         warnings = {"recovery_failing": lambda: self.recovery["failing"]}
         self.health = Health(upstream, lambda: self.busy, lambda: self.loops, warnings)
         self.health.starting = False
-        self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0)
+        self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0, lambda: OPTIONS)
         self._treq: Any = StubTreq(self._web.app.resource())
 
     def say(self, head: bytes) -> bytes:
@@ -434,3 +436,8 @@ class FakeSession:
 
     def __init__(self, observer: SessionStats) -> None:
         self.observer = observer
+
+
+def test_config_is_the_options_in_force(site: Site) -> None:
+    answer = site.ask("/config")
+    assert (answer.status, answer.json) == (200, OPTIONS)

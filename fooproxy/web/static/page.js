@@ -4,6 +4,7 @@
 
 import { Histogram, SECONDS, TimeChart } from "./chart.js";
 import * as format from "./format.js";
+import { showOptions } from "./options.js";
 import { Sessions } from "./sessions.js";
 
 const PATIENCE = 5000;
@@ -61,6 +62,7 @@ for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 const figures = document.querySelectorAll("[data-show]");
 let answered = null; // When the last answer arrived, and when the proxy that gave it was started.
 let started = null;
+let optionsOf = null; // When the proxy whose options are shown was started; while it runs, they do not change.
 let busy = false;
 let again = false;
 let paused = false;
@@ -190,6 +192,10 @@ async function update() {
     // To a restarted proxy, that number means another second; so this takes all that it has.
     if (started !== null && started !== answer.started) answer = await ask(asked);
     show(answer, asked);
+    if (optionsOf !== started) {
+      await showOptions(at("options"), PATIENCE);
+      optionsOf = started;
+    }
     root.classList.remove("old");
   } catch (error) {
     const seen = answered ? ` The figures shown are from ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";

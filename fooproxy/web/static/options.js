@@ -1,0 +1,26 @@
+// Shows the options that the proxy runs with, and where each value comes from.
+
+// Fetches them, and fills a list; what is a default is dimmed.
+export async function showOptions(list, patience) {
+  const answer = await fetch("config", { cache: "no-store", signal: AbortSignal.timeout(patience) });
+  if (!answer.ok) return;
+  const { options } = await answer.json();
+  list.replaceChildren(...Object.entries(options).map(([name, option]) => row(name, option)));
+}
+
+function row(name, { value, source, place }) {
+  const element = document.createElement("div");
+  const [term, shown] = [document.createElement("dt"), document.createElement("dd")];
+  term.textContent = name;
+  shown.textContent = written(value);
+  element.append(term, shown);
+  element.title = source === "default" ? "default" : `${source}: ${place}`;
+  element.classList.toggle("none", source === "default");
+  return element;
+}
+
+function written(value) {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  const text = Array.isArray(value) ? value.join(", ") : String(value ?? "");
+  return text || "–";
+}
