@@ -37,10 +37,10 @@ class Ends:
         client, upstream = session.client, session.upstream
         self.log.emit(
             level,
-            "session {id} of {client} ended: {reason}, after {seconds:.3f} s, "
+            "session {session} of {client} ended: {reason}, after {seconds:.3f} s, "
             "req={req} ack={ack} nak={nak} invalid={invalid} unanswered={unanswered} "
             "bytes_from_client={bytes_from_client} bytes_from_upstream={bytes_from_upstream}",
-            id=session.number,
+            session=session.number,
             client=session.address,
             reason=reason,
             seconds=session.age,

@@ -24,26 +24,27 @@ from fooproxy.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fooproxy.logs.formats import Format
     from fooproxy.logs.log import Log
     from fooproxy.logs.sinks import Sink
-    from fooproxy.logs.writer import Writer
     from fooproxy.options import Options
 
 
 class Launch:
     """How the proxy was started: by the options on the command line before its own `options`.
 
-    All log lines of the process go through `logs`, unless ``--logger`` names another observer.
+    All log lines of the process go through `logs`, formatted by `form`, unless ``--logger`` names another observer.
     """
 
     log = Logger()
 
-    def __init__(self, options: Options, logs: Log) -> None:
+    def __init__(self, options: Options, logs: Log, form: Format) -> None:
         # twistd's, or twist's, or none.
         self._options: dict[str, Any] = getattr(options, "parent", None) or {}
         self.daemonized = not self._options.get("nodaemon", True)
         """Whether the proxy runs in the background."""
         self._logs = logs
+        self._form = form
         self._starter: _Starter | None = None
 
     def prepare(self, application: Any) -> None:
@@ -70,15 +71,15 @@ class Launch:
         writer = self._logs.writer
         sink: Sink
         if self._options.get("syslog"):
-            sink = to_syslog(writer, self._options.get("prefix", ""))
+            sink = to_syslog(writer, self._options.get("prefix", ""), self._form)
         elif path == "-" and self.daemonized:
             # twistd refuses this.
             return
         elif path == "-":
-            sink = _standard(writer, 1)
+            sink = self._standard(1)
         elif path or self.daemonized:
             try:
-                sink, file = to_file(writer, path or "twistd.log")
+                sink, file = to_file(writer, path or "twistd.log", self._form)
             except OSError as error:
                 why = f"cannot open the log file {error.filename or path}: {error.strerror}"
                 raise SystemExit(f"fooproxy: {one_line(why)}; choose another one with --logfile") from error
@@ -87,7 +88,7 @@ class Launch:
                 rotate = file.rotate
                 signal.signal(signal.SIGUSR1, lambda *_: writer.order(rotate))
         else:
-            sink = _standard(writer, 2)
+            sink = self._standard(2)
         application.setComponent(ILogObserver, self._logs.observer(sink))
 
     def _direct_twist(self) -> None:
@@ -101,10 +102,15 @@ class Launch:
             if file is None:
                 return LogPublisher()
             if chosen is textFileLogObserver:
-                return self._logs.observer(to_descriptor(self._logs.writer, file.fileno()))
+                return self._logs.observer(to_descriptor(self._logs.writer, file.fileno(), self._form))
             return self._logs.observer(chosen(Stream(self._logs.writer, file.fileno())))
 
         self._options["fileLogObserverFactory"] = observer
+
+    def _standard(self, descriptor: int) -> Sink:
+        """Log to standard output or error, unless it was closed at start: then it may be something else by now."""
+        stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
+        return LogPublisher() if stream is None else to_descriptor(self._logs.writer, descriptor, self._form)
 
     def unprivileged(self, action: Callable[[], None]) -> None:
         """Do `action` as the user that twistd is about to become, so that this user owns the files."""
@@ -143,12 +149,6 @@ class Launch:
         if self._starter is not None:
             self._starter.tell(f"fooproxy: {why}")
         raise SystemExit(1)
-
-
-def _standard(writer: Writer, descriptor: int) -> Sink:
-    """Log to standard output or error, unless it was closed at start: then it may be something else by now."""
-    stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
-    return LogPublisher() if stream is None else to_descriptor(writer, descriptor)
 
 
 class _Starter:

@@ -229,6 +229,14 @@ OPTIONS = (
         meaning="Log only lines of this level and above: debug, info, warn or error.",
     ),
     Option(
+        name="log-format",
+        group="log",
+        unit="FORMAT",
+        default="text",
+        check=values.log_format,
+        meaning="Format of the log: text, or json for one JSON object a line.",
+    ),
+    Option(
         name="config",
         group="general",
         unit="FILE",

@@ -21,6 +21,7 @@ from fooproxy.core import REASON
 from fooproxy.ends import Ends
 from fooproxy.health import Health
 from fooproxy.launch import Launch
+from fooproxy.logs.formats import FORMATS
 from fooproxy.logs.log import Log
 from fooproxy.net.addresses import client_endpoint, connects_polled, host_port, listens_polled, server_endpoint
 from fooproxy.net.listening import listen_now
@@ -87,7 +88,7 @@ class ProxyService(Service):
         self._options = options
         self._logs = Log(options["log-level"], reactor)
         self._ends = Ends(self._logs, options["log-sessions"])
-        self._launch = Launch(options, self._logs)
+        self._launch = Launch(options, self._logs, FORMATS[options["log-format"]])
         self._printer = Printer()
         self._signals = Signals(reactor)
         self._supervisor = Supervisor(os.environ, reactor)

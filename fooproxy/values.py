@@ -11,6 +11,7 @@ from typing import Any
 
 from twisted.logger import LogLevel
 
+from fooproxy.logs.formats import FORMATS
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.relay.admission import network
 from fooproxy.web.hosts import read_host_name as host
@@ -19,6 +20,7 @@ __all__ = [
     "host",
     "level",
     "listening",
+    "log_format",
     "network",
     "path",
     "positive_seconds",
@@ -39,6 +41,13 @@ def level(text: str) -> Any:
     if text not in _LEVELS:
         raise ValueError(f"{text!r} is not a level; expected one of {', '.join(_LEVELS)}")
     return LogLevel.levelWithName(text)
+
+
+def log_format(text: str) -> str:
+    """Check the name of a format of the log."""
+    if text not in FORMATS:
+        raise ValueError(f"{text!r} is not a format of the log; expected one of {', '.join(FORMATS)}")
+    return text
 
 
 def listening(text: str) -> str:

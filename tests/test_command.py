@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
-from tests.helpers.fooserver import FooServer, exchange
-from tests.helpers.processes import completed
+from tests.helpers.fooserver import PATIENCE, FooServer, exchange, read_lines
+from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import COMMAND, eventually, fooproxy, options, run
 
 pytestmark = pytest.mark.slow
@@ -44,6 +46,27 @@ def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
     end = completed([sys.executable, "-c", program, *options(tmp_path, None)], cwd=tmp_path)
     assert end.returncode == 0, end.stderr
     assert json.loads((tmp_path / "recovery.json").read_text())
+
+
+def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_have_fields(tmp_path: Path) -> None:
+    listen, log = tmp_path / "relay", tmp_path / "log"
+    with FooServer() as server, log.open("wb") as stderr:
+        more = ("--listen", f"unix:{listen}", "--log-format", "json", "--log-sessions")
+        arguments = [*COMMAND, "fooproxy", *options(tmp_path, server.port, *more)]
+        with started(arguments, stderr=stderr, cwd=tmp_path) as process:
+            eventually(listen.exists)
+            with closing(socket.socket(socket.AF_UNIX)) as client:
+                client.connect(str(listen))
+                client.sendall(b"REQ 1 a\n")
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+            eventually(lambda: "session 1 of" in log.read_text())
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all(list(entry)[:4] == ["time", "level", "logger", "message"] for entry in entries)
+    (ended,) = [entry for entry in entries if "session" in entry]
+    found = {name: ended[name] for name in ("level", "session", "reason", "req", "ack", "unanswered")}
+    assert found == {"level": "info", "session": 1, "reason": "client_closed", "req": 1, "ack": 1, "unanswered": 0}
 
 
 def test_a_configuration_file_is_used_and_shown_by_the_running_proxy(tmp_path: Path) -> None:

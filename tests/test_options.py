@@ -105,6 +105,7 @@ SAMPLES = {
     "NETWORK": "192.0.2.7",
     "NAME": "stats.example",
     "LEVEL": "warn",
+    "FORMAT": "json",
     "": "on",
 }
 """A value of each kind that is no option's default."""

@@ -1,6 +1,7 @@
-"""The sinks: where log lines go, each written by the `Writer` it is given, in whole lines of printable UTF-8.
+"""The sinks: where log entries go, each written by the `Writer` it is given, in whole lines of UTF-8.
 
-A sink is called with one event at a time.  It knows nothing of levels and limits; `launch` chooses the sink.
+A sink is called with one event at a time, and has it formatted.  It knows nothing of levels and limits; `launch`
+chooses the sink and the format.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twisted.logger import LegacyLogObserverWrapper, formatEvent, formatEventAsClassicLogText, formatTime
+from twisted.logger import LegacyLogObserverWrapper, formatEvent
 from twisted.python.logfile import LogFile
 from twisted.python.syslog import SyslogObserver
 
+from fooproxy.logs.formats import as_json, as_text
 from fooproxy.logs.writer import write_all
 from fooproxy.text import one_line
 
@@ -24,40 +26,42 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from fooproxy.logs.formats import Format
     from fooproxy.logs.writer import Writer
 
     Sink: TypeAlias = Callable[[dict[str, Any]], object]
 
 
-def to_descriptor(writer: Writer, descriptor: int) -> Sink:
-    """Write text to a file descriptor, which may belong to a pipe."""
-    return _Text(writer, partial(write_all, descriptor))
+def to_descriptor(writer: Writer, descriptor: int, form: Format = as_text) -> Sink:
+    """Write to a file descriptor, which may belong to a pipe."""
+    return _Lines(writer, partial(write_all, descriptor), form)
 
 
-def to_file(writer: Writer, path: str) -> tuple[Sink, LogFile | None]:
-    """Append text to a file; it is returned too if it can be rotated, which has to be ordered from the writer.
+def to_file(writer: Writer, path: str, form: Format = as_text) -> tuple[Sink, LogFile | None]:
+    """Append to a file; it is returned too if it can be rotated, which has to be ordered from the writer.
 
     :raises OSError: it cannot be opened.
     """
     descriptor = _special(path)
     if descriptor is not None:
-        return to_descriptor(writer, descriptor), None
+        return to_descriptor(writer, descriptor, form), None
     file = _File.fromFullPath(path)
-    return _Text(writer, file.write), file
+    return _Lines(writer, file.write, form), file
 
 
-def to_syslog(writer: Writer, prefix: str) -> Sink:
-    """Send to the syslog daemon."""
+def to_syslog(writer: Writer, prefix: str, form: Format = as_text) -> Sink:
+    """Send to the syslog daemon, which adds the time itself; text has one entry for each line of a traceback."""
     emit: Any = _Syslog(writer, prefix).emit
     send = LegacyLogObserverWrapper(emit)
 
     def sink(event: dict[str, Any]) -> None:
-        if "log_failure" not in event:
-            text = formatEvent(event)
+        if form is as_json or "log_failure" not in event:
+            text = as_json(event) if form is as_json else formatEvent(event)
             if not text:
                 return
-            # Else there would be an entry for each line, or what an old-style event consists of would come first.
-            event = {name: event[name] for name in event if name not in ("format", "message")}
+            # Else there would be an entry for each line, or what an old-style event consists of would come first, or
+            # the traceback again.
+            event = {name: event[name] for name in event if name not in ("format", "message", "log_failure")}
             event.update(log_format="{line}", line=one_line(text))
         send(event)
 
@@ -80,23 +84,19 @@ class Stream:
         """Do nothing: the writer keeps nothing back."""
 
 
-class _Text:
-    """Formats events as text, and has them written by `write`."""
+class _Lines:
+    """Has events formatted by `form`, and written by `write`."""
 
-    def __init__(self, writer: Writer, write: Callable[[bytes], object]) -> None:
+    def __init__(self, writer: Writer, write: Callable[[bytes], object], form: Format) -> None:
         self._writer = writer
         self._write = write
+        self._form = form
 
     def __call__(self, event: dict[str, Any]) -> None:
-        text = formatEventAsClassicLogText(event, formatTime)
-        if text:
-            data = _printable(text.removesuffix("\n"), "log_failure" in event).encode() + b"\n"
+        text = self._form(event)
+        if text is not None:
+            data = text.encode() + b"\n"
             self._writer.put(partial(self._write, data), len(data))
-
-
-def _printable(text: str, has_lines: bool) -> str:
-    """Escape what would break the line; a traceback keeps its lines, which Twisted has indented."""
-    return "\n".join(map(one_line, text.split("\n"))) if has_lines else one_line(text.replace("\n\t", "\n"))
 
 
 class _File(LogFile):

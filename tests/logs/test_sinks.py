@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.logfile import LogFile
 from twisted.python.syslog import SyslogObserver
 
+from fooproxy.logs.formats import as_json
 from fooproxy.logs.sinks import to_descriptor, to_file, to_syslog
 from fooproxy.logs.writer import Writer
 
@@ -82,6 +84,20 @@ def test_syslog_gets_a_line_for_each_line_of_a_traceback(monkeypatch: pytest.Mon
     writer.close()
     assert sent[0] == "[-] it failed"
     assert sent[-1].endswith("builtins.ValueError: ")
+
+
+def test_syslog_gets_one_json_object_for_a_failure(monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(SyslogObserver, "syslog", lambda priority, line: sent.append(line))
+    try:
+        raise ValueError("no")
+    except ValueError:
+        logger(to_syslog(writer, "test", as_json)).failure("it failed")
+    writer.close()
+    (line,) = sent
+    entry = json.loads(line.partition("] ")[2])
+    assert (entry["message"], entry["level"]) == ("it failed", "critical")
+    assert "ValueError: no" in entry["traceback"]
 
 
 def test_an_event_without_a_text_is_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Writer) -> None:

@@ -1,0 +1,81 @@
+"""The formats: what a log entry looks like, as text for people or as JSON for programs.
+
+An entry is one line of printable Unicode, except that text has a traceback in lines of its own.  It knows no events of
+ours by name; `logs.sinks` writes what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import formatEvent, formatEventAsClassicLogText, formatTime
+
+from fooproxy.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    Format: TypeAlias = Callable[[dict[str, Any]], "str | None"]
+
+_NOT_FIELDS = {"time", "level", "logger", "message", "traceback", "format", "system", "isError", "why", "limited"}
+"""Keys of events that are not fields of their own: ours, those of Twisted's old log, and the kind for the limits."""
+
+
+def as_text(event: dict[str, Any]) -> str | None:
+    """Return an event as Twisted's classic text, without the last newline; `None` if it says nothing."""
+    text = formatEventAsClassicLogText(event, formatTime)
+    if not text:
+        return None
+    text = text.removesuffix("\n")
+    if "log_failure" in event:
+        # A traceback keeps its lines, which Twisted has indented.
+        return "\n".join(map(one_line, text.split("\n")))
+    return one_line(text.replace("\n\t", "\n"))
+
+
+def as_json(event: dict[str, Any]) -> str | None:
+    """Return an event as one flat JSON object; `None` if it says nothing.
+
+    It has the keys ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message`` and perhaps ``traceback``, and each
+    value that the message is made of under its own name.
+    """
+    failure = event.get("log_failure")
+    message = formatEvent(event) or (failure.getErrorMessage() if failure is not None else "")
+    if not message:
+        return None
+    entry = {
+        "time": _rfc3339(event.get("log_time")),
+        "level": getattr(event.get("log_level"), "name", "info"),
+        "logger": one_line(str(event.get("log_namespace", "-"))),
+        "message": one_line(message),
+    }
+    if failure is not None:
+        entry["traceback"] = "\n".join(map(one_line, failure.getTraceback().rstrip("\n").split("\n")))
+    for name, value in event.items():
+        if not name.startswith("log_") and name not in _NOT_FIELDS:
+            entry[one_line(name)] = _field(value)
+    return json.dumps(entry, ensure_ascii=False)
+
+
+FORMATS: dict[str, Format] = {"text": as_text, "json": as_json}
+"""The formats by their names."""
+
+
+def _rfc3339(seconds: Any) -> str:
+    moment = datetime.fromtimestamp(seconds or 0.0, timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _field(value: object) -> Any:
+    """Return a value as one of JSON's that is no object and no list."""
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    try:
+        return one_line(str(value))
+    except Exception:
+        # The same as Twisted does in a message: the log must not fail for what is in it.
+        return f"<{type(value).__name__}>"
