@@ -107,6 +107,7 @@ OPTIONS = (
         default=":8002",
         check=values.listening,
         look=checking.listening,
+        repeats=True,
         meaning="ADDRESS to listen on for clients.",
     ),
     Option(
@@ -326,18 +327,22 @@ class Options(usage.Options):
             self._report_check()
 
     def _check_combinations(self) -> None:
-        listen, forward = host_port(self["listen"]), host_port(self["forward"])
-        if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
-            raise usage.UsageError(
-                f"{self._source('forward')}: {self['forward']!r} is where the proxy itself listens; "
-                "expected the Foo server's address"
-            )
-        if self["allow"] and expects_proxy_header(self["listen"]):
-            raise usage.UsageError(
-                f"{self._source('allow')}: cannot be combined with {self._source('listen')} {self['listen']}, where "
-                "the client's address arrives too late to refuse it; expected an address without haproxy:, or a rule "
-                "such as 'tcp-request connection reject' in the load balancer"
-            )
+        forward = host_port(self["forward"])
+        for index, text in enumerate(self["listen"]):
+            place, listen = self._place("listen", index), host_port(text)
+            if text in self["listen"][:index] and not (listen and listen.port == 0):
+                raise usage.UsageError(f"{place}: {text!r} is given twice; expected another address")
+            if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
+                raise usage.UsageError(
+                    f"{self._source('forward')}: {self['forward']!r} is where the proxy itself listens; "
+                    "expected the Foo server's address"
+                )
+            if self["allow"] and expects_proxy_header(text):
+                raise usage.UsageError(
+                    f"{self._source('allow')}: cannot be combined with {place} {text}, where the client's address "
+                    "arrives too late to refuse it; expected an address without haproxy:, or a rule such as "
+                    "'tcp-request connection reject' in the load balancer"
+                )
 
     # Twisted takes only the long form.
     opt_h = usage.Options.opt_help

@@ -37,7 +37,7 @@ from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_co
 from fooproxy.recovery.saver import InUse, Saver
 from fooproxy.recovery.saving import Saving
 from fooproxy.recovery.state import Recovery
-from fooproxy.relay.admission import Gate, session_limit
+from fooproxy.relay.admission import Gate, Gates, session_limit
 from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
 from fooproxy.relay.sweep import Sweep
@@ -96,7 +96,7 @@ class ProxyService(Service):
         self._is_stopping = False
         self.stats = Stats(time.monotonic, self._session_ended)
         forward = options["forward"]
-        all_polled = is_available() and connects_polled(forward) and listens_polled(options["listen"])
+        all_polled = is_available() and connects_polled(forward) and all(map(listens_polled, options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
         self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self._poller is not None:
@@ -110,7 +110,7 @@ class ProxyService(Service):
         self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
         knows_writers = self._poller if all_polled else None
         self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, knows_writers)
-        self._gate: Gate | None = None
+        self._gates = Gates()
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
         self._saving = Saving(recovery, saver, self.stats, reactor)
@@ -118,7 +118,7 @@ class ProxyService(Service):
             "upstream_stuck": lambda: bool(self.stats.upstream_stuck),
             "upstream_drops_requests": lambda: self.stats.drops_requests,
             "only_naks": lambda: self.stats.only_naks,
-            "clients_waiting": lambda: self._gate is not None and not self._gate.is_open,
+            "clients_waiting": lambda: not self._gates.are_open,
             "recovery_failing": lambda: self._saving.failing,
         }
         self.health = Health(self._upstream, self._has_traffic, self._loops, warnings)
@@ -128,7 +128,7 @@ class ProxyService(Service):
             *(self.stats, self.health, self._upstream, self.bridge.sessions),
             *(self._saving.report, time.time, options.in_force),
         )
-        self._relay_port: IListeningPort | None = None
+        self._relay_ports: list[IListeningPort] = []
         self._http_port: IListeningPort | None = None
 
     def setServiceParent(self, parent: Any) -> None:
@@ -144,17 +144,20 @@ class ProxyService(Service):
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(self._saving.claim))
         tapped = InterceptorFactory(self.bridge, _client_tap, microseconds)
-        listen = server_endpoint(self._reactor, self._options["listen"], poller=self._poller)
-        self._relay_port = self._listen("listen", listen, tapped)
-        self._put_up_gate(self._relay_port)
+        self.stats.limit = session_limit(self._options["max-connections"])
+        for address in self._options["listen"]:
+            listen = server_endpoint(self._reactor, address, poller=self._poller)
+            port = self._listen("listen", address, listen, tapped)
+            self._relay_ports.append(port)
+            self._put_up_gate(port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         hosts = Hosts(self._options["http-host"], getattr(host_port(self._options["http"]), "host", ""))
-        self._http_port = self._listen("http", http, self._web.site(self._reactor, hosts))
+        self._http_port = self._listen("http", self._options["http"], http, self._web.site(self._reactor, hosts))
         hosts.listening_at(self._http_port.getHost())
 
     def startService(self) -> None:
         """Restore the statistics and start all parts; the process has dropped its privileges by now."""
-        if self._relay_port is None:
+        if not self._relay_ports:
             # twist, unlike twistd, has no privileged start.
             self.privilegedStartService()
         super().startService()
@@ -173,11 +176,12 @@ class ProxyService(Service):
         return any(session.upstream is not None for session in self.bridge.sessions)
 
     def _loops(self) -> bool:
-        return self._gate is not None and self._gate.loops
+        return self._gates.loop
 
     def _announce(self) -> None:
         self.health.starting = False
-        self.log.info("listening for clients on {address}", address=_listening(self._relay_port))
+        for port in self._relay_ports:
+            self.log.info("listening for clients on {address}", address=_listening(port))
         self.log.info("serving HTTP on {url}", url=_url(self._http_port))
         self._supervisor.ready()
 
@@ -190,12 +194,13 @@ class ProxyService(Service):
         self.health.draining = True
         self._supervisor.stopping()
         self._sampling.stay_awake()
-        await _closed(self._relay_port)
+        await _closed(*self._relay_ports)
         await self._stopping.drain()
         self._sweep.stop()
         self._sampling.stop()
         await self._saving.stop()
-        await _closed(self._http_port)
+        if self._http_port is not None:
+            await _closed(self._http_port)
         self._supervisor.stopped()
         # While there still is a log.
         self._logs.limits.finish()
@@ -212,13 +217,13 @@ class ProxyService(Service):
         tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
         return self._upstream.connect(tapped)
 
-    def _listen(self, option: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
+    def _listen(self, option: str, address: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:
             port = listen_now(endpoint, factory)
         except Exception as error:
             reason = getattr(error, "socketError", error)
             self._launch.refuse(
-                f"cannot listen on {self._options[option]}: {getattr(reason, 'strerror', None) or reason}; "
+                f"cannot listen on {address}: {getattr(reason, 'strerror', None) or reason}; "
                 f"choose another address with --{option}"
             )
         if _has_socket(port):
@@ -240,17 +245,17 @@ class ProxyService(Service):
 
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
-        stats.limit = limit = session_limit(self._options["max-connections"])
         if _has_socket(port):
             sessions, allowed = self.bridge.sessions, self._options["allow"]
-            self._gate = Gate(
-                *(port, sessions, limit, self._reactor),
-                *(stats.accepts_paused, allowed, stats.turned_away, self._trail),
+            self._gates.add(
+                Gate(
+                    *(port, sessions, stats.limit, self._reactor),
+                    *(stats.accepts_paused, allowed, stats.turned_away, self._trail),
+                )
             )
 
     def _session_ended(self, session: SessionStats, reason: str) -> None:
-        if self._gate is not None:
-            self._gate.resume()
+        self._gates.resume()
         self._ends.log_end(session, reason)
 
     def _report(self) -> None:
@@ -288,8 +293,8 @@ def _url(port: Any) -> str:
     return f"http://{_listening(port)}/" if hasattr(port.getHost(), "port") else f"unix:{_listening(port)}"
 
 
-async def _closed(port: IListeningPort | None) -> None:
-    if port is not None:
-        closing = port.stopListening()
+async def _closed(*ports: IListeningPort) -> None:
+    # All of them stop at once, however long one of them takes.
+    for closing in [port.stopListening() for port in ports]:
         if closing is not None:
             await closing

@@ -14,9 +14,9 @@ import pytest
 
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
-from tests.helpers.fooserver import PATIENCE, FooServer, exchange, read_lines
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines
 from tests.helpers.processes import completed, started
-from tests.helpers.proxyprocess import COMMAND, eventually, fooproxy, options, run
+from tests.helpers.proxyprocess import COMMAND, eventually, fooproxy, options, run, settles
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +67,25 @@ def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_ha
     (ended,) = [entry for entry in entries if "session" in entry]
     found = {name: ended[name] for name in ("level", "session", "reason", "req", "ack", "unanswered")}
     assert found == {"level": "info", "session": 1, "reason": "client_closed", "req": 1, "ack": 1, "unanswered": 0}
+
+
+def test_several_listeners_relay_side_by_side_within_one_limit_and_stop_together(tmp_path: Path) -> None:
+    path = tmp_path / "relay"
+    more = ("--listen", "127.0.0.1:0", "--listen", f"unix:{path}", "--max-connections", "1")
+    with FooServer() as server, fooproxy(tmp_path, *more, upstream=server.port, command=COMMAND) as proxy:
+        with closing(socket.socket(socket.AF_UNIX)) as local:
+            local.connect(str(path))
+            local.sendall(b"REQ 1 a\n")
+            assert read_lines(local, 1) == b"ACK 1 a\n"
+            with connect(proxy.port) as remote:
+                remote.sendall(b"REQ 1 b\n")
+                settles(lambda: proxy.get("/ready")[1]["warnings"], ["clients_waiting"])
+                assert proxy.stats("connections_total") == {"connections_total": 1}
+                local.close()
+                assert read_lines(remote, 1) == b"ACK 1 b\n"
+        proxy.signal(signal.SIGTERM)
+        assert proxy.wait() == 0
+    assert not path.exists()
 
 
 def test_a_configuration_file_is_used_and_shown_by_the_running_proxy(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_the_file_may_be_named_by_the_environment(file: Path) -> None:
     ],
 )
 def test_what_toml_allows_is_taken(file: Path, content: str, value: str) -> None:
-    assert configured(file, content)["listen"] == value
+    assert configured(file, content)["listen"] == [value]
 
 
 @pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False), ('"yes"', True), ("0", False)])
@@ -111,7 +111,7 @@ WRONG = [
     ("a.b = 1", 1, "'a' is a table"),
     ("listen = 1\n\nlisten = 2", 3, "listen: given a second time, after line 1; expected only once"),
     ("listen = true", 1, "listen: has true or false; expected one text in quotes or one number"),
-    ("listen = [1]", 1, "listen: has a list; expected one text"),
+    ("http = [1]", 1, "http: has a list; expected one text"),
     ("listen = {a = 1}", 1, "listen: has a table; expected one text"),
     ("listen = 1979-05-27", 1, "listen: has a date or time; expected one text"),
     ("log-sessions = []", 1, "log-sessions: has a list; expected true or false"),
@@ -174,7 +174,7 @@ def test_the_options_in_force_tell_their_values_and_where_to_change_them(file: P
     found = options.in_force()
     assert found["file"] == str(file)
     shown = {name: tuple(entry.values()) for name, entry in found["options"].items()}
-    assert shown["listen"] == ("8003", "command line", "--listen")
+    assert shown["listen"] == (["8003"], "command line", "--listen")
     assert shown["forward"] == ("foo:1", "environment", "FOOPROXY_FORWARD")
     assert shown["idle-timeout"] == (2.0, "file", f"{file}:1: idle-timeout")
     assert shown["log-sessions"] == (True, "file", f"{file}:2: log-sessions")

@@ -76,8 +76,8 @@ def test_the_help_is_as_wide_as_the_terminal_within_reason(width: int, longest: 
 
 @each
 def test_an_options_default_passes_its_own_check(option: Option) -> None:
-    empty: Any = [] if option.repeats else None
-    assert parsed()[option.name] == (option.check(option.default) if option.default else empty)
+    values = [option.check(option.default)] if option.default else []
+    assert parsed()[option.name] == (values if option.repeats else values[0] if values else None)
 
 
 @each
@@ -218,13 +218,29 @@ def test_an_option_is_not_taken_twice(option: Option) -> None:
 
 
 def test_an_option_that_is_given_twice_is_refused_with_both_values() -> None:
-    assert refusal("--listen", "8002", "--drain-timeout=5", "--listen=8003").startswith(
-        "--listen: given 2 times ('8002', '8003')"
+    assert refusal("--http", "8002", "--drain-timeout=5", "--http=8003").startswith(
+        "--http: given 2 times ('8002', '8003')"
     )
 
 
 def test_the_short_form_of_an_option_is_the_same_option() -> None:
-    assert refusal("--listen", "8002", "-l8003").startswith("--listen: given 2 times ('8002', '8003')")
+    assert parsed("--listen", "8002", "-l8003")["listen"] == ["8002", "8003"]
+
+
+@pytest.mark.parametrize("address", ["8002", "unix:/run/foo.sock"])
+def test_an_address_to_listen_on_is_not_taken_twice(address: str) -> None:
+    assert refusal("-l", address, "-l8003", "-l", address).startswith(f"--listen: {address!r} is given twice; expected")
+
+
+def test_ports_that_the_system_chooses_may_be_given_twice() -> None:
+    assert parsed("-l127.0.0.1:0", "-l127.0.0.1:0")["listen"] == ["127.0.0.1:0"] * 2
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_each_address_to_listen_on_is_compared_with_the_other_options(which: int) -> None:
+    listen = ["-l8002", "-lhaproxy:tcp:8003"][:: 1 if which else -1]
+    assert "where the proxy itself listens" in refusal(*listen, "-f8002")
+    assert "cannot be combined with --listen haproxy:tcp:8003" in refusal(*listen, "--allow", "::1")
 
 
 def test_an_option_that_may_be_repeated_has_all_its_values_in_their_order() -> None:

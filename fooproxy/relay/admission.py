@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import resource
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -89,6 +90,33 @@ def network(text: str) -> Network:
     if isinstance(found, ipaddress.IPv6Network) and found.prefixlen >= 96 and found.network_address.ipv4_mapped:
         return ipaddress.IPv4Network((found.network_address.ipv4_mapped, found.prefixlen - 96))
     return found
+
+
+class Gates:
+    """The gates of all listeners, which share one limit."""
+
+    def __init__(self) -> None:
+        self._gates: deque[Gate] = deque()
+
+    def add(self, gate: Gate) -> None:
+        """Add the gate of a listener."""
+        self._gates.append(gate)
+
+    def resume(self) -> None:
+        """Accept again where there is room; the listeners take turns at who is first."""
+        self._gates.rotate()
+        for gate in self._gates:
+            gate.resume()
+
+    @property
+    def are_open(self) -> bool:
+        """Whether no listener makes its new clients wait."""
+        return all(gate.is_open for gate in self._gates)
+
+    @property
+    def loop(self) -> bool:
+        """Whether the proxy has been its own client lately."""
+        return any(gate.loops for gate in self._gates)
 
 
 class Gate(Acceptor):

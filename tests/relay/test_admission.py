@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fooproxy.net.addresses import client_endpoint
 from fooproxy.net.trail import Trail
 from fooproxy.net.turns import SHARE
 from fooproxy.net.turnstile import Turnstile
-from fooproxy.relay.admission import RESERVE, Gate, network
+from fooproxy.relay.admission import RESERVE, Gate, Gates, network
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import Peer, Peers, publisher, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
@@ -296,6 +297,46 @@ def test_a_connection_that_we_made_ourselves_is_closed_and_counted_and_told(logg
     # The log leaves out most of these.
     assert len(logged) == 3
     assert logged[0].startswith("warn, connections of the proxy to itself: ") and "--forward" in logged[0]
+
+
+def two_listeners() -> tuple[Gates, set[Any], list[Listener]]:
+    """Two listeners with a gate each, and a limit of one session for both."""
+    gates, sessions, listeners = Gates(), set[Any](), [Listener(), Listener()]
+    for listener in listeners:
+        gates.add(Gate(listener, sessions, 1, Clock(), {"limit": 0}))
+    return gates, sessions, listeners
+
+
+def test_listeners_share_one_limit() -> None:
+    gates, sessions, (one, other) = two_listeners()
+    one.waiting, other.waiting = [(Caller(), ("192.0.2.1", 1))], [(Caller(), ("192.0.2.2", 2))]
+    sessions.add(one.socket.accept()[0])
+    assert gates.are_open
+    with pytest.raises(BlockingIOError):
+        other.socket.accept()
+    assert not gates.are_open
+    sessions.clear()
+    gates.resume()
+    assert gates.are_open
+    other.socket.accept()
+
+
+def test_listeners_take_turns_when_a_session_ends() -> None:
+    gates, sessions, listeners = two_listeners()
+    sessions.add("the only one")
+    resumed: list[Listener] = []
+    for listener in listeners:
+        listener.resumeProducing = partial(resumed.append, listener)  # type: ignore[method-assign]
+    for _ in range(2):
+        for listener in listeners:
+            with pytest.raises(BlockingIOError):
+                listener.socket.accept()
+        sessions.clear()
+        gates.resume()
+        sessions.add("the next one")
+    first, second = resumed[:2]
+    assert first is not second
+    assert resumed[2:] == [second, first]
 
 
 # The gate on real ports
