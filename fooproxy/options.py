@@ -61,6 +61,9 @@ class Option:
     look: Callable[[str], str] = checking.nothing
     """For ``--check-config``: returns what a text means on this machine, or raises `ValueError`."""
 
+    choices: tuple[str, ...] = ()
+    """The words that a value can be, if it can be no others."""
+
     repeats: bool = False
     """Whether it may be given several times; its value is then a list."""
 
@@ -227,6 +230,7 @@ OPTIONS = (
         unit="LEVEL",
         default="info",
         check=values.level,
+        choices=values.LEVELS,
         meaning="Log only lines of this level and above: debug, info, warn or error.",
     ),
     Option(
@@ -235,6 +239,7 @@ OPTIONS = (
         unit="FORMAT",
         default="text",
         check=values.log_format,
+        choices=values.LOG_FORMATS,
         meaning="Format of the log: text, or json for one JSON object a line.",
     ),
     Option(

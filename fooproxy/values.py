@@ -17,6 +17,8 @@ from fooproxy.relay.admission import network
 from fooproxy.web.hosts import read_host_name as host
 
 __all__ = [
+    "LEVELS",
+    "LOG_FORMATS",
     "host",
     "level",
     "listening",
@@ -32,21 +34,21 @@ __all__ = [
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
-
-_LEVELS = ("debug", "info", "warn", "error")
+LEVELS = ("debug", "info", "warn", "error")
+LOG_FORMATS = tuple(FORMATS)
 
 
 def level(text: str) -> Any:
     """Read the lowest level of the log lines that are shown; it is one of Twisted's."""
-    if text not in _LEVELS:
-        raise ValueError(f"{text!r} is not a level; expected one of {', '.join(_LEVELS)}")
+    if text not in LEVELS:
+        raise ValueError(f"{text!r} is not a level; expected one of {', '.join(LEVELS)}")
     return LogLevel.levelWithName(text)
 
 
 def log_format(text: str) -> str:
     """Check the name of a format of the log."""
-    if text not in FORMATS:
-        raise ValueError(f"{text!r} is not a format of the log; expected one of {', '.join(FORMATS)}")
+    if text not in LOG_FORMATS:
+        raise ValueError(f"{text!r} is not a format of the log; expected one of {', '.join(LOG_FORMATS)}")
     return text
 
 

@@ -64,6 +64,14 @@ def helped(group: str) -> str:
 
 
 @each
+def test_the_words_that_an_option_takes_pass_its_check(option: Option) -> None:
+    for word in option.choices:
+        option.check(word)
+    if option.choices:
+        assert ", ".join(option.choices) in refusal(f"--{option.name}", "other")
+
+
+@each
 def test_an_option_is_in_a_group(option: Option) -> None:
     assert option.group in GROUPS
 

@@ -141,7 +141,8 @@ async def converse(reactor: Any, options: Namespace) -> int:
     return 0
 
 
-def _parser() -> command.Parser:
+def make_parser() -> command.Parser:
+    """Return the parser of the options."""
     parser = command.Parser(prog="foo-client", description="Run a Foo client that checks every reply.")
     add, whole = parser.add_argument, command.whole
     add(
@@ -174,7 +175,7 @@ def _parser() -> command.Parser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run ``foo-client``."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(argv)
     command.check_shares(parser, options)
     command.run("foo-client", lambda reactor: converse(reactor, options))

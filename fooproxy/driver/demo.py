@@ -138,7 +138,8 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
-def _parser() -> command.Parser:
+def make_parser() -> command.Parser:
+    """Return the parser of the options."""
     parser = command.Parser(
         prog="foo-demo", description="Run a Foo server, the proxy and a client, and compare their counts."
     )
@@ -167,7 +168,7 @@ def _parser() -> command.Parser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run ``foo-demo``."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(argv)
     command.check_shares(parser, options)
     command.run("foo-demo", lambda reactor: demonstrate(reactor, options))

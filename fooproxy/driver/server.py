@@ -80,7 +80,8 @@ class _Acceptor(Acceptor):
         )
 
 
-def _parser() -> command.Parser:
+def make_parser() -> command.Parser:
+    """Return the parser of the options."""
     parser = command.Parser(prog="foo-server", description="Run a Foo server that answers each request in order.")
     add = parser.add_argument
     add("--listen", default=":8001", metavar="ADDRESS", help="where to listen (default: %(default)s)")
@@ -105,7 +106,7 @@ def _parser() -> command.Parser:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run ``foo-server``."""
-    options = _parser().parse_args(argv)
+    options = make_parser().parse_args(argv)
     command.run("foo-server", lambda reactor: serve(reactor, options))
 
 

@@ -154,8 +154,21 @@ def test_a_word_for_the_extension_that_is_not_known_is_refused(source: Path, tmp
 
 def test_the_wheel_holds_nothing_else_than_the_packages(wheel: Path) -> None:
     names = contents(wheel)
-    assert {name.split("/")[0] for name in names} == {"fooproxy", "twisted", f"fooproxy-{__version__}.dist-info"}
+    ours = {"fooproxy", "twisted", f"fooproxy-{__version__}.dist-info", f"fooproxy-{__version__}.data"}
+    assert {name.split("/")[0] for name in names} == ours
     assert [name for name in names if name.startswith("twisted/")] == ["twisted/plugins/fooproxy_plugin.py"]
+
+
+def test_the_wheel_brings_man_pages_and_completions_for_each_command(wheel: Path) -> None:
+    data = f"fooproxy-{__version__}.data/data/share"
+    names = set(contents(wheel))
+    for command in ("fooproxy", "foo-server", "foo-client", "foo-demo"):
+        assert {
+            f"{data}/man/man1/{command}.1",
+            f"{data}/bash-completion/completions/{command}",
+            f"{data}/zsh/site-functions/_{command}",
+            f"{data}/fish/vendor_completions.d/{command}.fish",
+        } <= names
 
 
 def test_the_wheel_installed_alone_gives_twistd_the_command(wheel: Path, environment: Environment) -> None:

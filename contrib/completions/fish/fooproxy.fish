@@ -1,0 +1,23 @@
+# Completes the options of fooproxy in fish; written by docs/manual.py.
+
+complete -c fooproxy -f
+complete -c fooproxy -s l -l listen -x -d 'ADDRESS to listen on for clients. May be repeated. Default: :8002.'
+complete -c fooproxy -s f -l forward -x -d 'ADDRESS of the Foo server (127.0.0.1 if it names no host). Default: :8001.'
+complete -c fooproxy -l connect-timeout -x -d 'Close a client if the Foo server cannot be reached within this many seconds. Default: 5.'
+complete -c fooproxy -l max-connections -x -d 'Maximum number of concurrent sessions (auto: as many as the open-file limit allows). Default: auto.'
+complete -c fooproxy -l idle-timeout -x -d 'Close a session after this many seconds without traffic (0: never). Default: 0.'
+complete -c fooproxy -l client-fin-timeout -x -d 'Seconds to wait for each outstanding reply after a client has finished sending. Default: 10.'
+complete -c fooproxy -l send-timeout -x -d 'Close a session when one side has read none of its pending data for this many seconds. Default: 60.'
+complete -c fooproxy -l drain-timeout -x -d 'Seconds to wait for outstanding replies when stopping. Default: 10.'
+complete -c fooproxy -l allow -x -d 'Accept clients only from this network (192.0.2.0/24) or address. May be repeated. Default: all.'
+complete -c fooproxy -l recovery-path -rF -d 'File that preserves the statistics across restarts. Default: .data/recovery.json.'
+complete -c fooproxy -l recovery-max-age -x -d 'Start from zero if the saved statistics are older than this many seconds. Default: 10.'
+complete -c fooproxy -l http -x -d 'ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host). Default: 127.0.0.1:8088.'
+complete -c fooproxy -l http-host -x -d 'Serve HTTP under this host name too, besides addresses and localhost, and under no other. May be repeated. Default: none.'
+complete -c fooproxy -l log-sessions -d 'Log the end of every session with its counts, not just of sessions that failed. Default: off.'
+complete -c fooproxy -l log-level -x -a 'debug info warn error' -d 'Log only lines of this level and above: debug, info, warn or error. Default: info.'
+complete -c fooproxy -l log-format -x -a 'text json' -d 'Format of the log: text, or json for one JSON object a line. Default: text.'
+complete -c fooproxy -l config -rF -d 'TOML file with values for options that are neither on the command line nor in the environment. Default: none.'
+complete -c fooproxy -l check-config -d 'Check the options, say what would run and where each value comes from, and exit.'
+complete -c fooproxy -s h -l help -d 'Print this help and exit.'
+complete -c fooproxy -l version -d 'Print fooproxy\'s version and exit.'
