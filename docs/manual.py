@@ -1,11 +1,12 @@
-"""Writes the man pages and the completions for shells from the options' declarations, so that they cannot differ.
+"""Writes man pages, completions and a configuration file from the options' declarations, so that they cannot differ.
 
 Run it after a change to an option of ``fooproxy`` or of one of the ``foo-`` commands::
 
     python docs/manual.py            # writes the files
     python docs/manual.py --check    # only names the files that differ, and exits with status 1
 
-The files are in ``contrib/man`` and ``contrib/completions``; setup.cfg has them installed.
+The files are in ``contrib/man`` and ``contrib/completions``, which setup.cfg has installed; ``fooproxy.toml``, the
+configuration to begin with, is beside the systemd unit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -262,8 +264,39 @@ def fish(command: Command) -> str:
     return "\n".join([*lines, ""])
 
 
+ACTIVE = {"listen": ":8002", "forward": ":8001", "recovery-path": "/var/lib/fooproxy/recovery.json"}
+"""What the configuration for systemd sets; the other options are in it as comments."""
+
+
+def configuration() -> str:
+    """Return a configuration to begin with: all options by group, with their meanings and defaults."""
+    lines = [
+        "# Options of fooproxy, see fooproxy(1).  Written by docs/manual.py; what is commented out is the default."
+    ]
+    group = ""
+    for option in sorted(OPTIONS, key=lambda option: GROUPS.index(option.group)):
+        if option.name == "config":
+            continue
+        if option.group != group:
+            group = option.group
+            lines += ["", f"# {group[0].upper()}{group[1:]}"]
+        text = ACTIVE.get(option.name, option.default or option.unit)
+        value = {True: "true", False: "false"}[option.check(text)] if option.is_flag else _toml(text)
+        value = f"[{value}]" if option.repeats else value
+        without = "" if option.default else f" Default: {option.absence}."
+        wrapped = textwrap.wrap(option.help + without, 116)
+        mark = "" if option.name in ACTIVE else "#"
+        lines += ["", *(f"# {line}" for line in wrapped), f"{mark}{option.name} = {value}"]
+    return "\n".join([*lines, ""])
+
+
+def _toml(text: str) -> str:
+    return text if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else f'"{text}"'
+
+
 def files() -> Iterator[tuple[Path, str]]:
     """Yield each file with its content."""
+    yield ROOT / "contrib" / "systemd" / "fooproxy.toml", configuration()
     completions = ROOT / "contrib" / "completions"
     for command in commands():
         yield ROOT / "contrib" / "man" / f"{command.name}.1", man(command)

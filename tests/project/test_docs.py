@@ -14,7 +14,7 @@ import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 
-from fooproxy.options import Options
+from fooproxy.options import OPTIONS, Options
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
 from fooproxy.web.resource import Web
@@ -128,7 +128,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, activated: bool) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
     # The program must exist, and nothing is installed in /opt here.
-    text = UNIT.read_text().replace("/opt/fooproxy/bin/twistd", sys.executable)
+    text = UNIT.read_text().replace("/opt/fooproxy/bin/fooproxy", sys.executable)
     (tmp_path / UNIT.name).write_text(text)
     units = [tmp_path / UNIT.name]
     if activated:
@@ -155,19 +155,32 @@ def environment(unit: Path = UNIT) -> dict[str, str]:
     return dict(word.split("=", 1) for text in settings for word in shlex.split(text))
 
 
-def test_the_socket_unit_is_what_the_command_line_with_it_asks_for() -> None:
-    options = environment(WITH_SOCKET)["FOOPROXY_OPTIONS"].split()
-    assert options[options.index("--listen") + 1] == "systemd:domain=INET:index=0"
+def test_the_socket_unit_is_what_the_drop_in_with_it_asks_for() -> None:
+    assert environment(WITH_SOCKET) == {"FOOPROXY_LISTEN": "systemd:domain=INET:index=0"}
     host, port = setting("ListenStream", SOCKET).split(":")
     assert socket.inet_aton(host)
     assert f":{port}" == Options()["listen"]
 
 
-def test_the_units_command_line_is_one_that_the_proxy_takes() -> None:
-    words = setting("ExecStart").replace("$FOOPROXY_OPTIONS", environment()["FOOPROXY_OPTIONS"]).split()
-    assert words[1:4] == ["-n", "--pidfile=", "fooproxy"]
-    options = Options(environment())
-    options.parseOptions(words[4:])
+def test_the_unit_runs_the_command_with_the_configuration_that_comes_with_it() -> None:
+    assert environment() == {}
+    assert setting("ExecStart") == "/opt/fooproxy/bin/fooproxy --config /etc/fooproxy/fooproxy.toml"
+    options = Options({})
+    options.parseOptions(["--config", str(UNIT.with_suffix(".toml"))])
     assert options["recovery-path"] == "/var/lib/fooproxy/recovery.json"
-    assert options["forward"] == ":8001"
+    assert (options["listen"], options["forward"]) == ([":8002"], ":8001")
     assert int(setting("TimeoutStopSec")) > options["drain-timeout"] + 2 * LAST_SAVE_TIMEOUT
+
+
+def test_what_is_commented_out_in_the_configuration_is_the_default(tmp_path: Path) -> None:
+    given = UNIT.with_suffix(".toml").read_text()
+    names = re.findall(r"^#?([\w-]+) = ", given, re.MULTILINE)
+    assert sorted(names) == sorted(option.name for option in OPTIONS if option.name != "config")
+    for option in OPTIONS:
+        (line,) = re.findall(rf"^#{option.name} = (.*)$", given, re.MULTILINE) or [""]
+        if line and option.default:
+            (tmp_path / "one.toml").write_text(f"{option.name} = {line}")
+            options, defaults = Options({}), Options({})
+            options.parseOptions(["--config", str(tmp_path / "one.toml")])
+            defaults.parseOptions([])
+            assert options[option.name] == defaults[option.name]
