@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 
-from fooproxy.net.addresses import tcp_place
+from fooproxy.net.addresses import tcp_place, unix_path
 from fooproxy.net.peers import shown
 from fooproxy.text import one_line
 
@@ -73,6 +73,11 @@ def listening_locally(text: str) -> str:
 
 
 def _listening(text: str, default: str) -> str:
+    path = unix_path(text, listens=True)
+    if path is not None:
+        # Not an error: systemd creates one when it starts the proxy.
+        folder = Path(path).absolute().parent
+        return "" if folder.is_dir() else f"the directory {folder} does not exist now"
     place = tcp_place(text, listens=True)
     if place is None:
         return ""
@@ -92,6 +97,9 @@ def _listening(text: str, default: str) -> str:
 
 def connecting(text: str) -> str:
     """Resolve an address to connect to."""
+    path = unix_path(text, listens=False)
+    if path is not None:
+        return "" if Path(path).is_socket() else "there is no socket now"
     place = tcp_place(text, listens=False)
     if place is None:
         return ""

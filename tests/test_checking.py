@@ -69,6 +69,12 @@ def test_the_recovery_file_is_looked_at(capsys: Any, tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_unix_sockets_are_looked_for(capsys: Any, tmp_path: Path) -> None:
+    _, out, _ = checked(capsys, "--listen", f"haproxy:unix:{tmp_path}/no/sock", "--forward", f"unix:{tmp_path}/nobody")
+    assert f"the directory {tmp_path}/no does not exist now\n" in out
+    assert "there is no socket now\n" in out
+
+
 @pytest.mark.parametrize(
     ("text", "listens", "place"),
     [

@@ -178,6 +178,19 @@ def tcp_place(text: str, *, listens: bool) -> HostPort | None:
     return HostPort(host, int(arguments["port"])) if "port" in arguments else None
 
 
+def unix_path(text: str, *, listens: bool) -> str | None:
+    """Return the path of an address that is a unix socket, also below a PROXY header; `None` for others.
+
+    :raises ValueError: `text` is not an address.
+    """
+    if listens and expects_proxy_header(text):
+        text = text.partition(":")[2]
+    if word(text) != "unix":
+        return None
+    arguments = check_listening(text, text) if listens else check_connecting(text, text)
+    return arguments["address" if listens else "path"]
+
+
 def listens_polled(text: str) -> bool:
     """Whether the protocols of clients of this address have our own transports if there is a poller."""
     return host_port(text) is not None or word(text) in _POLLED
