@@ -21,15 +21,17 @@ from tests.helpers.proxyprocess import COMMAND, eventually, fooproxy, options, r
 pytestmark = pytest.mark.slow
 
 
-def test_the_command_relays_reports_and_stops_and_leaves_nothing_but_its_recovery_file(tmp_path: Path) -> None:
+def test_the_command_relays_reports_and_stops_and_has_no_file_but_its_recovery_file(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port, command=COMMAND) as proxy:
         assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
         proxy.signal(signal.SIGUSR2)
         eventually(lambda: proxy.printed.endswith("\n"))
         assert json.loads(proxy.printed)["msg_total"] == 2
+        eventually((tmp_path / "recovery.json").exists)
+        left = {path.name for path in tmp_path.iterdir()} - {"recovery.json.new"}
+        assert left == {"stdout", "stderr", "recovery.json", "recovery.json.lock"}
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr", "recovery.json", "recovery.json.lock"}
 
 
 def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
@@ -86,6 +88,25 @@ def test_several_listeners_relay_side_by_side_within_one_limit_and_stop_together
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
     assert not path.exists()
+
+
+def test_all_listeners_refuse_new_clients_while_the_proxy_drains(tmp_path: Path) -> None:
+    path = tmp_path / "relay"
+    more = ("--listen", f"unix:{path}", "--listen", "127.0.0.1:0", "--drain-timeout", "600")
+    with (
+        FooServer(holding=True) as server,
+        fooproxy(tmp_path, *more, upstream=server.port, command=COMMAND) as proxy,
+        connect(proxy.port) as busy,
+    ):
+        busy.sendall(b"REQ 1 a\n")
+        settles(lambda: server.received, [b"REQ 1 a\n"])
+        proxy.signal(signal.SIGTERM)
+        eventually(lambda: not path.exists())
+        with pytest.raises(ConnectionRefusedError):
+            connect(proxy.port)
+        server.release()
+        assert read_lines(busy, 1) == b"ACK 1 a\n"
+        assert proxy.wait() == 0
 
 
 def test_a_configuration_file_is_used_and_shown_by_the_running_proxy(tmp_path: Path) -> None:
