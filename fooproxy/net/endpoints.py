@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import tcp
@@ -22,7 +21,7 @@ from zope.interface import implementer
 
 from fooproxy.net import unixport
 from fooproxy.net.inherited import adopted
-from fooproxy.net.sockets import meets_itself
+from fooproxy.net.sockets import meets_itself, reset_on_close
 from fooproxy.net.transport import Transport
 
 if TYPE_CHECKING:
@@ -34,15 +33,16 @@ if TYPE_CHECKING:
     from fooproxy.net.transport import Address
 
 
+_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+"""The type of a socket that does not block from the start; all systems with epoll have it."""
+
+
 def _accepted(
     skt: socket.socket, protocol: IProtocol, peer: Address, port: Any, number: int, poller: Poller
 ) -> Transport:
     """Make the transport of a connection that a port has accepted from `peer`."""
+    skt.setblocking(False)
     return Transport(skt, protocol, peer, poller)
-
-
-_RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER's value for a close that sends a reset."""
 
 
 class Port(tcp.Port):
@@ -156,10 +156,9 @@ class ClientEndpoint:
             if self._zone:
                 # Each time, since an interface may come and go, and then has another number.
                 self._address = (*self._address[:3], _scope(self._zone))
-            skt = socket.socket(self._family, socket.SOCK_STREAM)
+            skt = socket.socket(self._family, _STREAM)
         except OSError as error:
             return fail(error)
-        skt.setblocking(False)
         # The second call returns the result of the first, which on loopback is known by then.
         problem = skt.connect_ex(self._address) and skt.connect_ex(self._address)
         if self._trail is not None and self._trail.leads_here(self._address):
@@ -237,7 +236,7 @@ def _outcome(skt: socket.socket, problem: int, address: Address) -> int:
     # The port alone tells, but for one connection in thousands; a unix socket cannot meet itself.
     if not isinstance(address, tuple) or skt.getsockname()[1] != address[1] or not meets_itself(skt):
         return 0
-    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    reset_on_close(skt)
     return errno.ECONNREFUSED
 
 

@@ -3,9 +3,9 @@
 Each entry of `USED` says what a name is for, and which public way was tried and why it does not do.  A test fails with
 those words when a release of Twisted no longer has the name, and another one when a private name is used elsewhere.
 
-Nothing here is called per chunk or per write.  The functions run when a session ends or is swept, and the class
-attribute is set by a mix-in, which costs nothing at run time.  What the hot path has to know (whether anything is
-unsent, whether a FIN is due) `fooproxy.net.transport` keeps track of itself, by overriding public methods.
+Nothing here is called per chunk or per write; the functions run when a session ends or is swept.  What the hot path
+has to know (whether anything is unsent, whether a FIN is due) `fooproxy.net.transport` keeps track of itself, by
+overriding public methods.
 """
 
 from __future__ import annotations
@@ -48,13 +48,6 @@ USED = (
         "_tempDataBuffer",
         "drop_unsent(): what waits when the peer is gone, while we still read what it sent",
         "closing the connection drops the buffers, but also what the peer sent and we have not read",
-    ),
-    Use(
-        "twisted.internet.tcp.Connection",
-        "_shouldShutdown",
-        "ClosesWithoutShutdown: one system call fewer for each connection that closes",
-        "connectionLost() shuts the socket down first, which costs a microsecond and would also end the connection for "
-        "another process that holds the socket",
     ),
     Use(
         "twisted.internet.tcp",
@@ -102,9 +95,3 @@ def connect_by(endpoint: Any, inner: Any) -> Any:
     """Have an endpoint for TLS make its connections by `inner`, and return it."""
     endpoint._wrappedEndpoint = inner
     return endpoint
-
-
-class ClosesWithoutShutdown:
-    """Mix-in for a `tcp.Connection`, named before it: closes the socket without shutting it down first."""
-
-    _shouldShutdown = False

@@ -30,6 +30,9 @@ _CLOSE_WAIT = 8
 _LONGEST_TIMEOUT = (1 << 31) - 1
 """Milliseconds; the longest TCP_USER_TIMEOUT."""
 
+_LINGER_NOT = struct.pack("ii", 1, 0)
+"""The value of SO_LINGER for a close that does not wait for anything."""
+
 TIMED_OUT = TimeoutError()
 """The loss of a connection whose peer took nothing for the time that `give_up_unread` set."""
 
@@ -104,6 +107,12 @@ def abort_now(transport: Any) -> None:
         transport.abortConnection()
     else:
         bottom.connectionLost(Failure(ConnectionAborted()))
+
+
+def reset_on_close(skt: socket.socket) -> None:
+    """Have the close of a socket send a reset, and drop what was not delivered."""
+    with suppress(OSError):
+        skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 def give_up_unread(transport: Any, seconds: float) -> None:

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet import main, tcp
+from twisted.internet import abstract, main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.python.failure import Failure
 
-from fooproxy.net.private import ClosesWithoutShutdown, drop_unsent
+from fooproxy.net.private import drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
-from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss
+from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss, reset_on_close
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 _DONE = Failure(ConnectionDone())
 
 
-class Transport(ClosesWithoutShutdown, tcp.Connection):
-    """A connected socket; `peer` is the address of the other end: the path of a unix socket, a tuple for TCP.
+class Transport(tcp.Connection):
+    """A connected socket that does not block; `peer` is the address of the other end: a tuple for TCP, or a path.
 
     Accepted and outgoing connections, and both kinds of sockets, share one class on purpose: CPython's inline caches
     remember one class per place.
@@ -50,24 +51,28 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
 
     relays = False
     """Whether what is read is relayed, though not by the pump, and so does not wait behind newcomers and ends."""
+    connected = 1
+    _clear = True
+    _inflow: Tap | None = None
+    _pumping = False
+    _waits = False
+    """Whether `doWrite` is due, for unsent data, a FIN or a close."""
+    _fin_is_due = False
+    """Whether a FIN was requested; it may have been sent."""
+    _broken: Failure | None = None
+    """Why a write has failed, so that only reading is left."""
+    _read_all = False
 
     def __init__(self, skt: socket.socket, protocol: IProtocol, peer: Address, poller: Poller) -> None:
-        super().__init__(skt, protocol, poller)  # type: ignore[arg-type]
+        # Not that of `tcp.Connection`, which has the socket not block by a system call.
+        abstract.FileDescriptor.__init__(self, poller)  # type: ignore[arg-type]
+        self.socket = skt
+        self.fileno = skt.fileno
+        self.protocol = protocol
         self._peer = peer
         self._poller = poller
         self._number = skt.fileno()
-        self._pumping = False
-        self._inflow: Tap | None = None
-        self.clear = True
-        self._waits = False
-        """Whether `doWrite` is due, for unsent data, a FIN or a close."""
-        self._fin_is_due = False
-        """Whether a FIN was requested; it may have been sent."""
-        self._broken: Failure | None = None
-        """Why a write has failed, so that only reading is left."""
-        self._read_all = False
-        self.connected = 1
-        self.startReading()
+        poller.addReader(self)
 
     @property
     def clear(self) -> bool:
@@ -115,7 +120,8 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """Register `producer`; a pull producer is called only after a write had to wait."""
-        self.clear = self.clear and streaming
+        if not streaming:
+            self.clear = False
         super().registerProducer(producer, streaming)
 
     @property
@@ -250,10 +256,27 @@ class Transport(ClosesWithoutShutdown, tcp.Connection):
         super().abortConnection()
 
     def connectionLost(self, reason: Failure) -> None:
-        """Clean up, and notify the protocol."""
+        """Clean up, and notify the protocol; once only.
+
+        Those of the classes above do the same with twenty calls more, and shut the socket down before they close it.
+        """
+        if self.disconnected:
+            return
+        self.connected, self.disconnected = 0, 1
         self.clear = False
         self.stop_pumping()
-        super().connectionLost(reason)
+        producer, self.producer = self.producer, None
+        if producer is not None:
+            producer.stopProducing()
+        self._poller.forget(self)
+        if isinstance(reason.value, ConnectionAborted):
+            reset_on_close(self.socket)
+        with suppress(OSError):
+            self.socket.close()
+        protocol = self.protocol
+        # The protocol may still refer to this transport, and the other way round.
+        del self.protocol, self.socket, self.fileno
+        protocol.connectionLost(reason)
 
     def startTLS(self, *arguments: Any, **keywords: Any) -> None:
         """Refuse, since writes go to the socket and would bypass TLS."""

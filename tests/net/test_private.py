@@ -93,11 +93,7 @@ def test_a_name_that_twisted_drops_is_told_with_its_purpose(owner: str) -> None:
 
 def test_every_private_name_that_the_module_uses_is_listed() -> None:
     found = foreign_names(ast.parse(MODULES[PRIVATE].read_text()))
-    assert {use.name for use in USED} == {name for name, _ in found} | inherited_names("ClosesWithoutShutdown")
-
-
-def inherited_names(mix_in: str) -> set[str]:
-    return set(filter(is_private, vars(getattr(importlib.import_module(PRIVATE), mix_in))))
+    assert {use.name for use in USED} == {name for name, _ in found}
 
 
 def foreign_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
