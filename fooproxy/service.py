@@ -30,6 +30,7 @@ from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
+from fooproxy.net.sockets import set_options
 from fooproxy.net.trail import Trail
 from fooproxy.net.turnstile import Turnstile
 from fooproxy.options import Options
@@ -246,6 +247,7 @@ class ProxyService(Service):
     def _put_up_gate(self, port: Any) -> None:
         stats = self.stats
         if _has_socket(port):
+            set_options(port, self.bridge.timeouts.send)
             sessions, allowed = self.bridge.sessions, self._options["allow"]
             self._gates.add(
                 Gate(

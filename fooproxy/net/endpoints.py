@@ -42,7 +42,9 @@ def _accepted(
 ) -> Transport:
     """Make the transport of a connection that a port has accepted from `peer`."""
     skt.setblocking(False)
-    return Transport(skt, protocol, peer, poller)
+    transport = Transport(skt, protocol, peer, poller)
+    transport.options_set_for = getattr(port, "options_set_for", None)
+    return transport
 
 
 class Port(tcp.Port):

@@ -34,7 +34,7 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 """The value of SO_LINGER for a close that does not wait for anything."""
 
 TIMED_OUT = TimeoutError()
-"""The loss of a connection whose peer took nothing for the time that `give_up_unread` set."""
+"""The loss of a connection whose peer took nothing for the time that `set_options` set."""
 
 
 def is_writing(transport: Any) -> bool:
@@ -115,15 +115,23 @@ def reset_on_close(skt: socket.socket) -> None:
         skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
-def give_up_unread(transport: Any, seconds: float) -> None:
-    """Have the kernel end the connection if its peer takes nothing of what it holds for it for so many seconds.
+def set_options(transport: Any, within: float) -> None:
+    """Have a connection send small messages at once, and find out when its peer has vanished or takes nothing.
 
-    Where there is no TCP_USER_TIMEOUT, and for a unix socket, this does nothing.
+    The kernel ends it if its peer does not answer keepalive probes, or takes nothing of what it holds for it for
+    `within` seconds; the latter not where there is no TCP_USER_TIMEOUT.  For a unix socket this does nothing.
+
+    Connections that Linux accepts inherit these options, so `transport` may be a port too: then ours have them already.
     """
     bottom = bottom_of(transport)
-    if bottom is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        with suppress(OSError):
-            milliseconds = min(max(round(seconds * 1000), 1), _LONGEST_TIMEOUT)
+    if bottom is None or getattr(bottom, "options_set_for", None) == within:
+        return
+    bottom.options_set_for = within
+    with suppress(OSError):
+        bottom.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bottom.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            milliseconds = min(max(round(within * 1000), 1), _LONGEST_TIMEOUT)
             bottom.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 

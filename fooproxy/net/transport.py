@@ -52,6 +52,8 @@ class Transport(tcp.Connection):
     relays = False
     """Whether what is read is relayed, though not by the pump, and so does not wait behind newcomers and ends."""
     connected = 1
+    options_set_for: float | None = None
+    """What `set_options` was last called with, for this connection or the port that accepted it."""
     _clear = True
     _inflow: Tap | None = None
     _pumping = False

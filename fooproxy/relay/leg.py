@@ -17,7 +17,6 @@ from twisted.internet.interfaces import (
     IHandshakeListener,
     IPushProducer,
     ISSLTransport,
-    ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -25,7 +24,7 @@ from zope.interface import implementer
 
 from fooproxy.net.peers import shown
 from fooproxy.net.proxy_header import header_below
-from fooproxy.net.sockets import bottom_of, give_up_unread, is_delivered, is_writing
+from fooproxy.net.sockets import bottom_of, is_delivered, is_writing, set_options
 from fooproxy.net.transport import Transport, relays
 
 if TYPE_CHECKING:
@@ -106,10 +105,7 @@ class Leg(Protocol):
         self.dataReceived = self._hand_on
 
     def connectionMade(self) -> None:
-        """Set TCP_NODELAY, to send small messages at once, and keepalive, to notice peers that vanished."""
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-            self.transport.setTcpKeepAlive(True)
+        """Tell the session, now and when a PROXY header has named the peer."""
         header = header_below(self.transport)
         if header is not None:
             self.awaits_header = True
@@ -240,9 +236,9 @@ class Leg(Protocol):
         bottom = bottom_of(self.transport)
         return bottom is not None and bool(bottom.disconnected)
 
-    def expect_reading(self, within: float) -> None:
-        """Lose the connection if the peer takes nothing of what waits for it for so many seconds."""
-        give_up_unread(self.transport, within)
+    def set_options(self, within: float) -> None:
+        """Send small messages at once; notice a peer that vanished, or took nothing for `within` seconds."""
+        set_options(self.transport, within)
 
     @property
     def timed_out(self) -> bool:

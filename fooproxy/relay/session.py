@@ -110,7 +110,7 @@ class Session(Generic[Seen]):
 
     def connected(self, leg: Leg) -> None:
         """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
-        leg.expect_reading(self._host.timeouts.send)
+        leg.set_options(self._host.timeouts.send)
         if leg is self.client:
             self.observer.accepted(leg.peer)
             self._host.sessions.add(self)

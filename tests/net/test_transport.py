@@ -25,8 +25,10 @@ from twisted.protocols.basic import FileSender
 
 from fooproxy.foo.latency import Latency
 from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.endpoints import Listener
 from fooproxy.net.poller import Poller
 from fooproxy.net.private import unsent
+from fooproxy.net.sockets import set_options
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import PATIENCE, Peer, Peers, reactor, until
 from tests.helpers.twins import counting, pump
@@ -570,6 +572,51 @@ def test_nothing_is_opened_before_it_is_needed() -> None:
     server_endpoint(reactor, "0", "127.0.0.1", poller)
     client_endpoint(reactor, "127.0.0.1:1", poller)
     assert poller._epoll is None
+
+
+@pytest_twisted.async_yield_fixture(params=["opened", "inherited"])
+async def port(request: Any) -> Any:
+    """A listening port of ours, and what its connections are built by."""
+    ends = Ends()
+    listener = Listener(reactor, Poller(reactor))
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        if request.param == "inherited":
+            holder.setblocking(False)
+            port: Any = listener.adoptStreamPort(holder.fileno(), socket.AF_INET, ends)
+        else:
+            port = listener.listenTCP(0, ends, interface="127.0.0.1")
+        yield port, ends
+        await port.stopListening()
+
+
+def options(transport: Any) -> tuple[bool, bool, int]:
+    limit = transport.getHandle().getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    return transport.getTcpNoDelay(), transport.getTcpKeepAlive(), limit
+
+
+@ensure
+async def test_connections_have_the_options_of_their_port_without_being_asked(port: Any) -> None:
+    listening, ends = port
+    set_options(listening, 7.0)
+    with socket.create_connection(("127.0.0.1", listening.getHost().port)):
+        await until(lambda: ends.built and ends.built[-1].connected_)
+        transport = ends.built[-1].transport
+        assert options(transport) == (True, True, 7000)
+        transport.setTcpNoDelay(False)
+        set_options(transport, 7.0)
+        assert options(transport) == (False, True, 7000)
+        set_options(transport, 8.0)
+        assert options(transport) == (True, True, 8000)
+        transport.loseConnection()
+    await until(lambda: ends.built[-1].lost)
+
+
+@ensure
+async def test_connections_get_options_that_their_port_does_not_have(wire: Wire) -> None:
+    end, _ = await wire.connect()
+    set_options(end.transport, 7.0)
+    if wire.address == "0":
+        assert options(end.transport) == (True, True, 7000)
 
 
 @ensure
