@@ -146,9 +146,11 @@ class Poller:
                 except Exception:
                     self.log.failure("a protocol failed in connectionLost", limited=_FAILURES)
             else:
-                fd, (event, why) = self._aside.popitem(last=False)
-                self._epoll.register(fd, self._events[fd])
+                fd, (event, why) = next(iter(self._aside.items()))
                 self._serve(fd, event, why)
+                # Most of them have ended.
+                if self._aside.pop(fd, None) is not None:
+                    self._epoll.register(fd, self._events[fd])
             if self._clock() > end:
                 self._do_chores_soon()
                 break
