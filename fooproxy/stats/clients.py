@@ -83,7 +83,10 @@ class Clients:
 
     def ended(self, session: Session) -> None:
         """Add a session that has ended."""
-        self._ended.setdefault(session.host, Client()).add(session)
+        client = self._ended.get(session.host)
+        if client is None:
+            client = self._ended[session.host] = Client()
+        client.add(session)
         if len(self._ended) > MOST:
             for host in sorted(self._ended, key=lambda host: self._ended[host].messages)[: MOST // 2]:
                 self._other.merge(self._ended.pop(host))

@@ -33,8 +33,7 @@ class SessionStats:
         self.address = ""
         self.is_held_up = False
         self.opened = stats.clock()
-        stats.connections_total += 1
-        self.number = stats.connections_total
+        self.number = stats.connections_total = stats.connections_total + 1
         stats.sessions.add(self)
 
     def accepted(self, address: str) -> None:
