@@ -1,6 +1,6 @@
 """How the addresses of peers and ports are shown to operators: in the log, on the page, and in lists.
 
-It knows only Twisted's addresses; the relay and the service use it.
+It knows Twisted's addresses and those of our transports; the relay and the service use it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Any
 
+from fooproxy.net.transport import Transport
 from fooproxy.text import one_line
 
 
@@ -17,6 +18,15 @@ def shown(address: Any) -> str:
         return one_line(getattr(address, "name", None) or "unix")
     host = shown_host(address.host)
     return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+
+
+def shown_peer(transport: Any) -> str:
+    """Format the address of the other end of a connection."""
+    if isinstance(transport, Transport) and isinstance(transport.peer, tuple) and len(transport.peer) == 2:
+        # IPv4, as for nearly all clients: nothing has to be found out about it.
+        host, port = transport.peer
+        return f"{host}:{port}"
+    return shown(transport.getPeer())
 
 
 def shown_host(host: str) -> str:

@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet import main
@@ -127,12 +128,21 @@ def set_options(transport: Any, within: float) -> None:
     if bottom is None or getattr(bottom, "options_set_for", None) == within:
         return
     bottom.options_set_for = within
-    with suppress(OSError):
-        bottom.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        bottom.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            milliseconds = min(max(round(within * 1000), 1), _LONGEST_TIMEOUT)
-            bottom.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    try:
+        for option in _options(within):
+            bottom.socket.setsockopt(*option)
+    except OSError:
+        # A unix socket, or one whose connection is over.
+        pass
+
+
+@lru_cache(maxsize=1)
+def _options(within: float) -> tuple[tuple[int, int, int], ...]:
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = min(max(round(within * 1000), 1), _LONGEST_TIMEOUT)
+        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds))
+    return tuple(options)
 
 
 def loss(problem: OSError, fd: int) -> Exception:

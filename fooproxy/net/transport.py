@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import abstract, main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
 from fooproxy.net.private import drop_unsent
@@ -71,7 +72,7 @@ class Transport(tcp.Connection):
         self.socket = skt
         self.fileno = skt.fileno
         self.protocol = protocol
-        self._peer = peer
+        self.peer = peer
         self._poller = poller
         self._number = skt.fileno()
         poller.addReader(self)
@@ -97,7 +98,8 @@ class Transport(tcp.Connection):
         if self._inflow is not None:
             self._inflow.outlet = CLOSED
         self._inflow = tap
-        self.clear = self._clear
+        if tap is not None:
+            tap.outlet = self._number if self._clear else CLOSED
 
     def write(self, data: bytes) -> None:
         """Send `data`, at once if possible."""
@@ -124,7 +126,12 @@ class Transport(tcp.Connection):
         """Register `producer`; a pull producer is called only after a write had to wait."""
         if not streaming:
             self.clear = False
-        super().registerProducer(producer, streaming)
+        # Not those of `tcp.Connection`, which pass it on to TLS if there is any.
+        abstract.FileDescriptor.registerProducer(self, producer, streaming)
+
+    def unregisterProducer(self) -> None:
+        """Forget the producer."""
+        abstract.FileDescriptor.unregisterProducer(self)
 
     @property
     def timed_out(self) -> bool:
@@ -219,8 +226,11 @@ class Transport(tcp.Connection):
         self._read_all = True
         if self._broken is not None:
             self.connectionLost(self._broken)
+        elif IHalfCloseableProtocol.providedBy(self.protocol):
+            # If it raises, the poller closes the connection.
+            self.protocol.readConnectionLost()
         else:
-            super().readConnectionLost(reason)
+            self.connectionLost(reason)
 
     def resumeProducing(self) -> None:
         """Resume reading, unless the peer has sent its FIN."""
@@ -286,7 +296,7 @@ class Transport(tcp.Connection):
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Set TCP_NODELAY; a unix socket never waits for more."""
-        if isinstance(self._peer, tuple):
+        if isinstance(self.peer, tuple):
             super().setTcpNoDelay(enabled)
 
     def getHost(self) -> IPv4Address | IPv6Address | UNIXAddress:
@@ -295,7 +305,7 @@ class Transport(tcp.Connection):
 
     def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return the peer's address, even after the connection is lost."""
-        return _address(self._peer)
+        return _address(self.peer)
 
 
 def relays(transport: Any) -> None:
