@@ -22,7 +22,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fooproxy.net.peers import shown
+from fooproxy.net.peers import shown_peer
 from fooproxy.net.proxy_header import header_below
 from fooproxy.net.sockets import bottom_of, is_delivered, is_writing, set_options
 from fooproxy.net.transport import Transport, relays
@@ -97,6 +97,8 @@ class Leg(Protocol):
     lost = False
     awaits_header = False
     """Whether a PROXY header is still to come."""
+    over_tls = False
+    """Whether the connection is usable only after a TLS handshake, and cannot close one direction only."""
     _half_closed = False
     _held: list[bytes] | None = None
 
@@ -106,10 +108,12 @@ class Leg(Protocol):
 
     def connectionMade(self) -> None:
         """Tell the session, now and when a PROXY header has named the peer."""
-        header = header_below(self.transport)
-        if header is not None:
-            self.awaits_header = True
-            header.tell = self._identify
+        if not isinstance(self.transport, Transport):
+            self.over_tls = bool(ISSLTransport.providedBy(self.transport))
+            header = header_below(self.transport)
+            if header is not None:
+                self.awaits_header = True
+                header.tell = self._identify
         self.session.connected(self)
 
     def _identify(self, is_known: bool) -> None:
@@ -210,7 +214,7 @@ class Leg(Protocol):
     @property
     def peer(self) -> str:
         """The address of the other end."""
-        return shown(self.transport.getPeer())
+        return shown_peer(self.transport)
 
     @property
     def departed(self) -> str | None:
@@ -219,7 +223,7 @@ class Leg(Protocol):
         A peer that has sent data counts as present, because it may wait for replies even after its FIN.
         """
         bottom = bottom_of(self.transport)
-        if bottom is None or not self.can_half_close:
+        if bottom is None or self.over_tls:
             # TLS does not show what it has received until it is read.
             return None
         try:
@@ -247,39 +251,31 @@ class Leg(Protocol):
         return isinstance(bottom, Transport) and bottom.timed_out
 
     @property
-    def can_half_close(self) -> bool:
-        """Whether the transport can close one direction only; TLS cannot."""
-        return not ISSLTransport.providedBy(self.transport)
-
-    @property
     def can_let_go(self) -> bool:
         """Whether the kernel has everything that was written, and can deliver it without this process."""
-        return not self.lost and self.can_half_close and not is_writing(self.transport)
+        return not self.lost and not self.over_tls and not is_writing(self.transport)
 
     @property
     def awaits_close_notify(self) -> bool:
         """Whether only the peer's close_notify is missing, after `close`, and the peer has everything else."""
-        return not self.can_half_close and is_delivered(self.transport)
+        return self.over_tls and is_delivered(self.transport)
 
     def let_go(self) -> None:
         """Close now and let the kernel deliver the rest; waiting for the socket or the peer might never end."""
         bottom_of(self.transport).connectionLost(Failure(ConnectionDone()))
 
-    @property
-    def shakes_hands(self) -> bool:
-        """Whether the connection is usable only after a TLS handshake."""
-        return bool(ISSLTransport.providedBy(self.transport))
-
     def half_close(self) -> None:
         """Send a FIN after everything written so far, if the transport can."""
         self.transport.unregisterProducer()
         # Twisted treats a second FIN as a failed write, and drops the connection.
-        if self.can_half_close and not self._half_closed:
+        if not (self.over_tls or self._half_closed):
             self._half_closed = True
             self.transport.loseWriteConnection()
 
     def ignore(self) -> None:
         """Drop whatever the peer sends from now on."""
+        if self.dataReceived is _drop:
+            return
         self.session.note_ignored(self)
         self.forward = _drop
         self.take(_drop)
@@ -287,7 +283,7 @@ class Leg(Protocol):
     def close(self) -> None:
         """Close after everything written so far was sent."""
         self.ignore()
-        if not self.can_half_close:
+        if self.over_tls:
             # TLS closes after the peer's close_notify, which must be read.
             self.transport.resumeProducing()
         # With a paused producer still registered, Twisted would never close.

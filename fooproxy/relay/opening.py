@@ -68,7 +68,7 @@ class Opening:
     def begin(self) -> None:
         """Connect to the upstream, now or after the client's PROXY header and TLS handshake."""
         client = self._session.client
-        if client.awaits_header or client.shakes_hands:
+        if client.awaits_header or client.over_tls:
             self._session.expect(HANDSHAKE_TIMEOUT, self._is_late)
         else:
             self.connect()

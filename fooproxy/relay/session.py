@@ -124,15 +124,15 @@ class Session(Generic[Seen]):
             self.close()
         else:
             self.upstream = leg
-            if self._is_connecting:
-                self._host.deadlines.clear(self)
-            self._opening = None
+            is_held, self._opening = self._is_connecting, None
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
             leg.relay(self.client)
-            if not self.client.paused:
-                self.client.transport.resumeProducing()
+            if is_held:
+                self._host.deadlines.clear(self)
+                if not self.client.paused:
+                    self.client.transport.resumeProducing()
 
     def shaken(self) -> None:
         """Continue once the client has done what comes before its first request: a TLS handshake, a PROXY header."""
@@ -153,7 +153,7 @@ class Session(Generic[Seen]):
     def identified(self, leg: Leg) -> None:
         """Record which client a load balancer stands for, and continue unless its TLS handshake is to come."""
         self.observer.accepted(leg.peer)
-        if not leg.shakes_hands:
+        if not leg.over_tls:
             self.shaken()
 
     def unidentified(self, leg: Leg) -> None:
@@ -168,7 +168,7 @@ class Session(Generic[Seen]):
         other = self._other(leg)
         if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
-        elif leg is not self.client and not other.can_half_close:
+        elif leg is not self.client and other.over_tls:
             # Else a client over TLS would not learn for a while that nothing more will come.
             self.close()
         else:
@@ -195,15 +195,17 @@ class Session(Generic[Seen]):
 
     def lost(self, leg: Leg, reason: Failure) -> None:
         """Handle the loss of `leg`: close the other leg, or let the client read the rest first."""
-        how = "tls" if is_tls(reason.value) else "closed" if reason.check(ConnectionDone) else "reset"
+        why = reason.value
+        how = "closed" if isinstance(why, ConnectionDone) else "tls" if is_tls(why) else "reset"
         if how == "tls" and leg is self.client:
             self.log.info(
                 "TLS with {client} failed: {why}",
                 client=leg.peer,
-                why=one_line(words(reason.value)),
+                why=one_line(words(why)),
                 limited="TLS failures of clients",
             )
-        self.because("send_timeout" if reason.check(TimeoutError) else f"{self._name(leg)}_{how}")
+        if self._reason is None:
+            self._reason = "send_timeout" if isinstance(why, TimeoutError) else f"{self._name(leg)}_{how}"
         if not self._closing:
             if leg is self.client and leg.holds and how == "closed" and self._is_connecting:
                 # It has left, but what it said is still to be forwarded.
@@ -226,7 +228,7 @@ class Session(Generic[Seen]):
             return
         if other.timed_out:
             self.because("send_timeout")
-        elif other is self.client or other.can_half_close:
+        elif other is self.client or not other.over_tls:
             # From an upstream over TLS, an alert that says more may still be read; else `lost` knows that it was reset.
             self.because(f"{self._name(other)}_reset")
         if leg is self.client:
@@ -288,7 +290,7 @@ class Session(Generic[Seen]):
         self._let_go_soon()
 
     def _let_go_soon(self) -> None:
-        if not all(leg.can_half_close for leg in self._left()):
+        if any(leg.over_tls for leg in self._left()):
             self.expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
 
     def _let_go(self) -> None:
@@ -319,7 +321,7 @@ class Session(Generic[Seen]):
 
         If the client closes first, the session ends without that call.
         """
-        if self.client.finished or not self.client.can_half_close:
+        if self.client.finished or self.client.over_tls:
             self.close()
             return
         self._begin_to_close()
