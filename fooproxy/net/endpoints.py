@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from fooproxy.net import unixport
 from fooproxy.net.inherited import adopted
+from fooproxy.net.private import Listening
 from fooproxy.net.sockets import meets_itself, reset_on_close
 from fooproxy.net.transport import Transport
 
@@ -104,6 +105,7 @@ class Listener:
             port.stopReading()
             port.reactor = self._poller
             port.transport = _accepted
+            _accept_cheaply(port)
             port.startReading()
         inherited: IListeningPort = port
         return inherited
@@ -111,8 +113,14 @@ class Listener:
 
 def _listening(port: Any) -> IListeningPort:
     port.startListening()
+    _accept_cheaply(port)
     listening: IListeningPort = port
     return listening
+
+
+def _accept_cheaply(port: Any) -> None:
+    port.socket = Listening(port.socket)
+    port.fileno = port.socket.fileno
 
 
 @implementer(IStreamServerEndpoint)

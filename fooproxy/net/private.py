@@ -1,4 +1,4 @@
-"""The private names of Twisted that this project uses; no other module of it uses a private name of any library.
+"""The private names of Twisted, and one of Python's, that this project uses; no other module uses any of a library.
 
 Each entry of `USED` says what a name is for, and which public way was tried and why it does not do.  A test fails with
 those words when a release of Twisted no longer has the name, and another one when a private name is used elsewhere.
@@ -10,6 +10,7 @@ overriding public methods.
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import tcp
@@ -56,6 +57,12 @@ USED = (
         "only Port.startListening() reserves it, and that of unix sockets binds by itself",
     ),
     Use(
+        "socket.socket",
+        "_accept",
+        "Listening: a listening socket that accepts with a third of the CPU time",
+        "accept() asks for the family, the type and the time limit of the listening socket each time",
+    ),
+    Use(
         "twisted.protocols.tls.TLSMemoryBIOProtocol",
         "_appSendBuffer",
         "unsent_cleartext(): the bytes that wait for a TLS handshake",
@@ -79,6 +86,20 @@ def drop_unsent(transport: FileDescriptor) -> None:
     """Drop all bytes that wait in `transport` to be sent."""
     transport.dataBuffer, transport.offset = b"", 0
     transport._tempDataBuffer, transport._tempDataLen = [], 0
+
+
+class Listening(socket.socket):
+    """A listening socket that does not block, in place of `plain`."""
+
+    def __init__(self, plain: socket.socket) -> None:
+        self._kind = (int(plain.family), int(plain.type), plain.proto)
+        super().__init__(*self._kind, fileno=plain.detach())
+        self.setblocking(False)
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; its socket may block."""
+        fd, address = self._accept()  # type: ignore[attr-defined]
+        return socket.socket(*self._kind, fileno=fd), address
 
 
 def reserve_descriptor() -> None:
