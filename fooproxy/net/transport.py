@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 _DONE = Failure(ConnectionDone())
 
+_CLOSED_ALL_THE_SAME = suppress(OSError)
+"""For a close that fails; one object serves all."""
+
 
 class Transport(tcp.Connection):
     """A connected socket that does not block; `peer` is the address of the other end: a tuple for TCP, or a path.
@@ -70,12 +73,15 @@ class Transport(tcp.Connection):
         # Not that of `tcp.Connection`, which has the socket not block by a system call.
         abstract.FileDescriptor.__init__(self, poller)  # type: ignore[arg-type]
         self.socket = skt
-        self.fileno = skt.fileno
         self.protocol = protocol
         self.peer = peer
         self._poller = poller
         self._number = skt.fileno()
         poller.addReader(self)
+
+    def fileno(self) -> int:
+        """Return the file descriptor, or -1 once it is closed."""
+        return -1 if self.disconnected else self._number
 
     @property
     def clear(self) -> bool:
@@ -247,16 +253,22 @@ class Transport(tcp.Connection):
     def loseConnection(self) -> None:
         """Close once everything has been written; if it has, do not wait for the socket to become writable."""
         if self.clear and self.producer is None and self.connected and not self.disconnecting:
-            self.connected, self.disconnecting = 0, 1
-            self.stop_pumping()
-            self._poller.forget(self)
+            self.disconnecting = 1
+            self._let_be()
             self._poller.soon(self._closed)
         elif self._broken:
             if self.connected and not self.disconnecting:
                 self.connectionLost(_DONE)
         else:
             super().loseConnection()
+            self.clear = False
+
+    def _let_be(self) -> None:
+        """Neither read nor write any more."""
+        self.connected = 0
         self.clear = False
+        self.stop_pumping()
+        self._poller.forget(self)
 
     def _closed(self) -> None:
         if not self.disconnected:
@@ -274,20 +286,19 @@ class Transport(tcp.Connection):
         """
         if self.disconnected:
             return
-        self.connected, self.disconnected = 0, 1
-        self.clear = False
-        self.stop_pumping()
+        if self.connected:
+            self._let_be()
+        self.disconnected = 1
         producer, self.producer = self.producer, None
         if producer is not None:
             producer.stopProducing()
-        self._poller.forget(self)
         if isinstance(reason.value, ConnectionAborted):
             reset_on_close(self.socket)
-        with suppress(OSError):
+        with _CLOSED_ALL_THE_SAME:
             self.socket.close()
         protocol = self.protocol
         # The protocol may still refer to this transport, and the other way round.
-        del self.protocol, self.socket, self.fileno
+        del self.protocol, self.socket
         protocol.connectionLost(reason)
 
     def startTLS(self, *arguments: Any, **keywords: Any) -> None:

@@ -179,7 +179,8 @@ class Leg(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Handle the end of the connection, whichever side caused it."""
         self.lost = self.finished = True
-        self.ignore()
+        if self.dataReceived is not _drop:
+            self.ignore()
         self.session.lost(self, reason)
 
     def pauseProducing(self) -> None:
@@ -274,8 +275,6 @@ class Leg(Protocol):
 
     def ignore(self) -> None:
         """Drop whatever the peer sends from now on."""
-        if self.dataReceived is _drop:
-            return
         self.session.note_ignored(self)
         self.forward = _drop
         self.take(_drop)

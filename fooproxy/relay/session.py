@@ -86,6 +86,9 @@ TAKEN_INTERVAL = 0.05
 """Seconds between two checks whether a drained client has received all its replies."""
 
 
+_NEVER = float("-inf")
+
+
 class Session(Generic[Seen]):
     """One client's connection and the upstream connection made for it."""
 
@@ -100,7 +103,7 @@ class Session(Generic[Seen]):
         """Whether any chunk may be the last one; legs must then call `proceed` after each."""
         self.pauses = 0
         """How often reading from a leg was paused because the other leg could not write."""
-        self.stirred = float("-inf")
+        self.stirred = _NEVER
         """When data was last seen waiting for a peer, which `Observer.idle` does not cover; set by the sweep."""
         self._closing = False
         self._draining = False
@@ -290,7 +293,8 @@ class Session(Generic[Seen]):
         self._let_go_soon()
 
     def _let_go_soon(self) -> None:
-        if any(leg.over_tls for leg in self._left()):
+        upstream_over_tls = self.upstream is not None and self.upstream.over_tls
+        if (self.client.over_tls or upstream_over_tls) and any(leg.over_tls for leg in self._left()):
             self.expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
 
     def _let_go(self) -> None:
