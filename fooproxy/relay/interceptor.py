@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, IProtocol
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -23,14 +23,17 @@ if TYPE_CHECKING:
     from fooproxy.net.pump import Tap
 
 
-@implementer(IHalfCloseableProtocol, IHandshakeListener)
-class Interceptor(Protocol):
+@implementer(IProtocol, IHalfCloseableProtocol, IHandshakeListener)
+class Interceptor:
     """Passes every chunk to `tap`, with the time it was received, and then to `wrapped`, a half-closeable protocol.
 
     `clock` returns microseconds on a monotonic clock, the same one that the pump uses.
     """
 
     log = Logger()
+
+    # Twisted's `Protocol`, which has nothing that is of use here, would give each of them a dictionary.
+    __slots__ = ("clock", "tap", "transport", "wrapped")
 
     def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], int]) -> None:
         self.wrapped = wrapped
@@ -41,6 +44,9 @@ class Interceptor(Protocol):
         """Connect the wrapped protocol directly to the transport: writes need no interception."""
         self.transport = transport
         self.wrapped.makeConnection(transport)
+
+    def connectionMade(self) -> None:
+        """Do nothing, since `makeConnection` has told the wrapped protocol."""
 
     def dataReceived(self, data: bytes) -> None:
         """Show the chunk to the tap, then pass it on."""
@@ -80,7 +86,7 @@ class InterceptorFactory(Factory):
         self._tap = tap
         self._clock = clock
 
-    def buildProtocol(self, addr: IAddress | None) -> Interceptor:
+    def buildProtocol(self, addr: IAddress | None) -> Interceptor:  # type: ignore[override]
         """Build a protocol with the wrapped factory, and intercept it."""
         protocol = self.wrapped.buildProtocol(addr)
         return Interceptor(protocol, self._tap(protocol), self._clock)

@@ -94,6 +94,11 @@ class Session(Generic[Seen]):
 
     log = Logger()
 
+    __slots__ = (
+        *("client", "ending", "observer", "pauses", "stirred", "upstream"),
+        *("__weakref__", "_closing", "_draining", "_host", "_opening", "_reason"),
+    )
+
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
         self._host = host
         self.observer = observer
