@@ -43,6 +43,7 @@ class Declared:
         cls.size = 0
         for field in cls.fields:
             field.place = cls.size
+            field.places = {cell: cls.size + number for number, cell in enumerate(field.cells)}
             cls.size += len(field.cells)
 
     def __init__(self, numbers: MutableSequence[int] | None = None) -> None:
@@ -103,6 +104,8 @@ class Field:
     """
 
     place = -1
+    places: Mapping[str, int]
+    """The place of each cell."""
 
     def __init__(
         self,
@@ -194,7 +197,7 @@ class Counters(Field):
     def __get__(self, stats: Declared, owner: type[Declared]) -> Cells: ...
 
     def __get__(self, stats: Declared | None, owner: type[Declared]) -> Counters | Cells:
-        return self if stats is None else Cells(stats.numbers, self.place, self.cells)
+        return self if stats is None else Cells(stats.numbers, self.places)
 
 
 class Counted(Field):
@@ -227,30 +230,23 @@ def computed(kind: str, unit: str, **options: Unpack[Labelled]) -> Callable[[Cal
 
 
 class Cells(MutableMapping[str, int]):
-    """A mapping of `names` to the numbers of an array, from `place` on."""
+    """A mapping of names to the numbers of an array at their `places`."""
 
-    def __init__(self, numbers: MutableSequence[int], place: int, names: Sequence[str]) -> None:
+    def __init__(self, numbers: MutableSequence[int], places: Mapping[str, int]) -> None:
         self._numbers = numbers
-        self._place = place
-        self._names = names
+        self._places = places
 
     def __getitem__(self, name: str) -> int:
-        return self._numbers[self._find(name)]
+        return self._numbers[self._places[name]]
 
     def __setitem__(self, name: str, value: int) -> None:
-        self._numbers[self._find(name)] = value
+        self._numbers[self._places[name]] = value
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("the number of a statistic cannot be deleted; set it to 0 instead")
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
-
-    def _find(self, name: str) -> int:
-        try:
-            return self._place + self._names.index(name)
-        except ValueError:
-            raise KeyError(name) from None
+        return len(self._places)
