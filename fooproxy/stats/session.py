@@ -56,7 +56,8 @@ class SessionStats:
 
     def finished(self) -> None:
         """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""
-        self.client.finish(round(self._stats.clock() * 1e6))
+        if self.client.mid_line:
+            self.client.finish(round(self._stats.clock() * 1e6))
 
     @property
     def between_requests(self) -> bool:
