@@ -72,9 +72,6 @@ if TYPE_CHECKING:
         def note_resume(self, leg: Leg) -> None:
             """Record that `leg` is read again after a pause."""
 
-        def note_ignored(self, leg: Leg) -> None:
-            """Record that `leg` drops what it receives from now on."""
-
 
 def _drop(data: bytes) -> None:
     """Discard `data`: the `forward` of a leg with no other leg to write to."""
@@ -102,8 +99,10 @@ class Leg(Protocol):
     _half_closed = False
     _held: list[bytes] | None = None
 
-    def __init__(self, session: Owner) -> None:
+    def __init__(self, session: Owner, name: str) -> None:
         self.session = session
+        self.name = name
+        """``client`` or ``upstream``."""
         self.dataReceived = self._hand_on
 
     def connectionMade(self) -> None:
@@ -275,7 +274,7 @@ class Leg(Protocol):
 
     def ignore(self) -> None:
         """Drop whatever the peer sends from now on."""
-        self.session.note_ignored(self)
+        self.session.observer.ignored(self.name)
         self.forward = _drop
         self.take(_drop)
 

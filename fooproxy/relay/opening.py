@@ -114,4 +114,4 @@ class UpstreamFactory(ClientFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:
         """Build the upstream leg."""
-        return Leg(self.session)
+        return Leg(self.session, "upstream")

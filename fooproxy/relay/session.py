@@ -102,7 +102,7 @@ class Session(Generic[Seen]):
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
         self._host = host
         self.observer = observer
-        self.client = Leg(self)
+        self.client = Leg(self, "client")
         self.upstream: Leg | None = None
         self.ending = False
         """Whether any chunk may be the last one; legs must then call `proceed` after each."""
@@ -213,7 +213,7 @@ class Session(Generic[Seen]):
                 limited="TLS failures of clients",
             )
         if self._reason is None:
-            self._reason = "send_timeout" if isinstance(why, TimeoutError) else f"{self._name(leg)}_{how}"
+            self._reason = "send_timeout" if isinstance(why, TimeoutError) else f"{leg.name}_{how}"
         if not self._closing:
             if leg is self.client and leg.holds and how == "closed" and self._is_connecting:
                 # It has left, but what it said is still to be forwarded.
@@ -238,7 +238,7 @@ class Session(Generic[Seen]):
             self.because("send_timeout")
         elif other is self.client or not other.over_tls:
             # From an upstream over TLS, an alert that says more may still be read; else `lost` knows that it was reset.
-            self.because(f"{self._name(other)}_reset")
+            self.because(f"{other.name}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()
@@ -412,18 +412,11 @@ class Session(Generic[Seen]):
     def note_pause(self, leg: Leg) -> None:
         """Record that `leg` is not read for now."""
         self.pauses += 1
-        self.observer.paused(self._name(leg))
+        self.observer.paused(leg.name)
 
     def note_resume(self, leg: Leg) -> None:
         """Record that `leg` is read again."""
-        self.observer.resumed(self._name(leg))
-
-    def note_ignored(self, leg: Leg) -> None:
-        """Tell the observer that data received from `leg` is dropped from now on."""
-        self.observer.ignored(self._name(leg))
-
-    def _name(self, leg: Leg) -> str:
-        return "client" if leg is self.client else "upstream"
+        self.observer.resumed(leg.name)
 
     def _left(self) -> Iterator[Leg]:
         """Yield each leg that exists and is not lost, checked at the moment it is yielded."""
