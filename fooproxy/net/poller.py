@@ -234,21 +234,25 @@ class Poller:
         began = self._clock()
         end = began + self._share
         for fd, event, why in others:
-            if isinstance(self._polled.get(fd), tcp.Port):
+            selectable = self._polled.get(fd)
+            if selectable is None:
+                # It waits to be closed, and until then epoll goes on reporting it.
+                continue
+            if isinstance(selectable, tcp.Port):
                 if self._accepted:
                     waiting += 1
                     continue
                 self._accepted = True
-            elif event != _OUT and (self._aside or self._clock() > end) and self._can_wait(fd, event, why):
+            elif event != _OUT and (self._aside or self._clock() > end) and self._can_wait(selectable, event, why):
                 self._set_aside(fd, event, why)
                 continue
             self._serve(fd, event, why)
         self._share -= self._clock() - began
         return waiting
 
-    def _can_wait(self, fd: int, event: int, why: Any) -> bool:
-        """Return whether an event is still to be handled, but is none of relaying."""
-        return fd in self._polled and (event != IN or why is not None or not self._polled[fd].brings_traffic)
+    def _can_wait(self, selectable: Any, event: int, why: Any) -> bool:
+        """Return whether an event is none of relaying."""
+        return event != IN or why is not None or not selectable.brings_traffic
 
     def _set_aside(self, fd: int, event: int, why: Any) -> None:
         self._do_chores_soon()

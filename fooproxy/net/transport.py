@@ -137,8 +137,10 @@ class Transport(tcp.Connection):
         abstract.FileDescriptor.registerProducer(self, producer, streaming)
 
     def unregisterProducer(self) -> None:
-        """Forget the producer."""
-        abstract.FileDescriptor.unregisterProducer(self)
+        """Forget the producer, for which a close may have waited."""
+        self.producer = None
+        if self.connected and self.disconnecting:
+            self.startWriting()
 
     @property
     def timed_out(self) -> bool:
@@ -268,7 +270,8 @@ class Transport(tcp.Connection):
         """Neither read nor write any more."""
         self.connected = 0
         self.clear = False
-        self.stop_pumping()
+        if self._pumping:
+            self.stop_pumping()
         self._poller.forget(self)
 
     def _closed(self) -> None:
