@@ -202,9 +202,12 @@ class Poller:
             self._served_at = now
             others, stuck = relay(events, now)
             # Everything that was read is written before anything else happens to any transport.
-            for sink, data in stuck:
+            for sink, data, why in stuck:
                 try:
-                    sink.write(data)
+                    if why is None:
+                        sink.write(data)
+                    else:
+                        sink.fail(why)
                 except Exception:
                     self._failed(sink)
             waiting = others and self._serve_others(others) == len(events)

@@ -179,32 +179,7 @@ append(PyObject *list, PyObject *tuple)
     return done;
 }
 
-/* Write the first `length` pending chunks, and append to `stuck` what could not be written.  What was read is never
-   lost: a chunk for which there is no memory to return it is not forgotten before the others are written. */
-static bool
-write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
-{
-    bool done = true;
-    for (Py_ssize_t place = 0; place < length; place++) {
-        Pending *chunk = &self->pending[place];
-        ssize_t sent = -1;
-        if (chunk->tap->outlet >= 0)
-            sent = send(chunk->tap->outlet, chunk->chunk, chunk->size, MSG_NOSIGNAL);
-        if (sent < 0)
-            sent = 0;
-        if ((size_t)sent != chunk->size)
-            done = append(stuck, Py_BuildValue("(Oy#)", chunk->sink, chunk->chunk + sent,
-                                               (Py_ssize_t)(chunk->size - (size_t)sent)))
-                   && done;
-    }
-    for (Py_ssize_t place = 0; place < length; place++) {
-        Py_DECREF(self->pending[place].tap);
-        Py_DECREF(self->pending[place].sink);
-    }
-    return done;
-}
-
-/* Return why the connection of `fd` is lost, after a read that failed. */
+/* Return why the connection of `fd` is lost, after a read or a write that failed. */
 static PyObject *
 why_lost(Pump *self, int fd)
 {
@@ -217,6 +192,36 @@ why_lost(Pump *self, int fd)
     Py_XDECREF(error);
     Py_XDECREF(traceback);
     return why;
+}
+
+/* Write the first `length` pending chunks, and append to `stuck` what could not be written.  What was read is never
+   lost: a chunk for which there is no memory to return it is not forgotten before the others are written. */
+static bool
+write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
+{
+    bool done = true;
+    for (Py_ssize_t place = 0; place < length; place++) {
+        Pending *chunk = &self->pending[place];
+        int outlet = chunk->tap->outlet;
+        ssize_t sent = outlet < 0 ? 0 : send(outlet, chunk->chunk, chunk->size, MSG_NOSIGNAL);
+        if (sent == (ssize_t)chunk->size)
+            continue;
+        PyObject *why = Py_NewRef(Py_None);
+        if (sent < 0) {
+            if (errno != EAGAIN && errno != EWOULDBLOCK && errno != ENOBUFS)
+                Py_SETREF(why, why_lost(self, outlet));
+            sent = 0;
+        }
+        done = why != NULL
+               && append(stuck, Py_BuildValue("(Oy#N)", chunk->sink, chunk->chunk + sent,
+                                              (Py_ssize_t)(chunk->size - (size_t)sent), why))
+               && done;
+    }
+    for (Py_ssize_t place = 0; place < length; place++) {
+        Py_DECREF(self->pending[place].tap);
+        Py_DECREF(self->pending[place].sink);
+    }
+    return done;
 }
 
 static bool

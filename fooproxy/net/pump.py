@@ -11,6 +11,7 @@ to the poller, which owns it.  The compiled twin, pump.c, does the same, and als
 
 from __future__ import annotations
 
+import errno
 import os
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     Event = tuple[int, int, Any]
     """A file descriptor, its events, and the result of a read: `None`, `CONNECTION_DONE` or a `loss`."""
+    Stuck = tuple["Sink", bytes, Exception | None]
+    """A sink, what could not be written to it, and its `loss`, if that is why."""
 
 IN = 1
 """EPOLLIN, as a number so that this module can be imported on machines without epoll."""
@@ -76,6 +79,9 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None:
         """Send what the pump could not write."""
 
+    def fail(self, why: Exception) -> None:
+        """Write no more, since the connection is lost."""
+
 
 class Pump:
     """Relays from each source to its sink, and passes each chunk to the source's tap.
@@ -89,7 +95,7 @@ class Pump:
         self._taps: dict[int, Tap] = {}
         self._sinks: dict[Tap, Sink] = {}
         self._boxes: list[list[Any]] = []
-        self._stuck: list[tuple[Sink, bytes]] = []
+        self._stuck: list[Stuck] = []
 
     def start(self, source: int, sink: Sink, tap: Tap) -> None:
         """Relay from the file descriptor `source` to `sink`, whose `inflow` is `tap` from now on, and to no other."""
@@ -107,11 +113,12 @@ class Pump:
         if tap is not None:
             self._sinks.pop(tap).inflow = None
 
-    def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[tuple[Sink, bytes]]]:
+    def relay(self, events: Collection[tuple[int, int]], now: int) -> tuple[list[Event], list[Stuck]]:
         """Relay the chunks of a batch of `events`, pairs of a file descriptor and its events, read at the time `now`.
 
         Returns the events that the caller has to handle, ends of connections first, and the chunks that could not be
-        written at once, each with the sink whose `write` must send it.
+        written at once.  The sink's `write` must send each of them; if its `loss` is known, `fail` must be called
+        instead, since the kernel says it once only.
         """
         taps, read = self._taps, os.read
         ends: list[Event] = []
@@ -162,10 +169,17 @@ class Pump:
             for tap, chunk, _ in islice(box, start, None):
                 try:
                     sent = write(tap.outlet, chunk)
-                except OSError:
-                    sent = 0
+                except OSError as problem:
+                    self._stuck.append((self._sinks[tap], chunk, _why_failed(problem, tap.outlet)))
+                    continue
                 if sent != len(chunk):
-                    self._stuck.append((self._sinks[tap], chunk[sent:]))
+                    self._stuck.append((self._sinks[tap], chunk[sent:], None))
+
+
+def _why_failed(problem: OSError, outlet: int) -> Exception | None:
+    """Return why the connection of `outlet` is lost after a write that failed; `None` if it only has to wait."""
+    must_wait = outlet == CLOSED or problem.errno in (errno.EAGAIN, errno.ENOBUFS)
+    return None if must_wait else loss(problem, outlet)
 
 
 def compiled(look: Callable[[], None], clock: Callable[[], int]) -> Any:

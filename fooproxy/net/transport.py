@@ -115,7 +115,7 @@ class Transport(tcp.Connection):
                 sent = self.socket.send(data)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
-                    self._break(loss(error, self._number))
+                    self.fail(loss(error, self._number))
                     return
                 sent = 0
             if sent == len(data):
@@ -203,7 +203,7 @@ class Transport(tcp.Connection):
         """Send what is buffered."""
         why: Any = super().doWrite()
         if why in (main.CONNECTION_LOST, TIMED_OUT):
-            self._break(why)
+            self.fail(why)
             return None
         if not self._waits:
             ending = self.disconnecting or self._fin_is_due or self._broken
@@ -218,8 +218,10 @@ class Transport(tcp.Connection):
         except OSError as problem:
             return 0 if problem.errno in (errno.EAGAIN, errno.ENOBUFS) else loss(problem, self._number)
 
-    def _break(self, why: Exception) -> None:
+    def fail(self, why: Exception) -> None:
         """Stop writing, read what the peer sent before it closed, and then lose the connection because of `why`."""
+        if self._broken is not None:
+            return
         self.clear = False
         self._broken = Failure(why)
         drop_unsent(self)

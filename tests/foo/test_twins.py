@@ -198,7 +198,7 @@ def test_the_compiled_twin_keeps_nothing_alive_that_nobody_uses() -> None:
             pump.start(near.fileno(), sink, upstream)
             far.send(b"ACK 1\n")
             others, stuck = pump.relay([(near.fileno(), 1), (NOBODYS, 1)], 50)
-            assert (others, stuck) == ([(NOBODYS, 1, None)], [(sink, b"ACK 1\n")])
+            assert (others, stuck) == ([(NOBODYS, 1, None)], [(sink, b"ACK 1\n", None)])
             with pytest.raises(TypeError):
                 pump.relay([None], 60)
         pump.start(NOBODYS, sink, upstream)

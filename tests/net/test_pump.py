@@ -107,7 +107,7 @@ def test_what_cannot_be_done_at_once_is_given_back_ends_first(case: Case) -> Non
     client, upstream = case.client_leg.fileno(), case.upstream_leg.fileno()
     others, stuck = case.pump.relay([(NOBODYS, IN), (client, IN | 4), (upstream, IN), (client, IN)], 7)
     assert others == [(upstream, IN, main.CONNECTION_DONE), (NOBODYS, IN, None), (client, IN | 4, None)]
-    assert stuck == [(case.sinks[0], b"REQ 1\n")]
+    assert stuck == [(case.sinks[0], b"REQ 1\n", None)]
 
 
 def test_what_the_kernel_takes_in_part_is_given_back_from_there(case: Case) -> None:
@@ -115,8 +115,8 @@ def test_what_the_kernel_takes_in_part_is_given_back_from_there(case: Case) -> N
     case.requests.room = 1 << 16
     chunk = random.Random(1).randbytes(60_000)
     case.client.sendall(chunk)
-    others, ((sink, rest),) = case.relay(7)
-    assert (others, sink) == ([], case.sinks[0])
+    others, ((sink, rest, why),) = case.relay(7)
+    assert (others, sink, why) == ([], case.sinks[0], None)
     assert 0 < len(rest) < len(chunk)
     assert case.server.recv(1 << 17) + rest == chunk
 
@@ -137,6 +137,14 @@ def test_all_chunks_of_a_batch_arrive_as_they_were_however_large_and_small_ones_
             ends.append((end, chunk))
         assert case.pump.relay(events, 7) == ([], [])
         assert [end.recv(1 << 17) for end, _ in ends] == [chunk for _, chunk in ends]
+
+
+def test_a_write_that_fails_is_given_back_with_the_loss_that_the_kernel_tells_once(case: Case) -> None:
+    client = case.client_leg.fileno()
+    case.server.close()
+    case.client.sendall(b"REQ 1\n")
+    others, stuck = case.pump.relay([(client, IN)], 7)
+    assert (others, stuck) == ([], [(case.sinks[0], b"REQ 1\n", main.CONNECTION_LOST)])
 
 
 def test_a_reset_is_given_back_as_the_loss_that_it_is(case: Case) -> None:
@@ -169,7 +177,7 @@ def test_a_source_is_paired_anew_with_another_sink_and_tap(case: Case) -> None:
     case.client.sendall(b"ACK 1\n")
     case.replies.outlet = CLOSED
     others, stuck = case.pump.relay([(client, IN)], 7)
-    assert (others, stuck) == ([], [(third, b"ACK 1\n")])
+    assert (others, stuck) == ([], [(third, b"ACK 1\n", None)])
     case.pump.stop(client)
     case.pump.stop(client)
     assert third.inflow is None

@@ -150,10 +150,10 @@ class World:
         self.now += later
         numbers = [self.legs[leg].fileno() if leg < LEGS else NOBODYS for leg in order]
         others, stuck = self.pump.relay([(fd, IN) for fd in numbers], self.now)
-        rests: dict[int, bytes] = defaultdict(bytes)
-        for sink, rest in stuck:
+        rests: dict[Any, bytes] = defaultdict(bytes)
+        for sink, rest, lost in stuck:
             sink.write(rest)
-            rests[self.sinks.index(sink)] += rest
+            rests[self.sinks.index(sink), lost] += rest
         return [(self.numbers.get(fd), event, why) for fd, event, why in others], rests
 
     def figures(self) -> Any:

@@ -280,7 +280,7 @@ async def test_a_write_that_fails_because_the_peer_took_nothing_is_a_send_timeou
     session.client.transport.stop_pumping()
     session.upstream.transport.stop_pumping()
     # What the kernel says after TCP_USER_TIMEOUT.
-    getattr(session, slow_side).transport._break(TIMED_OUT)
+    getattr(session, slow_side).transport.fail(TIMED_OUT)
     bed.pass_time(FIN_TIMEOUT + LATE)
     await until(lambda: not bed.bridge.sessions)
     assert bed.reasons() == {"send_timeout": 1}
