@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from fooproxy.upstreams.upstream import Upstream
+    from fooproxy.upstreams.servers import Servers
 
 UPSTREAM_MEMORY = 10.0
 """Seconds for which a failed attempt to connect to the upstream makes the proxy not ready."""
@@ -29,18 +29,18 @@ class Health:
     """Whether the proxy is ready for traffic, and what an operator should check.
 
     The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
-    whether there are connected sessions, which say more about the `upstream` than a test would; `loops` whether the
+    whether there are connected sessions, which say more about the `upstreams` than a test would; `loops` whether the
     proxy has been its own client lately; `warnings` has a condition for each word that warns an operator.
     """
 
     def __init__(
         self,
-        upstream: Upstream,
+        upstreams: Servers,
         traffic: Callable[[], bool],
         loops: Callable[[], bool],
         warnings: Mapping[str, Callable[[], bool]],
     ) -> None:
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._traffic = traffic
         self._loops = loops
         self._warnings = warnings
@@ -54,19 +54,19 @@ class Health:
         Sessions from before the last attempt failed do not show that there can be new ones.
         """
         is_known = self._traffic() and not self.was_unreachable
-        if is_known or self._upstream.silence <= PROBE_INTERVAL or self.draining:
+        if is_known or self._upstreams.silence <= PROBE_INTERVAL or self.draining:
             return
         # Concurrent callers share one test, and each may be cancelled before it ends.
         mine: Deferred[None] = Deferred()
         self._waiting.append(mine)
         if len(self._waiting) == 1:
-            Deferred.fromCoroutine(self._upstream.probe(PROBE_TIMEOUT)).addBoth(self._checked)
+            Deferred.fromCoroutine(self._upstreams.probe(PROBE_TIMEOUT)).addBoth(self._checked)
         await mine
 
     @property
     def was_unreachable(self) -> bool:
         """Whether the upstream could not be reached, however long ago, and nothing has reached it since."""
-        return self._upstream.state == "unreachable"
+        return self._upstreams.state == "down"
 
     def _checked(self, result: object) -> None:
         waiting, self._waiting = self._waiting, []
@@ -79,11 +79,11 @@ class Health:
 
         The last is followed by why, in the word by which failed sessions are counted, such as ``upstream_refused``.
         """
-        unreachable = self._upstream.unreachable(UPSTREAM_MEMORY) is not None
+        unreachable = self._upstreams.unreachable(UPSTREAM_MEMORY) is not None
         words = {"starting": self.starting, "draining": self.draining, "loop": self._loops()}
         words["upstream_unreachable"] = unreachable
-        if unreachable and self._upstream.reason is not None:
-            words[self._upstream.reason] = True
+        if unreachable and self._upstreams.reason is not None:
+            words[self._upstreams.reason] = True
         return [word for word, holds in words.items() if holds]
 
     def warnings(self) -> list[str]:

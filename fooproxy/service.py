@@ -49,7 +49,8 @@ from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
 from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
-from fooproxy.upstreams.upstream import Upstream
+from fooproxy.upstreams.server import Server
+from fooproxy.upstreams.servers import Servers
 from fooproxy.web.hosts import Hosts
 from fooproxy.web.resource import Web
 
@@ -105,7 +106,8 @@ class ProxyService(Service):
             self._poller.afterwards.append(self._sampling.look)
         self._trail = Trail()
         endpoint = client_endpoint(reactor, forward, self._poller, self._trail)
-        self._upstream = Upstream(endpoint, forward, reactor, options["connect-timeout"])
+        self._upstreams = Servers([Server(endpoint, forward, reactor)], reactor, options["connect-timeout"])
+        self.stats.reachable = lambda: self._upstreams.counts
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
         self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
@@ -122,11 +124,11 @@ class ProxyService(Service):
             "clients_waiting": lambda: not self._gates.are_open,
             "recovery_failing": lambda: self._saving.failing,
         }
-        self.health = Health(self._upstream, self._has_traffic, self._loops, warnings)
+        self.health = Health(self._upstreams, self._has_traffic, self._loops, warnings)
         # Here, since both open files that may be out of reach after a change of root.
         reserve_descriptor()
         self._web = Web(
-            *(self.stats, self.health, self._upstream, self.bridge.sessions),
+            *(self.stats, self.health, self._upstreams, self.bridge.sessions),
             *(self._saving.report, time.time, options.in_force),
         )
         self._relay_ports: list[IListeningPort] = []
@@ -216,7 +218,7 @@ class ProxyService(Service):
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
-        return self._upstream.connect(tapped)
+        return self._upstreams.connect(tapped)
 
     def _listen(self, option: str, address: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:

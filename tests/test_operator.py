@@ -275,13 +275,13 @@ def test_readiness_finds_out_about_the_upstream_when_there_is_no_traffic(tmp_pat
         probe, _ = listener.accept()
         with probe:
             assert probe.recv(1) == b""
-        assert proxy.get("/live")[1]["upstream"]["state"] == "reachable"
+        assert proxy.get("/live")[1]["upstream"]["state"] == "up"
         assert proxy.stats("connections_total") == {"connections_total": 0}
     (tmp_path / "down").mkdir()
     with fooproxy(tmp_path / "down") as proxy:
         status, answer = proxy.get("/ready")
         assert (status, answer["reasons"]) == (503, ["upstream_unreachable"])
-        assert proxy.get("/live")[1]["upstream"]["state"] == "unreachable"
+        assert proxy.get("/live")[1]["upstream"]["state"] == "down"
         assert proxy.get("/health") == (200, {"status": "OK!"})
 
 

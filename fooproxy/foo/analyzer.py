@@ -185,6 +185,11 @@ class Analyzer(Leg):
         self.place(head)
         self.apart = head != b""
 
+    def move(self, analysis: Analysis) -> None:
+        """Count for `analysis` from now on, another one of the same kind of leg; everything fed must be counted."""
+        self.analysis = analysis
+        self.waiting = analysis.waiting
+
     def take_back(self, size: int) -> None:
         """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
         self.place(b"")

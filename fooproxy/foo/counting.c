@@ -269,6 +269,19 @@ exchange_cut_short(Exchange *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+/* Count in another block from now on; what is in flight is in flight there. */
+static PyObject *
+exchange_move(Exchange *self, PyObject *total)
+{
+    Row *row = row_of(total, FIRST_BUCKET + BUCKETS);
+    if (row == NULL)
+        return NULL;
+    self->latency->numbers[ASKED] -= in_flight(self);
+    row->numbers[ASKED] += in_flight(self);
+    Py_SETREF(self->latency, row);
+    Py_RETURN_NONE;
+}
+
 static int64_t
 last_request(Exchange *self)
 {
@@ -412,6 +425,7 @@ static PyMethodDef exchange_methods[] = {
     {"request", (PyCFunction)exchange_request, METH_VARARGS, NULL},
     {"reply", (PyCFunction)exchange_reply, METH_VARARGS, NULL},
     {"cut_short", (PyCFunction)exchange_cut_short, METH_O, NULL},
+    {"move", (PyCFunction)exchange_move, METH_O, NULL},
     {"resumed", (PyCFunction)exchange_resumed, METH_NOARGS, NULL},
     {"restore", (PyCFunction)exchange_restore, METH_VARARGS, NULL},
     {"end", (PyCFunction)exchange_end, METH_NOARGS, NULL},
@@ -641,6 +655,18 @@ analyzer_take_back(Analyzer *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
+/* Count for another analysis of the same kind of leg from now on. */
+static PyObject *
+analyzer_move(Analyzer *self, PyObject *analysis)
+{
+    if (!PyObject_TypeCheck(analysis, &Analysis_Type)) {
+        PyErr_SetString(PyExc_TypeError, "an analyzer moves to an Analysis");
+        return NULL;
+    }
+    Py_SETREF(self->analysis, (Analysis *)Py_NewRef(analysis));
+    Py_RETURN_NONE;
+}
+
 /* Replace everything by what was in another analyzer: see Leg.state in analyzer.py. */
 static PyObject *
 analyzer_restore(Analyzer *self, PyObject *args)
@@ -669,6 +695,7 @@ analyzer_get_head(Analyzer *self, void *Py_UNUSED(closure))
 
 static PyMethodDef analyzer_methods[] = {
     {"feed", (PyCFunction)(void (*)(void))analyzer_feed, METH_FASTCALL, NULL},
+    {"move", (PyCFunction)analyzer_move, METH_O, NULL},
     {"take_back", (PyCFunction)analyzer_take_back, METH_O, NULL},
     {"restore", (PyCFunction)analyzer_restore, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -142,6 +142,7 @@ class Latency(Block):
     replied = Number()
     seen = Number()
     more = tuple(f"bucket_{number}" for number in range(BUCKETS))
+    largest = ("longest", "replied", "seen")
 
     def ask(self, count: int) -> None:
         """Add `count` requests."""
@@ -283,6 +284,13 @@ class Exchange(Waiting):
             self.request(time, count)
         self.last, self.late, self.unmatched, self.cut = last, late, unmatched, cut
         self.buckets = dict(buckets) or _NONE
+
+    def move(self, total: Latency) -> None:
+        """Add to `total` from now on; what is in flight is in flight there."""
+        in_flight = self.in_flight
+        self._total.asked -= in_flight
+        total.asked += in_flight
+        self._total = total
 
     def resumed(self) -> None:
         """Mark the open requests: the upstream was not read for a while, so how long they took will be unknown.

@@ -35,6 +35,8 @@ class Block:
 
     more: ClassVar[tuple[str, ...]] = ()
     """The names of the places that follow those of the attributes."""
+    largest: ClassVar[tuple[str, ...]] = ()
+    """The attributes that are not additive: of several blocks together, the largest counts."""
     names: ClassVar[tuple[str, ...]]
     """The names of all places, in order."""
 

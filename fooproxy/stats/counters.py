@@ -20,21 +20,20 @@ from fooproxy.core import IMPLEMENTATION
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import CHOSEN
 from fooproxy.foo.latency import Histogram, Latency
-from fooproxy.foo.numbers import LARGEST
+from fooproxy.foo.numbers import LARGEST, zeros
 from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
 from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
+from fooproxy.stats.servers import ServerStats
 from fooproxy.stats.timetable import TimeTable
-from fooproxy.stats.troubles import Troubles
+from fooproxy.stats.traffic import Figures, Traffic, total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableSequence, Sequence
+    from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
     from typing import Any
 
-    from fooproxy.foo.analyzer import Analyzer
     from fooproxy.foo.counting import Twin
-    from fooproxy.foo.latency import Exchange
     from fooproxy.stats.clients import Session
 
 _LEGS = ("client", "upstream")
@@ -55,7 +54,8 @@ class Stats(Declared):
 
     `clock` returns monotonic seconds.  `on_end` is called with the statistics of each session that ends, and the
     reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.  `twin` counts
-    the traffic.
+    the traffic.  `servers` are the names of the servers if there are several; each then has numbers of its own, behind
+    the others.
     """
 
     @computed(
@@ -164,8 +164,11 @@ class Stats(Declared):
     @computed("gauge", "0 or 1")
     def upstream_stuck(self) -> int:
         """1 if requests have been waiting and no reply has been read for 10 seconds, else 0."""
-        waiting = self.sessions if self.latency.in_flight else ()
-        return int(self.troubles.is_stuck(waiting, self.clock() * 1e6, self._all.replied))
+        if self.servers:
+            return max(server.stuck for server in self.servers)
+        latency = self.latency
+        waiting = self.sessions if latency.in_flight else ()
+        return int(self.traffic.troubles.is_stuck(waiting, self.clock() * 1e6, latency.replied))
 
     @computed("gauge", "0 or 1")
     def upstream_failing(self) -> int:
@@ -181,6 +184,16 @@ class Stats(Declared):
     def latency_seconds_10s(self) -> Histogram:
         """Time from reading a request to reading its reply, for replies in the last 10 seconds."""
         return self.history.recent()
+
+    @computed("gauge", "servers")
+    def upstreams_up(self) -> int:
+        """Servers that are up, or that have not been tried yet."""
+        return self.reachable()[0]
+
+    @computed("gauge", "servers")
+    def upstreams_total(self) -> int:
+        """Servers that the proxy forwards to."""
+        return self.reachable()[1]
 
     @computed("gauge", "sessions")
     def connections_active(self) -> int:
@@ -264,31 +277,48 @@ class Stats(Declared):
         on_end: Callable[[Any, str], None] = _ignore,
         numbers: MutableSequence[int] | None = None,
         twin: Twin = CHOSEN,
+        servers: Sequence[str] = (),
     ) -> None:
-        super().__init__(numbers)
+        super().__init__(zeros(self.size + len(servers) * ServerStats.size) if numbers is None else numbers)
+        self.traffic = Traffic(self.numbers, Stats._client.place, twin)
+        """The traffic, or, if `servers` have theirs, the part of it that is not assigned to one yet."""
         self._bind(self.numbers)
-        self._twin = twin
-        self._requests = twin.Analysis(self._all, requests=True, total=self._from_clients)
-        self._replies = twin.Analysis(self._all, requests=False, before=self._requests, total=self._from_upstream)
+        self.servers: list[ServerStats] = []
+        for name, numbers_of_one in zip(servers, self._rows(self.numbers, len(servers)), strict=True):
+            before = self.servers[-1].traffic if self.servers else self.traffic
+            self.servers.append(ServerStats(name, clock, numbers_of_one, twin, before))
+        self._last = self.servers[-1].traffic if self.servers else self.traffic
         self._restored: Sequence[int] = self.numbers[:]
         """The numbers as they were when this process began to count."""
         self.clock = clock
         self.on_end = on_end
         self.limit = 0
         """The maximum number of sessions open at once."""
-        self.troubles = Troubles()
+        self.reachable: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Returns how many servers are up, and how many there are."""
         self.sessions: set[Session] = set()
         self.clients = Clients()
-        self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), lambda: self._all.seen / 1e6)
+        self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), self._seen)
         self.history = History(clock, self._totals, lambda: self.latency.answered)
         self._started = clock()
+
+    @classmethod
+    def _rows(cls, numbers: MutableSequence[int], count: int) -> Iterator[MutableSequence[int]]:
+        """Yield the numbers of each server, which follow those declared here."""
+        if count:
+            whole: Any = memoryview(numbers)  # type: ignore[arg-type]
+            for start in range(cls.size, cls.size + count * ServerStats.size, ServerStats.size):
+                yield whole[start : start + ServerStats.size]
 
     def _bind(self, numbers: MutableSequence[int]) -> None:
         """Name the places in `numbers` that the analyzers count in."""
         self.numbers = numbers
-        self._all = Latency(numbers, Stats._latency.place)
-        self._from_clients = Counts(numbers, Stats._client.place)
-        self._from_upstream = Counts(numbers, Stats._upstream.place)
+        self._figures = Figures(numbers, Stats._client.place)
+
+    def _seen(self) -> float:
+        """Return when the last of the data that has been counted was read."""
+        seen = self._figures.latency.seen
+        return max([seen, *(server.figures.latency.seen for server in self.servers)] if self.servers else (seen,)) / 1e6
 
     def since_start(self) -> Stats:
         """Return these statistics with counters and histograms that lack what earlier processes counted.
@@ -299,44 +329,46 @@ class Stats(Declared):
         self.catch_up()
         view = copy(self)
         view._bind(array("q", map(sub, self.numbers, self._restored)))
+        rows = self._rows(view.numbers, len(self.servers))
+        view.servers = [server.bound(row) for server, row in zip(self.servers, rows, strict=True)]
         return view
-
-    def analyzers(self) -> tuple[Exchange, Analyzer, Analyzer]:
-        """Return what counts a new session: its exchange, and the analyzers of its client leg and upstream leg."""
-        exchange = self._twin.Exchange(self._all)
-        return exchange, self._twin.Analyzer(self._requests, exchange), self._twin.Analyzer(self._replies, exchange)
 
     def counters(self) -> dict[str, int]:
         """Return the numbers that outlive the process, by the names in the recovery file."""
         self.catch_up()
-        return {**super().counters(), _OPEN: max(self._all.in_flight, 0)}
+        found = super().counters()
+        for server in self.servers:
+            for name, count in server.counters().items():
+                found[name] += count
+        return {**found, _OPEN: max(self.latency.in_flight, 0)}
 
     def catch_up(self) -> None:
         """Count all chunks fed to the analyzers; every figure of traffic above does this first."""
-        self._replies.catch_up()
+        self._last.replies.catch_up()
 
     def digest(self) -> None:
         """Count the chunks fed to the analyzers if many wait; for callers that have time for it."""
-        self._requests.digest()
-        self._replies.digest()
+        self.traffic.digest()
+        for server in self.servers:
+            server.traffic.digest()
 
     @property
     def client(self) -> Counts:
         """The counts of all client legs."""
         self.catch_up()
-        return self._from_clients
+        return total([self._figures.client, *(server.figures.client for server in self.servers)])
 
     @property
     def upstream(self) -> Counts:
         """The counts of all upstream legs."""
         self.catch_up()
-        return self._from_upstream
+        return total([self._figures.upstream, *(server.figures.upstream for server in self.servers)])
 
     @property
     def latency(self) -> Latency:
         """The requests and latencies of all sessions."""
         self.catch_up()
-        return self._all
+        return total([self._figures.latency, *(server.figures.latency for server in self.servers)])
 
     @property
     def responses(self) -> int:
@@ -351,7 +383,8 @@ class Stats(Declared):
     @property
     def drops_requests(self) -> bool:
         """Whether the upstream has dropped a session in the last 10 seconds: it left requests open, or left at once."""
-        return self.troubles.drops(self.clock() * 1e6)
+        now = self.clock() * 1e6
+        return any(each.troubles.drops(now) for each in (self.traffic, *(server.traffic for server in self.servers)))
 
     def turned_away(self, reason: str) -> None:
         """Count a client that was closed when it was accepted, for one of `CLOSED`, and never became a session."""
@@ -367,7 +400,7 @@ class Stats(Declared):
         self.catch_up()
         for name, place in self.lasting().items():
             self.numbers[place] = counters.get(name, self.numbers[place])
-        self._all.restore(latencies)
+        self._figures.latency.restore(latencies)
         closed = self.connections_closed
         closed["crashed"] += max(self.connections_total - sum(closed.values()), 0)
         unanswered = self.requests_unanswered

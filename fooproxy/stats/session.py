@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from fooproxy.stats.counters import Stats
+    from fooproxy.stats.servers import ServerStats
+
+    class Server(Protocol):
+        """What is to be known of a server: its place among all."""
+
+        @property
+        def number(self) -> int:
+            """Which one it is, from 0 on."""
 
 
 _UNHEARD = ("half_close_timeout", "idle_timeout")
@@ -25,11 +35,12 @@ class SessionStats:
     `address` is the client's; `opened` is a time on the clock of `stats`.
     """
 
-    __slots__ = ("_stats", "address", "client", "exchange", "is_held_up", "number", "opened", "upstream")
+    __slots__ = ("_stats", "address", "client", "exchange", "is_held_up", "number", "opened", "server", "upstream")
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
-        self.exchange, self.client, self.upstream = stats.analyzers()
+        self.exchange, self.client, self.upstream = stats.traffic.analyzers()
+        self.server: ServerStats | None = None
         self.address = ""
         self.is_held_up = False
         self.opened = stats.clock()
@@ -39,6 +50,18 @@ class SessionStats:
     def accepted(self, address: str) -> None:
         """Record the address of the client."""
         self.address = address
+
+    def served_by(self, server: Server) -> None:
+        """Record that `server`, one of several, is about to get the session."""
+        stats = self._stats
+        stats.catch_up()
+        # Bytes that came with a TLS handshake are still to be forwarded.
+        early = stats.traffic if self.server is None else None
+        if self.server is not None:
+            self.server.left(self)
+        self.server = stats.servers[server.number]
+        self.server.joined(self)
+        self.server.traffic.take_over(early, self.exchange, self.client, self.upstream)
 
     @property
     def host(self) -> str:
@@ -97,7 +120,11 @@ class SessionStats:
         stats.connections_closed[reason] += 1
         if unanswered := self.exchange.in_flight:
             stats.requests_unanswered[reason] += unanswered
-        stats.troubles.ended(self, self.is_dropped(reason), stats.clock() * 1e6, stats.latency.replied)
+        server, dropped = self.server, self.is_dropped(reason)
+        traffic = stats.traffic if server is None else server.traffic
+        traffic.troubles.ended(self, dropped, stats.clock() * 1e6, traffic.latency.replied)
+        if server is not None:
+            server.ended(self, dropped)
         stats.clients.ended(self)
         self.exchange.end()
         stats.on_end(self, reason)

@@ -2,5 +2,5 @@
 
 It knows nothing about messages, sessions or HTTP.
 
-Start with `upstream`: one server, with retries.
+Start with `servers`: the set of servers, one or several; `server` is one of them, and `balance` chooses.
 """

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from fooproxy.relay.session import Session
     from fooproxy.stats.counters import Stats
     from fooproxy.stats.session import SessionStats
-    from fooproxy.upstreams.upstream import Upstream
+    from fooproxy.upstreams.servers import Servers
 
 
 class Health(Protocol):
@@ -58,7 +58,7 @@ class Health(Protocol):
 
 
 class Web:
-    """The routes; they show `stats`, `health`, the `upstream` and the open `sessions`.
+    """The routes; they show `stats`, `health`, the `upstreams` and the open `sessions`.
 
     `clock` returns the wall clock time, `recovery` the state of the recovery file, and `options` those in force.
 
@@ -72,7 +72,7 @@ class Web:
         self,
         stats: Stats,
         health: Health,
-        upstream: Upstream,
+        upstreams: Servers,
         sessions: Collection[Session[SessionStats]],
         recovery: Callable[[], dict[str, Any]],
         clock: Callable[[], float],
@@ -80,7 +80,7 @@ class Web:
     ) -> None:
         self._stats = stats
         self._health = health
-        self._upstream = upstream
+        self._upstreams = upstreams
         self._sessions = sessions
         self._recovery = recovery
         self._clock = clock
@@ -140,16 +140,16 @@ class Web:
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
         """Everything the page shows, in one answer."""
-        query, upstream = Query(request), self._upstream
+        query, upstreams = Query(request), self._upstreams
         content = {
             "started": self._started,
             "report": self._stats.report(),
             "health": self._health.report(),
             "upstream": {
-                "address": upstream.name,
-                "state": upstream.state,
-                "reason": upstream.reason,
-                "error": upstream.error,
+                "address": ", ".join(server.name for server in upstreams.servers),
+                "state": upstreams.state,
+                "reason": upstreams.reason,
+                "error": upstreams.error,
             },
             "recovery": self._recovery(),
             "history": self._history(query),

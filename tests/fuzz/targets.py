@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.python.usage import UsageError
@@ -85,7 +86,7 @@ def twins(data: bytes) -> None:
     the leg receives; if it is one of the letters in `_HAPPENINGS`, that happens instead.
     """
     now = 0.0
-    both = [Stats(lambda: now, twin=twin) for twin in filter(None, (PURE, COMPILED))]
+    both = [Stats(lambda: now, twin=twin, servers=("a", "b")) for twin in filter(None, (PURE, COMPILED))]
     sessions = [[SessionStats(stats) for _ in range(_SESSIONS)] for stats in both]
     for piece in data.split(b"\xff"):
         if not piece:
@@ -102,6 +103,8 @@ def twins(data: bytes) -> None:
         assert states[0] == states[-1]
 
 
+_SERVERS = [SimpleNamespace(number=number) for number in (0, 1)]
+
 _HAPPENINGS: dict[bytes, Callable[[SessionStats, str], Any]] = {
     b"p": SessionStats.paused,
     b"r": SessionStats.resumed,
@@ -112,6 +115,7 @@ _HAPPENINGS: dict[bytes, Callable[[SessionStats, str], Any]] = {
     b"w": lambda session, _: session.upstream.analysis.watch(session.exchange),
     b"u": lambda session, _: session.upstream.analysis.watch(session.exchange, False),
     b"m": lambda session, _: _moved(session),
+    b"v": lambda session, leg: session.served_by(_SERVERS[leg == "client"]),
 }
 
 
@@ -119,7 +123,7 @@ def _moved(session: SessionStats) -> None:
     """Let a session go on with what its state, as plain data, is restored to."""
     opened, last, late, unmatched, cut, buckets = json.loads(json.dumps(session.exchange.state()))
     legs = [leg.state() for leg in (session.client, session.upstream)]
-    session.exchange, session.client, session.upstream = session._stats.analyzers()
+    session.exchange, session.client, session.upstream = session._stats.traffic.analyzers()
     answered = {int(number): count for number, count in buckets.items()}
     session.exchange.restore(opened, last, late, unmatched, cut, answered)
     for leg, state in zip((session.client, session.upstream), legs, strict=True):
@@ -131,6 +135,8 @@ def _figures(stats: Stats, sessions: list[SessionStats]) -> list[Any]:
     settled = sessions[0].upstream.analysis.settled
     came = [number for number, session in enumerate(sessions) if session.exchange in settled]
     settled.clear()
+    for server in stats.servers:
+        assert server.figures.in_flight == server.figures.latency.in_flight
     return [list(stats.numbers), came, [_figures_of(session) for session in sessions]]
 
 

@@ -243,7 +243,7 @@ def test_a_dead_address_before_a_good_one_does_not_keep_the_proxy_from_being_rea
         fooproxy(tmp_path, "--forward", f"foo.example:{foo.port}", command=naming("127.0.0.2", "127.0.0.1")) as proxy,
     ):
         assert ready(proxy) == (200, [])
-        assert proxy.get("/live")[1]["upstream"]["state"] == "reachable"
+        assert proxy.get("/live")[1]["upstream"]["state"] == "up"
 
 
 def test_five_dead_addresses_before_a_good_one_delay_the_first_client_only(tmp_path: Path) -> None:

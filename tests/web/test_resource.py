@@ -32,11 +32,12 @@ class Reachability:
     name = "127.0.0.1:8001"
     error: str | None = None
     reason: str | None = None
-    state = "reachable"
+    state = "up"
     silence = 0.0
 
     def __init__(self) -> None:
         self.probes = 0
+        self.servers = [self]
 
     def unreachable(self, within: float) -> str | None:
         return self.error
@@ -199,7 +200,7 @@ def test_sessions_say_that_the_upstream_is_there_only_if_the_last_attempt_has_no
     site.busy, site.upstream.silence = True, 6.0
     assert site.ask("/ready").status == 200
     assert site.upstream.probes == 0
-    site.upstream.state = "unreachable"
+    site.upstream.state = "down"
     assert site.ask("/ready").status == 503
 
 
@@ -208,7 +209,7 @@ def test_a_scrape_looks_again_at_an_upstream_that_was_unreachable_and_at_no_othe
     assert b"\nfooproxy_ready 1.0\n" in site.ask("/metrics", Accept="text/plain").body
     assert site.upstream.probes == 0
     # The failure itself is forgotten by now.
-    site.upstream.state = "unreachable"
+    site.upstream.state = "down"
     assert b"\nfooproxy_ready 0.0\n" in site.ask("/metrics", Accept="text/plain").body
 
 
@@ -288,7 +289,7 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     assert answer["recovery"] == site.recovery
     assert answer["upstream"] == {
         "address": "127.0.0.1:8001",
-        "state": "reachable",
+        "state": "up",
         "reason": None,
         "error": None,
     }

@@ -126,8 +126,8 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
     return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];
   }
   if (warnings.length) return ["degraded", `Traffic passes, but there are warnings: ${warnings.map(words).join(", ")}.`];
-  if (upstream.state === "unreachable") return ["degraded", `The last attempt to connect to ${peer} failed: ${error}`];
-  const reached = upstream.state === "reachable" ? "is reachable" : "has not been needed yet";
+  if (upstream.state === "down") return ["degraded", `The last attempt to connect to ${peer} failed: ${error}`];
+  const reached = upstream.state === "up" ? "is reachable" : "has not been needed yet";
   return ["ok", `Clients are being served, ${peer} ${reached}, and the statistics are being saved.`];
 }
 

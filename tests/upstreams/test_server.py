@@ -1,4 +1,4 @@
-"""Connecting to the upstream: retries, the shared queue, the timeout, and the state known afterwards."""
+"""Connecting to a single server: retries, the shared queue, the timeout, and the state known afterwards."""
 
 from __future__ import annotations
 
@@ -26,11 +26,24 @@ from twisted.python.failure import Failure
 from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind
 from fooproxy.stats.reasons import CONNECT_FAILURES
-from fooproxy.upstreams.upstream import Upstream
+from fooproxy.upstreams.server import Server
+from fooproxy.upstreams.servers import Servers
 
 TIMEOUT = 5.0
 STEADY = 2.0
 """Seconds without a failure after which an upstream to which connections succeed again is reachable."""
+
+
+class Upstream(Server):
+    """The only server of a set."""
+
+    def __init__(self, endpoint: Any, name: str, clock: Clock, timeout: float) -> None:
+        super().__init__(endpoint, name, clock)
+        self.all = Servers([self], clock, timeout)
+
+    def serve(self, factory: Factory) -> Deferred[Any]:
+        """Connect as the set does."""
+        return self.all.connect(factory)
 
 
 class Endpoint:
@@ -52,9 +65,9 @@ class Case:
     def __init__(self, timeout: float = TIMEOUT) -> None:
         self.clock = Clock()
         self.endpoint = Endpoint()
-        self.upstream = Upstream(self.endpoint, "foo:8001", self.clock, timeout)  # type: ignore[arg-type]
+        self.upstream = Upstream(self.endpoint, "foo:8001", self.clock, timeout)
         self.results: list[Any] = []
-        self.connecting = self.upstream.connect(Factory.forProtocol(Protocol))
+        self.connecting = self.upstream.serve(Factory.forProtocol(Protocol))
         self.connecting.addBoth(self.results.append)
 
     def refuse(self) -> None:
@@ -76,7 +89,7 @@ def test_a_connection_made_at_once_leaves_no_timer() -> None:
 
     clock = Clock()
     results: list[Any] = []
-    Upstream(AtOnce(), "foo:8001", clock, TIMEOUT).connect(Factory()).addCallback(results.append)  # type: ignore[arg-type]
+    Upstream(AtOnce(), "foo:8001", clock, TIMEOUT).serve(Factory()).addCallback(results.append)
     assert results == ["protocol"]
     assert not clock.getDelayedCalls()
 
@@ -103,12 +116,12 @@ class Crowd:
         self.clock = Clock()
         self.up = False
         self.tries: list[float] = []
-        self.upstream = Upstream(self, "foo:8001", self.clock, timeout)  # type: ignore[arg-type]
+        self.upstream = Upstream(self, "foo:8001", self.clock, timeout)
         self.results: list[Any] = []
         self.waiting = [self.join() for _ in range(count)]
 
     def join(self) -> Deferred[Any]:
-        return self.upstream.connect(Factory.forProtocol(Protocol)).addBoth(self.results.append)
+        return self.upstream.serve(Factory.forProtocol(Protocol)).addBoth(self.results.append)
 
     def connect(self, factory: Factory) -> Deferred[Any]:
         self.tries.append(self.clock.seconds())
@@ -153,7 +166,7 @@ def test_after_a_success_a_new_failure_begins_with_short_pauses() -> None:
     crowd.pass_time(4)
     crowd.up = True
     crowd.pass_time(STEADY + 1)
-    assert crowd.upstream.state == "reachable"
+    assert crowd.upstream.state == "up"
     crowd.up, crowd.tries = False, []
     crowd.join()
     crowd.pass_time(0.2)
@@ -189,7 +202,7 @@ def test_the_connection_made_for_all_goes_to_who_has_waited_longest_of_those_sti
     case.refuse()
     case.clock.advance(0.05)
     (attempt,) = case.endpoint.attempts[1:]
-    second = case.upstream.connect(Factory.forProtocol(Protocol))
+    second = case.upstream.serve(Factory.forProtocol(Protocol))
     case.connecting.addErrback(lambda _: None).cancel()
     factory = case.endpoint.factories[1]
     attempt.callback(factory.buildProtocol(None))
@@ -211,7 +224,7 @@ def test_an_attempt_for_those_who_wait_that_hangs_is_made_anew() -> None:
 def test_a_success_elsewhere_ends_an_attempt_that_hangs_and_lets_in_those_who_wait() -> None:
     case = Case()
     other: list[Any] = []
-    case.upstream.connect(Factory()).addBoth(other.append)
+    case.upstream.serve(Factory()).addBoth(other.append)
     case.endpoint.attempts[0].errback(ConnectionRefusedError())
     case.clock.advance(0.05)
     assert len(case.endpoint.attempts) == 3
@@ -221,7 +234,7 @@ def test_a_success_elsewhere_ends_an_attempt_that_hangs_and_lets_in_those_who_wa
     case.endpoint.attempts[3].callback("another")
     assert case.results == ["another"]
     case.clock.advance(STEADY)
-    assert case.upstream.state == "reachable"
+    assert case.upstream.state == "up"
 
 
 def test_the_attempts_end_at_the_deadline_with_the_last_reason() -> None:
@@ -245,7 +258,7 @@ def test_each_connect_fails_for_its_own_reason_and_renews_the_news() -> None:
     case.clock.advance(11)
     assert case.upstream.unreachable(10) is None
     results: list[Any] = []
-    case.upstream.connect(Factory()).addBoth(results.append)
+    case.upstream.serve(Factory()).addBoth(results.append)
     case.clock.advance(TIMEOUT)
     assert results[0].check(TimeoutError)
     assert case.upstream.unreachable(10) == "no answer within 5 s"
@@ -258,7 +271,7 @@ def test_a_probe_tells_whether_the_upstream_can_be_connected() -> None:
     assert len(case.endpoint.attempts) == seen + 1
     case.clock.advance(1.0)
     assert probing.called
-    assert (case.upstream.state, case.upstream.error) == ("unreachable", "no answer within 1 s")
+    assert (case.upstream.state, case.upstream.error) == ("down", "no answer within 1 s")
 
 
 def probed(how_it_ends: Any) -> Upstream:
@@ -282,7 +295,7 @@ def probed(how_it_ends: Any) -> Upstream:
 
 def test_a_probe_succeeds_if_the_connection_stays_open_for_a_moment() -> None:
     upstream = probed(None)
-    assert (upstream.state, upstream.error) == ("reachable", None)
+    assert (upstream.state, upstream.error) == ("up", None)
 
 
 def test_a_probe_fails_if_the_connection_is_closed_as_soon_as_it_was_made() -> None:
@@ -332,7 +345,7 @@ def test_cancelling_ends_the_attempts_and_blames_nobody(refused: bool) -> None:
 def test_one_sweep_serves_all_that_are_connecting() -> None:
     case = Case()
     case.clock.advance(1)
-    later = [case.upstream.connect(Factory()) for _ in range(100)]
+    later = [case.upstream.serve(Factory()) for _ in range(100)]
     for connecting in later:
         connecting.addErrback(case.results.append)
     assert len(case.clock.getDelayedCalls()) == 1
@@ -351,9 +364,9 @@ def test_the_upstream_is_unreachable_from_a_failure_until_it_has_been_good_for_a
     case.clock.advance(0.05)
     case.endpoint.attempts[-1].callback(case.endpoint.factories[-1].buildProtocol(None))
     case.clock.advance(STEADY / 2)
-    assert case.upstream.state == "unreachable"
+    assert case.upstream.state == "down"
     case.clock.advance(STEADY / 2)
-    assert (case.upstream.state, case.upstream.error, case.upstream.reason) == ("reachable", None, None)
+    assert (case.upstream.state, case.upstream.error, case.upstream.reason) == ("up", None, None)
     assert case.upstream.unreachable(10) is None
 
 
@@ -383,12 +396,12 @@ def test_an_upstream_that_fails_every_other_time_serves_all_and_has_one_episode(
             crowd.join()
             crowd.pass_time(0.1)
             states.add(crowd.upstream.state)
-        assert states == {"unreachable"}
+        assert states == {"down"}
         crowd.pass_time(STEADY)
     assert len(crowd.results) == 80
     assert not any(isinstance(result, Failure) for result in crowd.results)
     assert [event["log_format"].split(" upstream")[0] for event in events] == ["cannot connect to", "connected to"]
-    assert crowd.upstream.state == "reachable"
+    assert crowd.upstream.state == "up"
 
 
 def test_an_upstream_that_fails_again_soon_is_doubted_for_longer_each_time() -> None:
@@ -400,7 +413,7 @@ def test_an_upstream_that_fails_again_soon_is_doubted_for_longer_each_time() -> 
         crowd.up = True
         crowd.pass_time(0.1)
         doubt = 0.1
-        while crowd.upstream.state == "unreachable":
+        while crowd.upstream.state == "down":
             crowd.pass_time(0.1)
             doubt += 0.1
         doubts.append(round(doubt))
@@ -410,7 +423,7 @@ def test_an_upstream_that_fails_again_soon_is_doubted_for_longer_each_time() -> 
     crowd.join()
     crowd.up = True
     crowd.pass_time(STEADY + 0.1)
-    assert crowd.upstream.state == "reachable"
+    assert crowd.upstream.state == "up"
 
 
 @pytest.mark.parametrize(
@@ -463,7 +476,7 @@ def test_a_rejection_after_the_handshake_is_a_failure() -> None:
     endpoint = ArrivalEndpoint(Endpoint())  # type: ignore[arg-type]
     upstream = Upstream(endpoint, "foo:8001", clock, TIMEOUT)
     endpoint.rejected(HandshakeError("certificate required"))
-    assert (upstream.state, upstream.reason) == ("unreachable", "upstream_tls")
+    assert (upstream.state, upstream.reason) == ("down", "upstream_tls")
 
 
 def test_the_silence_begins_with_the_last_attempt_whether_it_failed_or_succeeded() -> None:

@@ -1,0 +1,291 @@
+"""One server: makes single attempts to connect to it, and records whether it is up, and why not.
+
+What operators see changes less often than the outcome of attempts: a server is down from the failure that exhausts the
+patience with it until there has been a success and no failure for a while, which is longer if it failed again soon
+after the last time.  So a server of which every other attempt fails, like one with a full backlog, has one such
+episode, with one line at its begin and one at its end.
+
+It knows nothing about other servers, sessions or messages.  `fooproxy.upstreams.servers` decides when to try it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+from twisted.internet import error
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.logger import Logger
+
+from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.deadlines import Deadlines, Limit
+from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as, is_tls, kind, words
+from fooproxy.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.interfaces import (
+        IDelayedCall,
+        IProtocolFactory,
+        IReactorTime,
+        IStreamClientEndpoint,
+    )
+    from twisted.python.failure import Failure
+
+_LINGER = 0.2
+"""Seconds that a probe waits for the peer to close: what accepts for a dead server, or for itself, does so at once."""
+
+_PROBATION = 2.0
+"""Seconds without a failure after which a server to which connections succeed again is called up."""
+
+_LONGEST_PROBATION = 30.0
+"""Seconds of that at most; it doubles each time that the server fails again within `_RELAPSE`."""
+
+_RELAPSE = 60.0
+"""Seconds after the end of an episode within which a failure makes the next one longer."""
+
+_WARM_UP = 10.0
+"""Seconds in which the share of a server that comes back grows from `_COLD` to all that it is due."""
+
+_COLD = 0.1
+"""The part of its share that it begins with."""
+
+
+class Client(Interface):
+    """Whoever a connection is made for, if there are several servers."""
+
+    @property
+    def host(self) -> str:
+        """The address by which it may be kept on one server."""
+
+    def served_by(self, server: Server) -> None:
+        """Take note of the server, before the protocol of the connection is built."""
+
+
+class Load(Interface):
+    """What a server has to do."""
+
+    @property
+    def load(self) -> int:
+        """Open sessions and requests in flight together."""
+
+
+class _Idle:
+    load = 0
+
+
+class Server:
+    """Connects to `endpoint`.
+
+    `name` identifies the server in log lines, `number` among all servers.  `weight` is its share of the clients, and a
+    `backup` gets some only if no other server can.  `load` is what it has to do.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        endpoint: IStreamClientEndpoint,
+        name: str,
+        clock: IReactorTime,
+        *,
+        number: int = 0,
+        weight: int = 1,
+        backup: bool = False,
+        load: Load | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self.name = one_line(name)
+        self.number = number
+        self.weight = weight
+        self.backup = backup
+        self._clock = clock
+        self._deadlines: Deadlines[Any] = Deadlines(clock)
+        self._load: Load = _Idle() if load is None else load
+        self.connecting = 0
+        """Clients for which an attempt is in progress, if there are several servers."""
+        self.patience = 1
+        """Failures in a row from which on the server is called down."""
+        self.when_failed: Callable[[Server], object] = lambda server: None
+        """Called after each failure."""
+        self.when_opened: Callable[[Server], object] = lambda server: None
+        """Called when the server can be used again."""
+        self.count_failure: Callable[[str], object] = lambda word: None
+        """Called with the word for each failure to connect."""
+        self.failing = False
+        """Whether the last attempt failed, so that no client should be the next to try."""
+        self.failures = 0
+        """Failures to connect in a row."""
+        self._recovering: IDelayedCall | None = None
+        """The end of the episode, if nothing fails until then."""
+        self._probation = _PROBATION
+        self._recovered_at = float("-inf")
+        self._warmed_at = float("-inf")
+        self.failed_at = float("-inf")
+        self._heard_at = float("-inf")
+        self._since = clock.seconds()
+        self.last: Exception = error.TimeoutError()
+        """Why the last failed attempt failed."""
+        self.error: str | None = None
+        """Why the server is down, in words: why the last failed attempt failed; `None` if it is not."""
+        self.reason: str | None = None
+        """The same in a word, by which the sessions that fail for it are counted."""
+        if isinstance(endpoint, ArrivalEndpoint):
+            endpoint.rejected = self.failed
+
+    @property
+    def state(self) -> str:
+        """``up`` or ``down``; ``unknown`` before the first attempt."""
+        if self.error is not None:
+            return "down"
+        return "unknown" if self._heard_at < 0 else "up"
+
+    @property
+    def since(self) -> float:
+        """Seconds that the state has lasted."""
+        return self._clock.seconds() - self._since
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last attempt succeeded or failed; infinite before the first."""
+        return self._clock.seconds() - self._heard_at
+
+    def unreachable(self, within: float) -> str | None:
+        """Return why the server is down, if an attempt failed at most `within` seconds ago; otherwise `None`."""
+        return self.error if self._clock.seconds() - self.failed_at <= within else None
+
+    @property
+    def load(self) -> int:
+        """Open sessions, clients that are being connected and requests in flight together."""
+        return self._load.load + self.connecting
+
+    @property
+    def share(self) -> float:
+        """The weight, less while the server warms up after it was down."""
+        warm = (self._clock.seconds() - self._warmed_at) / _WARM_UP
+        return self.weight if warm >= 1 else self.weight * (_COLD + (1 - _COLD) * warm)
+
+    def connect(self, factory: IProtocolFactory, client: Client | None = None) -> Deferred[Any]:
+        """Make one attempt to connect `factory`; `client` is told as soon as there is a connection."""
+        return self._endpoint.connect(factory if client is None else _For(client, self, factory))
+
+    async def probe(self, timeout: float) -> None:
+        """Check whether a connection can be made within `timeout` seconds and stays open, and close it again."""
+        probe = _Probe()
+        trying = self._endpoint.connect(Factory.forProtocol(lambda: probe))
+        trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
+        try:
+            await trying
+            self._deadlines.set(probe, _LINGER, probe.stayed)
+            await probe.over
+        except DeferredTimeout:
+            self.failed(NoAnswer(timeout))
+        except Exception as reason:
+            self.failed(cause(reason, timeout))
+        else:
+            self.succeeded()
+        finally:
+            self._deadlines.clear(probe)
+
+    def failed(self, reason: Any) -> None:
+        """Record that an attempt failed for `reason`, an exception."""
+        self.failed_at = self._heard_at = self._clock.seconds()
+        self.last = reason
+        self.failing = True
+        self.failures += 1
+        self.count_failure(kind(reason))
+        if self._recovering is not None:
+            self._recovering.cancel()
+            self._recovering = None
+        if self.failures >= self.patience or self.error is not None:
+            self._go_down(one_line(words(reason)), counted_as(reason), "cannot connect to upstream {name}: {error}")
+        self.when_failed(self)
+
+    def succeeded(self) -> None:
+        """Record that an attempt succeeded."""
+        self._heard_at = self._clock.seconds()
+        if self.failing:
+            self.failing = False
+            self.failures = 0
+            if self.error is not None:
+                self._warmed_at = self._heard_at
+                self._recovering = self._clock.callLater(self._probation, self._recovered)
+            self.when_opened(self)
+
+    def _go_down(self, why: str, reason: str, line: str) -> None:
+        began = self.error is None
+        self.error, self.reason = why, reason
+        if began:
+            self._since = self._clock.seconds()
+            is_relapse = self._since - self._recovered_at <= _RELAPSE
+            self._probation = min(2 * self._probation, _LONGEST_PROBATION) if is_relapse else _PROBATION
+            self.log.warn(line, name=self.name, error=self.error)
+
+    def _recovered(self) -> None:
+        self._recovering = None
+        self._recovered_at = self._since = self._clock.seconds()
+        self.error = self.reason = None
+        self.log.info("connected to upstream {name} again", name=self.name)
+
+
+class _For(Factory):
+    """Tells `client` which server it gets once there is a connection, and builds the protocol of `factory`."""
+
+    noisy = False
+
+    def __init__(self, client: Client, server: Server, factory: IProtocolFactory) -> None:
+        self._client = client
+        self._server = server
+        self._factory = factory
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Build the protocol."""
+        self._client.served_by(self._server)
+        return self._factory.buildProtocol(addr)
+
+
+class _Probe(Protocol):
+    """A connection that only shows whether the peer keeps it; `over` fires when that is known."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.over: Deferred[None] = Deferred()
+
+    def stayed(self) -> None:
+        """Close: the peer has kept the connection."""
+        self.over.callback(None)
+        self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Fail if the peer has closed first."""
+        if not self.over.called:
+            tls = is_tls(reason.value)
+            self.over.errback(HandshakeError(words(reason.value)) if tls else _ClosedAtOnce())
+
+
+def cause(reason: Any, seconds: float) -> Any:
+    """Return why an attempt failed with `reason`; if it was cancelled, that was after `seconds` without an answer."""
+    if isinstance(reason, HandshakeCancelled):
+        return HandshakeError(f"no answer within {seconds:g} s")
+    return NoAnswer(seconds) if isinstance(reason, (CancelledError, error.ConnectingCancelledError)) else reason
+
+
+class _ClosedAtOnce(error.ConnectError):
+    """The peer accepts connections, but does not keep them."""
+
+    def __str__(self) -> str:
+        return "it closes connections as soon as they are made"
+
+
+class NoAnswer(error.TimeoutError):
+    """An attempt was not answered within `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(string=f"no answer within {seconds:g} s")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
