@@ -23,6 +23,7 @@ from fooproxy.early import let_go
 from fooproxy.helptext import formatted
 from fooproxy.net.addresses import expects_proxy_header, host_port
 from fooproxy.text import one_line
+from fooproxy.upstreams.forward import read_forward, twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -117,11 +118,23 @@ OPTIONS = (
         name="forward",
         group="upstreams",
         short="f",
-        unit="ADDRESS",
+        unit="SERVER",
         default=":8001",
         check=values.upstream,
-        look=checking.connecting,
-        meaning="ADDRESS of the Foo server (127.0.0.1 if it names no host).",
+        look=lambda text: checking.connecting(read_forward(text).address),
+        repeats=True,
+        meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and, if there are several, "
+        "behind commas weight=N for its share, backup if it is for when no other can be reached, and name=TEXT.",
+    ),
+    Option(
+        name="balance",
+        group="upstreams",
+        unit="HOW",
+        default="least",
+        check=values.balance,
+        choices=tuple(values.BALANCES),
+        meaning="How to choose among several servers: the less loaded one of two (least), one after the other "
+        "(round-robin), or the same one for the same client address (hash).",
     ),
     Option(
         name="http",
@@ -262,6 +275,8 @@ NOTES = """\
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
 
+A SERVER is an ADDRESS, with commas and more behind it if you like: foo.example:8001,weight=3,name=first.
+
 An option not given on the command line is read from the environment (FOOPROXY_CONNECT_TIMEOUT for --connect-timeout),
 and then from the file that --config names (connect-timeout = 2.5)."""
 
@@ -332,16 +347,22 @@ class Options(usage.Options):
             self._report_check()
 
     def _check_combinations(self) -> None:
-        forward = host_port(self["forward"])
+        if same := twice(self["forward"]):
+            raise usage.UsageError(
+                f"{self._source('forward')}: two servers are called {same.name!r}; expected each once, or names to "
+                f"tell them apart, such as {same.address},name=other"
+            )
         for index, text in enumerate(self["listen"]):
             place, listen = self._place("listen", index), host_port(text)
             if text in self["listen"][:index] and not (listen and listen.port == 0):
                 raise usage.UsageError(f"{place}: {text!r} is given twice; expected another address")
-            if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
-                raise usage.UsageError(
-                    f"{self._source('forward')}: {self['forward']!r} is where the proxy itself listens; "
-                    "expected the Foo server's address"
-                )
+            for number, server in enumerate(self["forward"]):
+                forward = host_port(server.address)
+                if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
+                    raise usage.UsageError(
+                        f"{self._place('forward', number)}: {server.address!r} is where the proxy itself listens; "
+                        "expected the Foo server's address"
+                    )
             if self["allow"] and expects_proxy_header(text):
                 raise usage.UsageError(
                     f"{self._source('allow')}: cannot be combined with {place} {text}, where the client's address "

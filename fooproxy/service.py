@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
 from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
+from fooproxy.upstreams.balance import BALANCES
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
 from fooproxy.web.hosts import Hosts
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from fooproxy.net.pump import Tap
     from fooproxy.relay.leg import Leg
     from fooproxy.relay.opening import UpstreamFactory
+    from fooproxy.upstreams.forward import Forward
 
 __all__ = ["Options", "ProxyService", "makeService"]
 
@@ -96,17 +99,20 @@ class ProxyService(Service):
         self._supervisor = Supervisor(os.environ, reactor)
         self._reactor = reactor
         self._is_stopping = False
-        self.stats = Stats(time.monotonic, self._session_ended)
-        forward = options["forward"]
-        all_polled = is_available() and connects_polled(forward) and all(map(listens_polled, options["listen"]))
+        forward: list[Forward] = options["forward"]
+        # One server needs no numbers of its own.
+        names = [server.name for server in forward] if len(forward) > 1 else []
+        self.stats = Stats(time.monotonic, self._session_ended, servers=names)
+        connects = all(connects_polled(server.address) for server in forward)
+        all_polled = is_available() and connects and all(map(listens_polled, options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
         self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self._poller is not None:
             self._poller.after_silence.append(self.stats.times.mark)
             self._poller.afterwards.append(self._sampling.look)
         self._trail = Trail()
-        endpoint = client_endpoint(reactor, forward, self._poller, self._trail)
-        self._upstreams = Servers([Server(endpoint, forward, reactor)], reactor, options["connect-timeout"])
+        balance = BALANCES[options["balance"]](random.Random())
+        self._upstreams = Servers(self._servers(forward), reactor, options["connect-timeout"], balance)
         self.stats.reachable = lambda: self._upstreams.counts
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
@@ -175,6 +181,17 @@ class ProxyService(Service):
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
 
+    def _servers(self, forward: list[Forward]) -> list[Server]:
+        """Return the servers to forward to; each of several has its own statistics."""
+        found = []
+        for number, one in enumerate(forward):
+            endpoint = client_endpoint(self._reactor, one.address, self._poller, self._trail)
+            server = Server(*(endpoint, one.name, self._reactor), number=number, weight=one.weight, backup=one.backup)
+            if self.stats.servers:
+                server.counted_by(self.stats.servers[number])
+            found.append(server)
+        return found
+
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
 
@@ -218,7 +235,9 @@ class ProxyService(Service):
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
-        return self._upstreams.connect(tapped)
+        # With one server, all is counted in one place.
+        client: Any = factory.session.observer if self.stats.servers else None
+        return self._upstreams.connect(tapped, client)
 
     def _listen(self, option: str, address: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:

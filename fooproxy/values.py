@@ -14,11 +14,15 @@ from twisted.logger import LogLevel
 from fooproxy.logs.formats import FORMATS
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.relay.admission import network
+from fooproxy.upstreams.balance import BALANCES
+from fooproxy.upstreams.forward import Forward, read_forward
 from fooproxy.web.hosts import read_host_name as host
 
 __all__ = [
+    "BALANCES",
     "LEVELS",
     "LOG_FORMATS",
+    "balance",
     "host",
     "level",
     "listening",
@@ -61,11 +65,19 @@ def listening(text: str) -> str:
     return text
 
 
-def upstream(text: str) -> str:
-    """Check an ADDRESS to connect to, and return it unchanged."""
+def upstream(text: str) -> Forward:
+    """Read a server to forward to, and check its ADDRESS."""
     from twisted.internet import reactor
 
-    client_endpoint(reactor, text)
+    found = read_forward(text)
+    client_endpoint(reactor, found.address)
+    return found
+
+
+def balance(text: str) -> str:
+    """Check the name of a way to choose among servers."""
+    if text not in BALANCES:
+        raise ValueError(f"{text!r} is not a way to choose a server; expected one of {', '.join(BALANCES)}")
     return text
 
 

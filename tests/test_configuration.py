@@ -175,7 +175,7 @@ def test_the_options_in_force_tell_their_values_and_where_to_change_them(file: P
     assert found["file"] == str(file)
     shown = {name: tuple(entry.values()) for name, entry in found["options"].items()}
     assert shown["listen"] == (["8003"], "command line", "--listen")
-    assert shown["forward"] == ("foo:1", "environment", "FOOPROXY_FORWARD")
+    assert shown["forward"] == (["foo:1"], "environment", "FOOPROXY_FORWARD")
     assert shown["idle-timeout"] == (2.0, "file", f"{file}:1: idle-timeout")
     assert shown["log-sessions"] == (True, "file", f"{file}:2: log-sessions")
     assert shown["allow"] == (["::1", "::2"], "file", f"{file}:3: allow")

@@ -106,6 +106,8 @@ def test_no_two_options_have_a_form_in_common() -> None:
 
 SAMPLES = {
     "ADDRESS": "127.0.0.1:7",
+    "SERVER": "127.0.0.1:7,weight=3,backup,name=seven",
+    "HOW": "hash",
     "SESSIONS": "7",
     # As a configuration, it is empty.
     "FILE": "/dev/null",
@@ -163,6 +165,9 @@ def test_an_empty_variable_is_as_good_as_none(option: Option) -> None:
         ("FOOPROXY_IDLE_TIMEOUT", "soon", "such as 10 or 2.5"),
         ("FOOPROXY_MAX_CONNECTIONS", "many", "1 to 999999999, or auto"),
         ("FOOPROXY_ALLOW", "everybody", "192.0.2.0/24"),
+        ("FOOPROXY_BALANCE", "best", "least, round-robin, hash"),
+        ("FOOPROXY_FORWARD", "foo:1,weight=0", "host:port"),
+        ("FOOPROXY_FORWARD", "foo:1,backup,backup", "expected it once"),
         ("FOOPROXY_LOG_SESSIONS", "maybe", "1, true, yes, on, 0, false, no, off"),
     ],
 )
@@ -253,3 +258,21 @@ def test_each_address_to_listen_on_is_compared_with_the_other_options(which: int
 
 def test_an_option_that_may_be_repeated_has_all_its_values_in_their_order() -> None:
     assert list(map(str, parsed("--allow", "192.0.2.0/24", "--allow=::1")["allow"])) == ["192.0.2.0/24", "::1/128"]
+
+
+@pytest.mark.parametrize(
+    ("servers", "right"),
+    [
+        (["foo:1", "foo:1"], "two servers are called 'foo:1'; expected each once, or names"),
+        (["foo:1", "bar:1,name=foo:1"], "such as bar:1,name=other"),
+        (["foo:1", ":8002"], "':8002' is where the proxy itself listens"),
+    ],
+)
+def test_servers_that_cannot_be_told_apart_or_are_the_proxy_are_refused(servers: list[str], right: str) -> None:
+    assert right in refusal(*(word for server in servers for word in ("--forward", server)))
+    assert refusal(FOOPROXY_FORWARD=" ".join(servers)).startswith("FOOPROXY_FORWARD: ")
+
+
+def test_a_unix_path_may_have_commas() -> None:
+    (server,) = parsed("--forward", "unix:/run/a,b,weight=2")["forward"]
+    assert (server.address, server.weight) == ("unix:/run/a,b", 2)

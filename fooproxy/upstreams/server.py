@@ -25,7 +25,7 @@ from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
     from twisted.internet.interfaces import (
         IDelayedCall,
@@ -65,23 +65,23 @@ class Client(Interface):
         """Take note of the server, before the protocol of the connection is built."""
 
 
-class Load(Interface):
-    """What a server has to do."""
+class Counts(Interface):
+    """What is counted of a server elsewhere."""
+
+    @property
+    def connect_failures(self) -> MutableMapping[str, int]:
+        """Failed attempts, by reason."""
 
     @property
     def load(self) -> int:
         """Open sessions and requests in flight together."""
 
 
-class _Idle:
-    load = 0
-
-
 class Server:
     """Connects to `endpoint`.
 
     `name` identifies the server in log lines, `number` among all servers.  `weight` is its share of the clients, and a
-    `backup` gets some only if no other server can.  `load` is what it has to do.
+    `backup` gets some only if no other server can.
     """
 
     log = Logger()
@@ -95,7 +95,6 @@ class Server:
         number: int = 0,
         weight: int = 1,
         backup: bool = False,
-        load: Load | None = None,
     ) -> None:
         self._endpoint = endpoint
         self.name = one_line(name)
@@ -104,7 +103,7 @@ class Server:
         self.backup = backup
         self._clock = clock
         self._deadlines: Deadlines[Any] = Deadlines(clock)
-        self._load: Load = _Idle() if load is None else load
+        self._counts: Counts | None = None
         self.connecting = 0
         """Clients for which an attempt is in progress, if there are several servers."""
         self.patience = 1
@@ -113,8 +112,6 @@ class Server:
         """Called after each failure."""
         self.when_opened: Callable[[Server], object] = lambda server: None
         """Called when the server can be used again."""
-        self.count_failure: Callable[[str], object] = lambda word: None
-        """Called with the word for each failure to connect."""
         self.failing = False
         """Whether the last attempt failed, so that no client should be the next to try."""
         self.failures = 0
@@ -135,6 +132,10 @@ class Server:
         """The same in a word, by which the sessions that fail for it are counted."""
         if isinstance(endpoint, ArrivalEndpoint):
             endpoint.rejected = self.failed
+
+    def counted_by(self, counts: Counts) -> None:
+        """Count failures in `counts`, and take what the server has to do from there."""
+        self._counts = counts
 
     @property
     def state(self) -> str:
@@ -160,7 +161,7 @@ class Server:
     @property
     def load(self) -> int:
         """Open sessions, clients that are being connected and requests in flight together."""
-        return self._load.load + self.connecting
+        return self.connecting + (0 if self._counts is None else self._counts.load)
 
     @property
     def share(self) -> float:
@@ -196,7 +197,8 @@ class Server:
         self.last = reason
         self.failing = True
         self.failures += 1
-        self.count_failure(kind(reason))
+        if self._counts is not None:
+            self._counts.connect_failures[kind(reason)] += 1
         if self._recovering is not None:
             self._recovering.cancel()
             self._recovering = None

@@ -168,7 +168,7 @@ def test_the_unit_runs_the_command_with_the_configuration_that_comes_with_it() -
     options = Options({})
     options.parseOptions(["--config", str(UNIT.with_suffix(".toml"))])
     assert options["recovery-path"] == "/var/lib/fooproxy/recovery.json"
-    assert (options["listen"], options["forward"]) == ([":8002"], ":8001")
+    assert (options["listen"], [str(server) for server in options["forward"]]) == ([":8002"], [":8001"])
     assert int(setting("TimeoutStopSec")) > options["drain-timeout"] + 2 * LAST_SAVE_TIMEOUT
 
 

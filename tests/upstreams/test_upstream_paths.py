@@ -135,7 +135,7 @@ def test_a_certificate_that_is_not_trusted_is_the_reason_everywhere(tmp_path: Pa
         assert turned_away(proxy)
         settles(lambda: closed(proxy), {"upstream_tls": 1})
         upstream = proxy.get("/live")[1]["upstream"]
-        assert (upstream["state"], upstream["reason"]) == ("unreachable", "upstream_tls")
+        assert (upstream["state"], upstream["reason"]) == ("down", "upstream_tls")
         assert "certificate verify failed" in upstream["error"]
         proxy.says("TLS handshake failed: certificate verify failed", times=1)
 

@@ -1,0 +1,132 @@
+"""The real process with several servers: who gets the clients, and what becomes of them when servers fail."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+
+pytestmark = pytest.mark.slow
+
+
+def forward(*servers: FooServer | int, more: tuple[str, ...] = ()) -> list[str]:
+    """Return the options for these servers, named after the letters."""
+    words = []
+    for number, server in enumerate(servers):
+        port = server if isinstance(server, int) else server.port
+        extra = more[number] if more else ""
+        words += ["--forward", f"127.0.0.1:{port},name={'abcd'[number]}{extra}"]
+    return words
+
+
+@contextmanager
+def holding(proxy: Proxy, count: int) -> Iterator[list[socket.socket]]:
+    """Open sessions that have each asked once and been answered."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(proxy.port)) for _ in range(count)]
+        for client in clients:
+            client.sendall(b"REQ 1 a\n")
+        for client in clients:
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+        yield clients
+
+
+def ask_all(clients: list[socket.socket]) -> None:
+    for client in clients:
+        client.sendall(b"REQ 2 b\n")
+    for client in clients:
+        assert read_lines(client, 1) == b"ACK 2 b\n"
+
+
+@pytest.mark.parametrize(("more", "due"), [(("", ""), (20, 20)), ((",weight=3", ""), (30, 10))])
+def test_forty_sessions_are_shared_out_by_weight(tmp_path: Path, more: tuple[str, ...], due: tuple[int, int]) -> None:
+    with (
+        FooServer() as a,
+        FooServer() as b,
+        fooproxy(tmp_path, *forward(a, b, more=more)) as proxy,
+        holding(proxy, 40) as clients,
+    ):
+        ask_all(clients)
+        found = len(a.sessions), len(b.sessions)
+        # Requests in flight when the last ones came count too.
+        assert all(abs(count - part) <= 3 for count, part in zip(found, due, strict=True))
+        report = proxy.stats()
+        assert (report["msg_req"], report["msg_ack"], report["connections_active"]) == (80, 80, 40)
+        assert (report["upstreams_up"], report["upstreams_total"]) == (2, 2)
+
+
+@pytest.mark.parametrize("balance", ["least", "round-robin"])
+def test_a_server_that_refuses_costs_no_client_anything(tmp_path: Path, balance: str) -> None:
+    with socket.socket() as bound, FooServer() as b:
+        bound.bind(("127.0.0.1", 0))
+        with fooproxy(tmp_path, *forward(bound.getsockname()[1], b), "--balance", balance) as proxy:
+            for _ in range(30):
+                assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            eventually(lambda: proxy.stats("upstreams_up")["upstreams_up"] == 1)
+            proxy.says("cannot connect to upstream a: ")
+            assert proxy.get("/ready")[0] == 200
+            with FooServer(bound) as a:
+                proxy.says("connected to upstream a again")
+                settles(lambda: proxy.stats("upstreams_up"), {"upstreams_up": 2})
+                with holding(proxy, 20):
+                    assert a.sessions
+
+
+def test_hash_keeps_a_client_address_on_one_server(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b, fooproxy(tmp_path, *forward(a, b), "--balance", "hash") as proxy:
+        for _ in range(20):
+            assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
+        assert sorted([len(a.sessions), len(b.sessions)]) == [0, 20]
+
+
+def test_a_backup_serves_while_no_other_server_can(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b, fooproxy(tmp_path, *forward(a, b, more=("", ",backup"))) as proxy:
+        with holding(proxy, 10):
+            assert (len(a.sessions), len(b.sessions)) == (10, 0)
+        a.close()
+        with holding(proxy, 10):
+            assert len(b.sessions) == 10
+
+
+def test_when_all_servers_are_down_clients_wait_for_the_first_that_comes_back(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        bound: list[Any] = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for one in bound:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in bound]
+        proxy = stack.enter_context(fooproxy(tmp_path, *forward(*ports), "--connect-timeout", "30"))
+        clients = [stack.enter_context(connect(proxy.port)) for _ in range(50)]
+        for client in clients:
+            client.sendall(b"REQ 1 a\n")
+        settles(
+            lambda: proxy.stats("upstreams_up", "connections_active"), {"upstreams_up": 0, "connections_active": 50}
+        )
+        status, ready = proxy.get("/ready")
+        assert (status, ready["reasons"]) == (503, ["upstream_unreachable", "upstream_refused"])
+        stack.enter_context(FooServer(bound[1]))
+        for client in clients:
+            assert read_lines(client, 1) == b"ACK 1 a\n"
+
+
+def test_a_server_that_is_closed_under_load_ends_its_sessions_only(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b, fooproxy(tmp_path, *forward(a, b)) as proxy, holding(proxy, 20) as clients:
+        a.close()
+        a.forget()
+        served = 0
+        for client in clients:
+            client.sendall(b"REQ 2 b\n")
+            try:
+                served += client.recv(100) == b"ACK 2 b\n"
+            except ConnectionResetError:
+                continue
+        assert served == len(b.sessions) >= 8
+        with holding(proxy, 20):
+            assert len(b.sessions) == served + 20
