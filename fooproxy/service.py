@@ -10,6 +10,7 @@ import json
 import os
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ from fooproxy.stats.session import SessionStats
 from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.balance import BALANCES
+from fooproxy.upstreams.ejection import Ejection
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
 from fooproxy.web.hosts import Hosts
@@ -114,6 +116,9 @@ class ProxyService(Service):
         balance = BALANCES[options["balance"]](random.Random())
         self._upstreams = Servers(self._servers(forward), reactor, options["connect-timeout"], balance)
         self.stats.reachable = lambda: self._upstreams.counts
+        self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
+        for number, record in enumerate(self.stats.servers):
+            record.when_ended = partial(self._ejection.ended, number)
         timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
         self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
@@ -175,6 +180,7 @@ class ProxyService(Service):
         keep_large_blocks(LARGEST_READ)
         self._sweep.start()
         self._sampling.start()
+        self._ejection.start(self._reactor)
         self._signals.report(self._report)
         self._signals.stop(self._stop)
         self._launch.succeeded()
@@ -217,6 +223,7 @@ class ProxyService(Service):
         await _closed(*self._relay_ports)
         await self._stopping.drain()
         self._sweep.stop()
+        self._ejection.stop()
         self._sampling.stop()
         await self._saving.stop()
         if self._http_port is not None:

@@ -94,8 +94,8 @@ class ServerStats(Declared):
         self.traffic = Traffic(numbers, ServerStats._client.place, twin, before)
         self.figures: Figures = self.traffic
         self.sessions: set[Session] = set()
-        self.when_ended: Callable[[bool, Session], None] = lambda dropped, session: None
-        """Called when a session has ended, with whether the server is to blame."""
+        self.when_ended: Callable[[bool, float], object] = lambda dropped, replied: None
+        """Called when a session has ended: whether the server is to blame, and when the last reply was read, if any."""
 
     def bound(self, numbers: MutableSequence[int]) -> ServerStats:
         """Return the same statistics of other `numbers`."""
@@ -123,7 +123,8 @@ class ServerStats(Declared):
         self.left(session)
         self.requests_unanswered += session.exchange.in_flight
         self.connections_dropped += dropped
-        self.when_ended(dropped, session)
+        exchange = session.exchange
+        self.when_ended(dropped, exchange.last / 1e6 if exchange.replies else float("-inf"))
 
     def waiting(self, since: float) -> int:
         """Return how many sessions have a request that has waited since `since`, on the clock in seconds, or longer."""

@@ -47,6 +47,12 @@ _LONGEST_PROBATION = 30.0
 _RELAPSE = 60.0
 """Seconds after the end of an episode within which a failure makes the next one longer."""
 
+_FIRST_REST = 2.0
+"""Seconds that a server is left alone when it is taken out because of its requests."""
+
+_LONGEST_REST = 60.0
+"""Seconds of that at most; it doubles each time that the server is taken out again soon after it has come back."""
+
 _WARM_UP = 10.0
 """Seconds in which the share of a server that comes back grows from `_COLD` to all that it is due."""
 
@@ -75,6 +81,13 @@ class Counts(Interface):
     @property
     def load(self) -> int:
         """Open sessions and requests in flight together."""
+
+    @property
+    def stuck(self) -> int:
+        """1 if requests wait and the server answers nobody, else 0."""
+
+    ejections: int
+    """How often the server was taken out for its requests."""
 
 
 class Server:
@@ -116,11 +129,16 @@ class Server:
         """Whether the last attempt failed, so that no client should be the next to try."""
         self.failures = 0
         """Failures to connect in a row."""
+        self.ejected = False
+        """Whether it was taken out because of its requests, until it is tried."""
+        self.rest = 0.0
+        """Seconds that it is left alone when it is taken out."""
         self._recovering: IDelayedCall | None = None
         """The end of the episode, if nothing fails until then."""
         self._probation = _PROBATION
         self._recovered_at = float("-inf")
         self._warmed_at = float("-inf")
+        self._returned_at = float("-inf")
         self.failed_at = float("-inf")
         self._heard_at = float("-inf")
         self._since = clock.seconds()
@@ -173,8 +191,11 @@ class Server:
         """Make one attempt to connect `factory`; `client` is told as soon as there is a connection."""
         return self._endpoint.connect(factory if client is None else _For(client, self, factory))
 
-    async def probe(self, timeout: float) -> None:
-        """Check whether a connection can be made within `timeout` seconds and stays open, and close it again."""
+    async def probe(self, timeout: float, is_trial: bool = False) -> None:
+        """Check whether a connection can be made within `timeout` seconds and stays open, and close it again.
+
+        If it `is_trial`, a server that was taken out is back if it can.
+        """
         probe = _Probe()
         trying = self._endpoint.connect(Factory.forProtocol(lambda: probe))
         trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
@@ -187,7 +208,7 @@ class Server:
         except Exception as reason:
             self.failed(cause(reason, timeout))
         else:
-            self.succeeded()
+            self.succeeded(is_trial)
         finally:
             self._deadlines.clear(probe)
 
@@ -199,23 +220,46 @@ class Server:
         self.failures += 1
         if self._counts is not None:
             self._counts.connect_failures[kind(reason)] += 1
-        if self._recovering is not None:
-            self._recovering.cancel()
-            self._recovering = None
+        self._relapse()
         if self.failures >= self.patience or self.error is not None:
             self._go_down(one_line(words(reason)), counted_as(reason), "cannot connect to upstream {name}: {error}")
         self.when_failed(self)
 
-    def succeeded(self) -> None:
-        """Record that an attempt succeeded."""
+    def eject(self, why: str, reason: str) -> None:
+        """Take the server out because of its requests: words for the log, and a word."""
+        now = self._clock.seconds()
+        is_relapse = now - self._returned_at <= max(_RELAPSE, 2 * self.rest)
+        self.rest = min(2 * self.rest, _LONGEST_REST) if is_relapse else _FIRST_REST
+        self.failed_at = now
+        self.failing = self.ejected = True
+        if self._counts is not None:
+            self._counts.ejections += 1
+        self._relapse()
+        self._go_down(why, reason, "taking out upstream {name}: {error}")
+        self.when_failed(self)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it was taken out and still answers nobody of those who wait."""
+        return self.ejected and self._counts is not None and bool(self._counts.stuck)
+
+    def succeeded(self, is_trial: bool = False) -> None:
+        """Record that an attempt succeeded; only one that `is_trial` brings a server back that was taken out."""
         self._heard_at = self._clock.seconds()
-        if self.failing:
-            self.failing = False
+        if self.failing and (is_trial or not self.ejected):
+            if self.ejected:
+                self._returned_at = self._heard_at
+            self.failing = self.ejected = False
             self.failures = 0
             if self.error is not None:
                 self._warmed_at = self._heard_at
                 self._recovering = self._clock.callLater(self._probation, self._recovered)
             self.when_opened(self)
+
+    def _relapse(self) -> None:
+        if self._recovering is not None:
+            self._recovering.cancel()
+            self._recovering = None
 
     def _go_down(self, why: str, reason: str, line: str) -> None:
         began = self.error is None

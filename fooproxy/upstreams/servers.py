@@ -107,7 +107,7 @@ class Servers:
         self._retries = {server: _Retry(self, server, clock, min(timeout, _LONGEST_KNOCK)) for server in servers}
         for server in servers:
             server.patience = 1 if self._only else _PATIENCE
-            server.when_failed, server.when_opened = self._failed, self._opened
+            server.when_failed, server.when_opened = self.try_again, self._opened
 
     # What is known of them, together.
 
@@ -259,7 +259,8 @@ class Servers:
             if server.failing:
                 self._retries[server].hasten()
 
-    def _failed(self, server: Server) -> None:
+    def try_again(self, server: Server) -> None:
+        """Try a server that has failed after a pause, if anybody might care."""
         if self._only is None or self.waiting:
             self._retries[server].later()
 
@@ -289,7 +290,7 @@ class Servers:
 
     def serve_first(self, server: Server, factory: _First, protocol: Any) -> None:
         """Hand on a connection that was made for the queue, or close it if nobody waits any more."""
-        server.succeeded()
+        server.succeeded(is_trial=True)
         if factory.request is not None:
             self._fire(factory.request, protocol)
         else:
@@ -331,7 +332,11 @@ class _Retry:
     def later(self) -> None:
         """Try after a pause."""
         if self._timer is None and self._attempt is None:
-            pause = min(self._pause, _LONGEST_PAUSE if self._owner.waiting else _LONGEST_REST)
+            pause = min(self._pause, _LONGEST_REST)
+            if self._server.ejected:
+                pause = max(pause, self._server.rest)
+            if self._owner.waiting:
+                pause = min(pause, _LONGEST_PAUSE)
             # Randomized, so that several proxies do not retry in step.
             self._timer = self._clock.callLater(pause * random.uniform(0.5, 1.0), self._go)
 
@@ -348,7 +353,11 @@ class _Retry:
     def _go(self) -> None:
         self._timer = None
         if not self._owner.waiting:
-            probing = Deferred.fromCoroutine(self._server.probe(min(self._patience, _NEXT)))
+            if self._server.is_stuck:
+                # What waits there is answered if it is back.
+                self.later()
+                return
+            probing = Deferred.fromCoroutine(self._server.probe(min(self._patience, _NEXT), is_trial=True))
             probing.addBoth(self._probed)
             return
         first = _First(self._owner.waiting, self._server)
@@ -372,8 +381,8 @@ class _Retry:
         elif failure.check(CancelledError, error.ConnectingCancelledError) is None:
             self._server.failed(failure.value)
         self._deadlines.clear(attempt)
-        if self._owner.waiting:
-            self.later()
+        if self._owner.waiting or self._server.failing:
+            self._owner.try_again(self._server)
             self._pause = min(2 * self._pause, _LONGEST_REST)
 
 

@@ -83,12 +83,15 @@ def test_a_session_that_goes_on_at_another_server_leaves_its_counts_behind(world
 
 def test_the_end_of_a_session_is_its_servers(world: World) -> None:
     blamed = []
-    world.a.when_ended = lambda dropped, session: blamed.append(dropped)
+    world.a.when_ended = lambda dropped, replied: blamed.append((dropped, replied))
     session = world.session(A)
     world.ask(session, 2)
     session.ended("upstream_reset")
-    world.session(A).ended("client_closed")
-    assert blamed == [True, False]
+    other = world.session(A)
+    world.ask(other)
+    world.answer(other)
+    other.ended("client_closed")
+    assert blamed == [(True, float("-inf")), (False, pytest.approx(world.now))]
     assert (world.a.connections_total, world.a.connections_active, world.a.connections_dropped) == (2, 0, 1)
     assert (world.a.requests_unanswered, world.b.requests_unanswered) == (2, 0)
     assert world.stats.drops_requests

@@ -53,8 +53,16 @@ def connected(factory: Factory) -> Any:
 
 class Counts:
     def __init__(self) -> None:
-        self.load = 0
+        self.load = self.stuck = self.ejections = 0
+        self.waits = 0
+        self.replied = float("-inf")
         self.connect_failures = dict.fromkeys(["refused", "timeout", "unreachable"], 0)
+
+    def waiting(self, since: float) -> int:
+        return self.waits
+
+    def is_answering(self, since: float) -> bool:
+        return self.replied > since
 
 
 class Client:

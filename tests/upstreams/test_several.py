@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.processes import started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
@@ -130,3 +135,98 @@ def test_a_server_that_is_closed_under_load_ends_its_sessions_only(tmp_path: Pat
         assert served == len(b.sessions) >= 8
         with holding(proxy, 20):
             assert len(b.sessions) == served + 20
+
+
+@contextmanager
+def own_process() -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """Run a server in a process of its own; give its port and the process."""
+    code = (
+        "import signal\nfrom tests.helpers.fooserver import FooServer\n"
+        "with FooServer() as server:\n    print(server.port, flush=True)\n    signal.pause()"
+    )
+    with started([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield int(process.stdout.readline()), process
+
+
+def ends(proxy: Proxy) -> bytes:
+    """Ask once, and return what comes until the connection ends."""
+    with connect(proxy.port) as client:
+        client.sendall(b"REQ 1 a\n")
+        try:
+            return client.recv(100)
+        except ConnectionResetError:
+            return b""
+
+
+def test_a_server_that_resets_its_clients_is_taken_out_and_costs_three_of_them(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b, fooproxy(tmp_path, *forward(a, b)) as proxy:
+        a.resets_at = b"REQ"
+        found = [ends(proxy) for _ in range(40)]
+        assert found.count(b"ACK 1 a\n") >= 40 - 3
+        assert found[-20:] == [b"ACK 1 a\n"] * 20
+        proxy.says("taking out upstream a: it ends sessions with requests unanswered")
+        assert proxy.stats("upstreams_up")["upstreams_up"] == 1
+        a.resets_at = b"please reset"
+        proxy.says("connected to upstream a again")
+        with holding(proxy, 20):
+            assert len(a.sessions) > 3
+
+
+def test_the_only_server_is_never_taken_out_for_what_it_does(tmp_path: Path) -> None:
+    with FooServer() as a, fooproxy(tmp_path, *forward(a)) as proxy:
+        a.resets_at = b"REQ"
+        assert [ends(proxy) for _ in range(10)] == [b""] * 10
+        a.resets_at = b"please reset"
+        assert ends(proxy) == b"ACK 1 a\n"
+
+
+def test_two_servers_that_both_reset_their_clients_are_not_both_taken_out(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b, fooproxy(tmp_path, *forward(a, b)) as proxy:
+        a.resets_at = b.resets_at = b"REQ"
+        for _ in range(20):
+            assert ends(proxy) == b""
+        assert proxy.stats("upstreams_up")["upstreams_up"] == 1
+        a.resets_at = b.resets_at = b"please reset"
+        assert ends(proxy) == b"ACK 1 a\n"
+
+
+def test_a_server_that_is_stopped_gets_no_more_clients_after_ten_seconds_and_comes_back(tmp_path: Path) -> None:
+    with own_process() as (port, server), FooServer() as b, fooproxy(tmp_path, *forward(port, b)) as proxy:
+        with holding(proxy, 20) as clients:
+            os.kill(server.pid, signal.SIGSTOP)
+            for client in clients:
+                client.sendall(b"REQ 2 b\n")
+            proxy.says("taking out upstream a: it has not answered any request for 10 s")
+            before = len(b.sessions)
+            for _ in range(20):
+                assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+            assert len(b.sessions) == before + 20
+            os.kill(server.pid, signal.SIGCONT)
+            # Nothing that waited there is lost.
+            for client in clients:
+                assert read_lines(client, 1) == b"ACK 2 b\n"
+        proxy.says("connected to upstream a again")
+        settles(lambda: proxy.stats("upstreams_up", "requests_in_flight"), {"upstreams_up": 2, "requests_in_flight": 0})
+
+
+def test_a_server_that_is_killed_under_load_costs_only_its_sessions(tmp_path: Path) -> None:
+    with own_process() as (port, server), FooServer() as b, fooproxy(tmp_path, *forward(port, b)) as proxy:
+        with holding(proxy, 20):
+            server.kill()
+            server.wait()
+            for _ in range(30):
+                assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        proxy.says("upstream a: ")
+
+
+def test_a_server_that_closes_after_each_reply_stays_in_as_long_as_nothing_is_left_unanswered(tmp_path: Path) -> None:
+    with FooServer() as b, FooServer() as a, fooproxy(tmp_path, *forward(a, b)) as proxy:
+        for _ in range(20):
+            with connect(proxy.port) as client:
+                client.sendall(b"REQ 1 a\n")
+                assert read_lines(client, 1) == b"ACK 1 a\n"
+                for server in (a, b):
+                    server.forget()
+                assert client.recv(1) == b""
+        assert proxy.stats("upstreams_up")["upstreams_up"] == 2
