@@ -61,7 +61,8 @@ def reasons() -> Iterator[tuple[str, ...]]:
 def exposed() -> Iterator[tuple[str, ...]]:
     """List the proxy's own series in the exposition, from a scrape of a proxy that has done nothing."""
     yield "Series", "Type", "Labels", "Meaning"
-    scraped = exposition(Stats(time.monotonic), ready=True, accept="text/plain")
+    stats = Stats(time.monotonic, servers=["foo.example:8001"])
+    scraped = exposition(stats, ready=True, accept="text/plain", states={"foo.example:8001": "up"})
     assert scraped is not None
     for family in text_string_to_metric_families(scraped[1].decode()):
         if family.name.startswith("fooproxy_"):

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from fooproxy.stats.session import SessionStats
 
 
+_LINE = (
+    "session {session} of {client} ended: {reason}, after {seconds:.3f} s, "
+    "req={req} ack={ack} nak={nak} invalid={invalid} unanswered={unanswered} "
+    "bytes_from_client={bytes_from_client} bytes_from_upstream={bytes_from_upstream}"
+)
+
+
 class Ends:
     """Logs the ends of sessions, `everything` or only those that were not clean, within the limits of `logs`."""
 
@@ -35,11 +42,11 @@ class Ends:
         if not self._logs.shows(level) or not (self._everything or self._logs.limits.admits(kind, reason, level)):
             return
         client, upstream = session.client, session.upstream
+        # With one server, it goes without saying.
+        served_by = {} if session.server is None else {"upstream": session.server.name}
         self.log.emit(
             level,
-            "session {session} of {client} ended: {reason}, after {seconds:.3f} s, "
-            "req={req} ack={ack} nak={nak} invalid={invalid} unanswered={unanswered} "
-            "bytes_from_client={bytes_from_client} bytes_from_upstream={bytes_from_upstream}",
+            f"{_LINE} upstream={{upstream}}" if served_by else _LINE,
             session=session.number,
             client=session.address,
             reason=reason,
@@ -51,5 +58,6 @@ class Ends:
             unanswered=session.exchange.in_flight,
             bytes_from_client=client.bytes,
             bytes_from_upstream=upstream.bytes,
+            **served_by,
             limited="",
         )

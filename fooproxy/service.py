@@ -132,6 +132,7 @@ class ProxyService(Service):
             "upstream_stuck": lambda: bool(self.stats.upstream_stuck),
             "upstream_drops_requests": lambda: self.stats.drops_requests,
             "only_naks": lambda: self.stats.only_naks,
+            "upstream_down": lambda: 0 < self._upstreams.counts[0] < self._upstreams.counts[1],
             "clients_waiting": lambda: not self._gates.are_open,
             "recovery_failing": lambda: self._saving.failing,
         }

@@ -21,9 +21,11 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from fooproxy.stats.counters import Stats
+from fooproxy.stats.servers import ServerStats
+from fooproxy.web.upstreams import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -38,15 +40,20 @@ _BOUNDS = [2**power / 1e6 for power in range(6, 27)]
 """Upper bounds of the histogram's buckets, from 64 microseconds to 67 seconds, in seconds."""
 
 
-def exposition(stats: Stats, ready: bool, accept: str) -> tuple[str, bytes] | None:
+def exposition(
+    stats: Stats, ready: bool, accept: str, states: Mapping[str, str] | None = None
+) -> tuple[str, bytes] | None:
     """Return the content type and the body of the exposition, in the format that ``Accept: <accept>`` prefers.
 
-    `ready` is exposed along with `stats`.  `None` unless the header ranks a text type above JSON.
+    `ready` is exposed along with `stats`, and so are the `states` of several servers, by name.  `None` unless the
+    header ranks a text type above JSON.
     """
     if not _asks_for_text(accept):
         return None
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(stats, ready))
+    if stats.servers:
+        registry.register(_Servers(stats, states or {}))
     registry.register(_Process())
     try:
         encoder, content_type = choose_encoder(accept)
@@ -78,6 +85,28 @@ class _Collector:
                 # What a gauge shows is the present, which has no part that is only this process's.
                 yield _family(field, field.value(self._stats if field.kind == "gauge" else since_start))
         yield GaugeMetricFamily("fooproxy_ready", "1 if the proxy should get traffic, else 0.", value=self._ready)
+
+
+class _Servers:
+    """Yields the families of the statistics of several servers, and their states."""
+
+    def __init__(self, stats: Stats, states: Mapping[str, str]) -> None:
+        self._now = stats.servers
+        self._since_start = stats.since_start().servers
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        for field in ServerStats.fields:
+            if field.series is not None:
+                servers = self._now if field.kind == "gauge" else self._since_start
+                yield _family_of_all(field, {server.name: field.value(server) for server in servers})
+        family = GaugeMetricFamily(
+            "fooproxy_server_state", "1 for the state that the server is in, else 0.", labels=["upstream", "state"]
+        )
+        for name, now in self._states.items():
+            for state in STATES:
+                family.add_metric([name, state], state == now)
+        yield family
 
 
 class _Process:
@@ -130,8 +159,29 @@ def _family(field: Field, value: Any) -> Metric:
     return metric
 
 
+def _family_of_all(field: Field, values: Mapping[str, Any]) -> Metric:
+    """Return the family of a statistic that each server has, by the names of the servers."""
+    name = f"fooproxy_server_{field.series}"
+    if field.kind == "histogram":
+        histogram = HistogramMetricFamily(name, field.meaning, labels=["upstream"])
+        for server, latencies in values.items():
+            histogram.add_metric([server], _buckets(latencies), latencies.sum / 1e6)
+        return histogram
+    kind = CounterMetricFamily if field.kind == "counter" else GaugeMetricFamily
+    metric = kind(name, field.meaning, labels=["upstream", field.label] if field.label else ["upstream"])
+    for server, value in values.items():
+        for label, number in value.items() if field.label else [(None, value)]:
+            metric.add_metric([server, label] if label else [server], number)
+    return metric
+
+
 def _durations(name: str, meaning: str, latencies: Histogram) -> Metric:
-    """Return the histogram family; its bounds are powers of two of microseconds, which our own buckets share."""
+    """Return the histogram family."""
+    return HistogramMetricFamily(name, meaning, buckets=_buckets(latencies), sum_value=latencies.sum / 1e6)
+
+
+def _buckets(latencies: Histogram) -> list[tuple[str, int]]:
+    """Return the buckets; their bounds are powers of two of microseconds, which our own buckets share."""
     bounds, passed = dict.fromkeys(_BOUNDS, 0), 0
     found = latencies.upper_bounds()
     upper, count = next(found, (float("inf"), 0))
@@ -140,5 +190,4 @@ def _durations(name: str, meaning: str, latencies: Histogram) -> Metric:
             passed += count
             upper, count = next(found, (float("inf"), 0))
         bounds[bound] = passed
-    buckets = [*((str(bound), total) for bound, total in bounds.items()), ("+Inf", latencies.count)]
-    return HistogramMetricFamily(name, meaning, buckets=buckets, sum_value=latencies.sum / 1e6)
+    return [*((str(bound), total) for bound, total in bounds.items()), ("+Inf", latencies.count)]

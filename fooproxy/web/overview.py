@@ -30,6 +30,7 @@ COLUMNS: dict[str, Callable[[Session[SessionStats], SessionStats], Any]] = {
     "id": lambda session, stats: stats.number,
     "client": lambda session, stats: session.client.peer,
     "upstream": _upstream_peer,
+    "upstream_name": lambda session, stats: None if stats.server is None else stats.server.name,
     "state": lambda session, stats: session.state,
     "paused": lambda session, stats: session.paused,
     "age_seconds": lambda session, stats: stats.age,

@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
-from fooproxy.web import overview, page
+from fooproxy.web import overview, page, upstreams
 from fooproxy.web.answers import answer, as_json, header
 from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
@@ -108,7 +108,8 @@ class Web:
         if self._health.was_unreachable:
             # Otherwise an outage would seem to be over after each client that tried.
             await self._health.check()
-        text = exposition(self._stats, not self._health.reasons(), header(request, b"accept"))
+        states = {server.name: server.state for server in self._upstreams.servers}
+        text = exposition(self._stats, not self._health.reasons(), header(request, b"accept"), states)
         if text is None:
             return self.stats(request)
         content_type, body = text
@@ -126,6 +127,11 @@ class Web:
         """The open sessions, sorted and limited as requested."""
         return as_json(request, 200, self._connections(Query(request)))
 
+    @app.route("/upstreams", methods=["GET"])
+    def upstreams(self, request: IRequest) -> bytes:
+        """The Foo servers: their states, sessions, traffic, latencies and failures."""
+        return as_json(request, 200, upstreams.report(self._stats, self._upstreams))
+
     @app.route("/clients", methods=["GET"])
     def clients(self, request: IRequest) -> bytes:
         """Totals for each client address, including sessions that have ended."""
@@ -140,17 +146,19 @@ class Web:
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
         """Everything the page shows, in one answer."""
-        query, upstreams = Query(request), self._upstreams
+        query, servers = Query(request), self._upstreams
         content = {
             "started": self._started,
             "report": self._stats.report(),
             "health": self._health.report(),
             "upstream": {
-                "address": ", ".join(server.name for server in upstreams.servers),
-                "state": upstreams.state,
-                "reason": upstreams.reason,
-                "error": upstreams.error,
+                "address": ", ".join(server.name for server in servers.servers),
+                "state": servers.state,
+                "reason": servers.reason,
+                "error": servers.error,
             },
+            # Of a single server, the rest of the page has the figures.
+            "upstreams": upstreams.rows(self._stats, servers) if len(servers.servers) > 1 else [],
             "recovery": self._recovery(),
             "history": self._history(query),
             "latency_buckets": list(self._stats.history.recent().upper_bounds()),

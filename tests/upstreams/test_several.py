@@ -230,3 +230,30 @@ def test_a_server_that_closes_after_each_reply_stays_in_as_long_as_nothing_is_le
                     server.forget()
                 assert client.recv(1) == b""
         assert proxy.stats("upstreams_up")["upstreams_up"] == 2
+
+
+def test_operators_see_which_server_does_what(tmp_path: Path) -> None:
+    with (
+        FooServer() as a,
+        FooServer() as b,
+        fooproxy(tmp_path, *forward(a, b), "--log-sessions") as proxy,
+        holding(proxy, 10),
+    ):
+        _, answer = proxy.get("/upstreams")
+        first, second = answer["upstreams"]
+        assert (first["name"], second["name"], first["state"], answer["clients_waiting"]) == ("a", "b", "up", 0)
+        assert first["connections_active"] == len(a.sessions) and second["connections_active"] == len(b.sessions)
+        assert first["requests"] + second["requests"] == 10
+        _, listed = proxy.get("/connections")
+        names = [row["upstream_name"] for row in listed["connections"]]
+        assert (names.count("a"), names.count("b")) == (len(a.sessions), len(b.sessions))
+        assert len(proxy.get("/live")[1]["upstreams"]) == 2
+        a.close()
+        a.forget()
+        proxy.says("upstream=a")
+        for _ in range(20):
+            assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
+        eventually(lambda: proxy.get("/upstreams")[1]["upstreams"][0]["state"] == "down")
+        status, ready = proxy.get("/ready")
+        assert (status, ready["reasons"]) == (200, [])
+        assert "upstream_down" in ready["warnings"]

@@ -588,3 +588,25 @@ def test_a_pointer_on_a_chart_reads_it_out(page: Page) -> None:
     """
     with clients(page.proxy, 1, 1):
         settles(lambda: page.run(script), "now: sessions 2")
+
+
+def test_several_servers_have_a_table_and_a_single_one_has_none(browser: Any, page: Page, tmp_path: Path) -> None:
+    assert page.run("return document.getElementById('upstreams').hidden")
+    with FooServer() as one, FooServer() as other:
+        words = ["--forward", f"127.0.0.1:{one.port},name=<b>one", "--forward", f"127.0.0.1:{other.port},name=other"]
+        with fooproxy(tmp_path, *words) as proxy, opened(browser, proxy) as table, clients(proxy, 4, 4, 4, 4):
+            script = """
+                return [...document.querySelectorAll("#upstream-rows tr")].map((row) =>
+                    [...row.cells].map((cell) => cell.textContent));
+            """
+            settles(lambda: sum(int(row[6]) for row in table.run(script)), 16)
+            assert [row[0] for row in table.run(script)] == ["<b>one", "other"]
+            assert not table.run("return document.getElementById('upstreams').hidden")
+            assert table.fits(1200)
+            other.close()
+            other.forget()
+            for _ in range(20):
+                with connect(proxy.port) as client:
+                    exchange(client, 1)
+            settles(lambda: table.word, "Degraded")
+            settles(lambda: table.text("#why"), "Clients are being served, but not by other.")

@@ -6,6 +6,7 @@ import { Histogram, SECONDS, TimeChart } from "./chart.js";
 import * as format from "./format.js";
 import { showOptions } from "./options.js";
 import { Sessions } from "./sessions.js";
+import { Upstreams } from "./upstreams.js";
 
 const PATIENCE = 5000;
 const { age, count, latency, rate, short, text, words } = format;
@@ -48,6 +49,7 @@ class History {
 
 const past = new History();
 const sessions = new Sessions(() => follow(true));
+const upstreams = new Upstreams();
 const charts = {
   requests: new TimeChart("requests-chart", "Requests per second", ["requests"], rate, short),
   replies: new TimeChart("replies-chart", "Replies per second", ["replies", "NAK"], rate, short),
@@ -97,8 +99,9 @@ function say(state, why) {
 }
 
 // Returns the state of the proxy and an explanation.
-function judge({ health: { ready, reasons, warnings }, upstream, recovery, report: { connections_active: open } }) {
-  const peer = `the upstream ${text(upstream.address)}`;
+function judge({ health: { ready, reasons, warnings }, upstream, upstreams, recovery, report: { connections_active: open } }) {
+  const names = (rows) => rows.map((row) => text(row.name)).join(", ");
+  const peer = upstreams.length ? `any of the ${upstreams.length} upstreams` : `the upstream ${text(upstream.address)}`;
   const reason = upstream.reason ? ` (${words(upstream.reason)})` : "";
   const error = `${text(upstream.error ?? "no error known")}${reason}`;
   if (reasons.includes("draining")) {
@@ -113,13 +116,17 @@ function judge({ health: { ready, reasons, warnings }, upstream, recovery, repor
   }
   if (!ready) return ["not-ready", `The proxy is not ready for clients: ${reasons.map(words).join(", ")}.`];
   if (warnings.includes("upstream_stuck")) {
-    return ["degraded", `Requests are in vain: for 10 seconds, ${peer} has not answered any.`];
+    const silent = upstreams.length ? names(upstreams.filter((row) => row.stuck)) : peer;
+    return ["degraded", `Requests are in vain: for 10 seconds, ${silent} has not answered any.`];
   }
   if (warnings.includes("only_naks")) {
     return ["degraded", `For 10 seconds, ${peer} has rejected every request with NAK.`];
   }
   if (warnings.includes("upstream_drops_requests")) {
     return ["degraded", `Lately, ${peer} has left requests unanswered, or closed connections as soon as they were made.`];
+  }
+  if (warnings.includes("upstream_down")) {
+    return ["degraded", `Clients are being served, but not by ${names(upstreams.filter((row) => row.state === "down"))}.`];
   }
   if (recovery.failing || warnings.includes("recovery_failing")) {
     const lost = "a restart would lose the counts since the last save";
@@ -168,6 +175,7 @@ function show(answer, asked) {
   spread.show(answer.latency_buckets, report.latency_seconds_10s);
   showClosed(report.connections_closed, report.requests_unanswered);
   sessions.show(answer.connections, asked);
+  upstreams.show(answer.upstreams);
   write(at("updated"), clock());
   say(...judge(answer));
 }

@@ -1,0 +1,92 @@
+"""The servers behind the proxy at one instant: each with its state, its figures, and what sets it apart.
+
+It reads the set of servers and the statistics, and changes neither.  `fooproxy.web.resource` and
+`fooproxy.web.exposition` call it.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from fooproxy.stats.counters import Stats
+    from fooproxy.upstreams.servers import Servers
+
+STATES = ("unknown", "up", "down", "draining", "paused")
+"""All states of a server."""
+
+_ENOUGH = 100
+"""Replies from which on a server can be compared with others."""
+
+_FAR = 3
+"""How many times the median of the others a server's latency or share of NAKs is if it is an outlier."""
+
+_FEW_NAKS = 0.05
+"""The share of NAKs below which a server is no outlier, however few the others have."""
+
+
+def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
+    """Return what is known of each server, in the order of the options."""
+    stats.catch_up()
+    records = [server.report() for server in stats.servers] or [_only(stats)]
+    outliers = _outliers(records)
+    return [
+        {
+            "name": server.name,
+            "state": server.state,
+            "state_seconds": server.since,
+            "reason": server.reason,
+            "error": server.error,
+            "weight": server.weight,
+            "backup": server.backup,
+            "outlier": outlier,
+            **record,
+        }
+        for server, record, outlier in zip(upstreams.servers, records, outliers, strict=True)
+    ]
+
+
+def report(stats: Stats, upstreams: Servers) -> dict[str, Any]:
+    """Return the same, and who waits for any of them."""
+    return {"upstreams": rows(stats, upstreams), "clients_waiting": len(upstreams.waiting)}
+
+
+def _only(stats: Stats) -> dict[str, Any]:
+    """Return the figures of a single server: the traffic is all its own."""
+    return {
+        "connections_total": stats.connections_total,
+        "connections_active": stats.connections_active,
+        "connections_dropped": None,
+        "connect_failures": None,
+        "ejections": 0,
+        "requests": stats.client.req,
+        "replies": stats.replies,
+        "requests_in_flight": stats.requests_in_flight,
+        "requests_unanswered": sum(stats.requests_unanswered.values()),
+        "stuck": stats.upstream_stuck,
+        "latency_seconds": stats.latency_seconds.summary(),
+    }
+
+
+def _outliers(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return for each server in what it is far from the median of the others: ``latency``, ``naks``, or nothing."""
+    figures = [_compared(record) for record in records]
+    found: list[list[str]] = []
+    for number, mine in enumerate(figures):
+        others = [each for place, each in enumerate(figures) if each and place != number]
+        if not mine or not others:
+            found.append([])
+            continue
+        latency, naks = (median(each[place] for each in others) for place in (0, 1))
+        is_far = {"latency": mine[0] > _FAR * latency, "naks": mine[1] > max(_FAR * naks, _FEW_NAKS)}
+        found.append([word for word, is_so in is_far.items() if is_so])
+    return found
+
+
+def _compared(record: Mapping[str, Any]) -> tuple[float, float] | None:
+    replies = sum(record["replies"].values())
+    p50 = record["latency_seconds"]["p50"]
+    return None if replies < _ENOUGH or p50 is None else (p50, record["replies"]["nak"] / replies)

@@ -1,0 +1,106 @@
+"""What the web side says of several servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.task import Clock
+
+from fooproxy.stats.counters import Stats
+from fooproxy.stats.session import SessionStats
+from fooproxy.upstreams.server import Server
+from fooproxy.upstreams.servers import Servers
+from fooproxy.web.exposition import exposition
+from fooproxy.web.upstreams import STATES, report, rows
+
+
+class World:
+    def __init__(self, *names: str) -> None:
+        self.clock = Clock()
+        self.now = 1.0
+        several = names if len(names) > 1 else ()
+        self.stats = Stats(lambda: self.now, servers=several)
+        endpoint: Any = None
+        self.servers = [Server(endpoint, name, self.clock, number=number) for number, name in enumerate(names)]
+        for server, record in zip(self.servers, self.stats.servers, strict=False):
+            server.counted_by(record)
+        self.all = Servers(self.servers, self.clock, 5.0)
+
+    def traffic(self, number: int, replies: int, seconds: float, naks: int = 0) -> None:
+        session = SessionStats(self.stats)
+        if self.stats.servers:
+            session.served_by(self.servers[number])
+        session.client.feed(b"REQ 1\n" * replies, round(self.now * 1e6))
+        self.now += seconds
+        session.upstream.feed(b"ACK 1\n" * (replies - naks) + b"NAK 1\n" * naks, round(self.now * 1e6))
+
+    def rows(self) -> list[dict[str, Any]]:
+        return rows(self.stats, self.all)
+
+
+@pytest.fixture
+def world() -> World:
+    return World("a", "b", "c")
+
+
+def test_each_server_has_a_row_with_its_state_and_its_figures(world: World) -> None:
+    world.traffic(1, 3, 0.01, naks=1)
+    for _ in range(3):
+        world.servers[0].failed(ConnectionRefusedError("no"))
+    world.clock.advance(2)
+    a, b, c = world.rows()
+    assert (a["name"], a["state"], a["state_seconds"], a["reason"]) == ("a", "down", 2, "upstream_unreachable")
+    assert a["error"] == "no"
+    assert a["connect_failures"]["unreachable"] == 3
+    assert (b["requests"], b["replies"], b["connections_active"]) == (3, {"ack": 2, "nak": 1}, 1)
+    assert b["latency_seconds"]["count"] == 3
+    assert (c["state"], c["weight"], c["backup"], c["requests"]) == ("unknown", 1, False, 0)
+    assert report(world.stats, world.all)["clients_waiting"] == 0
+
+
+def test_the_row_of_a_single_server_has_the_figures_of_all_traffic_under_the_same_names(world: World) -> None:
+    single = World("a")
+    single.traffic(0, 3, 0.01)
+    (row,) = single.rows()
+    assert list(row) == list(world.rows()[0])
+    assert (row["requests"], row["replies"]["ack"], row["connections_active"]) == (3, 3, 1)
+
+
+def test_a_server_that_is_far_from_the_others_is_an_outlier(world: World) -> None:
+    world.traffic(0, 200, 0.010)
+    world.traffic(1, 200, 0.012)
+    world.traffic(2, 200, 0.100, naks=50)
+    assert [row["outlier"] for row in world.rows()] == [[], [], ["latency", "naks"]]
+
+
+def test_a_server_with_few_replies_is_compared_with_none(world: World) -> None:
+    world.traffic(0, 200, 0.010)
+    world.traffic(1, 200, 0.010)
+    world.traffic(2, 20, 0.5)
+    assert [row["outlier"] for row in world.rows()] == [[], [], []]
+
+
+def test_the_exposition_tells_the_servers_apart_and_its_labels_are_bounded(world: World) -> None:
+    world.traffic(1, 3, 0.01, naks=1)
+    found = exposition(world.stats, True, "text/plain", {server.name: server.state for server in world.servers})
+    assert found is not None
+    samples = {
+        (sample.name, sample.labels.pop("upstream"), *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(found[1].decode())
+        for sample in family.samples
+        if "upstream" in sample.labels
+    }
+    assert samples["fooproxy_server_requests_total", "b"] == 3
+    assert samples["fooproxy_server_replies_total", "b", "nak"] == 1
+    assert samples["fooproxy_server_requests_total", "a"] == 0
+    assert samples["fooproxy_server_request_duration_seconds_count", "b"] == 3
+    assert [samples["fooproxy_server_state", "a", state] for state in STATES] == [1, 0, 0, 0, 0]
+    assert {labels[0] for _, *labels in samples} == {"a", "b", "c"}
+
+
+def test_a_single_server_has_no_series_of_its_own() -> None:
+    found = exposition(World("a").stats, True, "text/plain", {"a": "up"})
+    assert found is not None
+    assert b"fooproxy_server_" not in found[1]
