@@ -66,9 +66,10 @@ _STEP = 0.01
 class _Request:
     """A request for a connection that has not been made at once."""
 
-    __slots__ = ("attempt", "client", "factory", "is_late", "result", "server", "tried")
+    __slots__ = ("attempt", "began", "client", "factory", "is_late", "result", "server", "tried")
 
-    def __init__(self, factory: IProtocolFactory, client: Client | None) -> None:
+    def __init__(self, factory: IProtocolFactory, client: Client | None, now: float) -> None:
+        self.began = now
         self.factory = factory
         self.client = client
         self.result: Deferred[Any]
@@ -142,6 +143,12 @@ class Servers:
         """How many servers are not down, and how many there are."""
         return sum(server.state != "down" for server in self.servers), len(self.servers)
 
+    @property
+    def oldest_wait(self) -> float | None:
+        """Seconds that the first in the queue has waited; `None` if nobody waits."""
+        first = next(iter(self.waiting), None)
+        return None if first is None else self._clock.seconds() - first.began
+
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
         return self._latest.unreachable(within) if self.state == "down" else None
@@ -163,7 +170,7 @@ class Servers:
         if server is not None and attempt is not None and attempt.called and not isinstance(attempt.result, Failure):
             server.succeeded()
             return attempt
-        request = _Request(factory, client)
+        request = _Request(factory, client, self._clock.seconds())
         request.result = Deferred(lambda _: self._leave(request))
         if server is not None and attempt is not None:
             self._follow(attempt, server, request)

@@ -51,7 +51,11 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
 
 def report(stats: Stats, upstreams: Servers) -> dict[str, Any]:
     """Return the same, and who waits for any of them."""
-    return {"upstreams": rows(stats, upstreams), "clients_waiting": len(upstreams.waiting)}
+    return {
+        "upstreams": rows(stats, upstreams),
+        "clients_waiting": len(upstreams.waiting),
+        "oldest_wait_seconds": upstreams.oldest_wait,
+    }
 
 
 def _only(stats: Stats) -> dict[str, Any]:

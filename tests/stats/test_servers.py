@@ -140,6 +140,15 @@ def test_the_time_of_the_last_traffic_is_that_of_any_server(world: World) -> Non
     assert world.stats.times._seen() == pytest.approx(1000.0)
 
 
+def test_chunks_of_all_servers_are_counted_when_there_is_time(world: World) -> None:
+    for server in (A, B):
+        session = world.session(server)
+        for _ in range(50):
+            world.ask(session)
+    world.stats.digest()
+    assert (world.a.figures.client.req, world.b.figures.client.req) == (50, 50)
+
+
 def test_the_report_says_how_many_servers_can_be_reached(world: World) -> None:
     world.stats.reachable = lambda: (1, 2)
     report = world.stats.report()

@@ -229,10 +229,13 @@ def test_when_all_are_down_clients_wait_and_share_the_attempts() -> None:
     assert not world.results
     assert all(5 <= len(endpoint.tries) <= 15 for endpoint in world.endpoints)
     assert world.all.state == "down"
+    assert len(world.all.waiting) == 500
+    assert world.all.oldest_wait == pytest.approx(3, abs=0.02)
     assert world.all.unreachable(10) is not None
     world.endpoints[1].mode = "up"
     world.pass_time(1.9)
     assert (world.served, world.failed) == ([0, 500], 0)
+    assert world.all.oldest_wait is None
     assert max(map(world.endpoints[1].tries.count, world.endpoints[1].tries)) <= 20
 
 
