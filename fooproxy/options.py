@@ -197,6 +197,14 @@ OPTIONS = (
         meaning="Close a session after this many seconds without traffic (0: never).",
     ),
     Option(
+        name="reply-timeout",
+        group="limits",
+        unit="SECONDS",
+        default="0",
+        check=values.seconds,
+        meaning="Close a session when its oldest request has waited for its reply for this many seconds (0: never).",
+    ),
+    Option(
         name="client-fin-timeout",
         group="limits",
         unit="SECONDS",

@@ -119,7 +119,10 @@ class ProxyService(Service):
         self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
         for number, record in enumerate(self.stats.servers):
             record.when_ended = partial(self._ejection.ended, number)
-        timeouts = Timeouts(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"])
+        timeouts = Timeouts(
+            *(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"]),
+            reply=options["reply-timeout"],
+        )
         self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
         self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
         knows_writers = self._poller if all_polled else None

@@ -32,6 +32,10 @@ class Observer(Protocol):
         """Seconds since a chunk was received from either leg."""
 
     @property
+    def waited(self) -> float:
+        """Seconds that the oldest request has waited for a reply from the server; 0 if none has."""
+
+    @property
     def between_requests(self) -> bool:
         """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
 

@@ -258,6 +258,11 @@ class Session(Generic[Seen]):
         self.because("idle_timeout")
         self.close()
 
+    def give_up_replies(self) -> None:
+        """Close the session because a request has waited for too long."""
+        self.because("reply_timeout")
+        self.close()
+
     def drain(self) -> None:
         """Close as soon as the session is settled; one that is still connecting closes now."""
         self._draining = True

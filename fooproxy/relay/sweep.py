@@ -1,7 +1,8 @@
 """The sweep: a periodic check of all sessions, instead of a timer for each.
 
-It finds idle sessions and stalled peers (those that do not read what waits for them) and reports them to their
-session, which decides what happens.  It knows nothing about messages.  The service starts and stops it.
+It finds idle sessions, requests that have waited for too long, and stalled peers (those that do not read what waits for
+them), and reports them to their session, which decides what happens.  It knows nothing about messages.  The service
+starts and stops it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from fooproxy.relay.timeouts import Timeouts
 
 
+_BUSY = ("open", "half-closed", "draining")
+"""States of a session in which it waits for replies."""
+
+
 class _Stuck(NamedTuple):
     """How much the peer of a leg that cannot write had taken at the last sweep, and when it last took anything."""
 
@@ -41,8 +46,8 @@ class Sweep:
     `prepare` is called first, to bring the observers' `idle` up to date.  A peer has stalled if bytes wait here for it
     and its kernel has acknowledged none of them for ``timeouts.send`` seconds; a slow reader has not.
 
-    If a `poller` with the transports of all sessions is passed, and there is no idle timeout, only sessions with
-    bytes waiting are visited: this avoids touching the memory of ten thousand others.
+    If a `poller` with the transports of all sessions is passed, and there is no timeout for idle sessions or for
+    replies, only sessions with bytes waiting are visited: this avoids touching the memory of ten thousand others.
     """
 
     log = Logger()
@@ -93,6 +98,9 @@ class Sweep:
         stuck: dict[Leg, _Stuck] = {}
         limit = self._timeouts.idle
         async for session in in_turns(self._clock, self._in_question()):
+            if self._timeouts.reply and session.observer.waited >= self._timeouts.reply and session.state in _BUSY:
+                session.give_up_replies()
+                continue
             is_idle = limit and session.observer.idle >= limit and self._is_idle(session, now)
             for leg in (session.client, session.upstream):
                 if leg is None or leg.lost:
@@ -116,7 +124,7 @@ class Sweep:
 
     def _in_question(self) -> list[Session[Any]]:
         """Return the sessions to check: all, or only those with bytes waiting now or at the last sweep."""
-        if self._timeouts.idle or self._poller is None:
+        if self._timeouts.idle or self._timeouts.reply or self._poller is None:
             return list(self._sessions)
         protocols = (getattr(writer, "protocol", None) for writer in self._poller.getWriters())
         writing = {protocol.wrapped.session for protocol in protocols if isinstance(protocol, Interceptor)}

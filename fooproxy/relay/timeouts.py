@@ -1,6 +1,6 @@
-"""The timeouts of sessions: how long a session may be idle, a half-closed client may wait, and a peer may not read.
+"""The timeouts of sessions: how long one may be idle, a request or a half-closed client wait, and a peer not read.
 
-The service makes them from the options.  The session enforces `client_fin`, the sweep `idle` and `send`.
+The service makes them from the options.  The session enforces `client_fin`, the sweep `idle`, `reply` and `send`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ class Timeouts(NamedTuple):
     send: float = 60.0
     """A peer that reads nothing of what waits for it is disconnected after this time."""
 
+    reply: float = 0.0
+    """A session whose oldest request has waited this long for its reply is closed; 0: never."""
+
     @property
     def interval(self) -> float:
-        """Seconds between two sweeps: a tenth of the shorter of `idle` and `send`, at least 0.1 s and at most 5 s.
+        """Seconds between two sweeps: a tenth of the shortest of these three, at least 0.1 s and at most 5 s.
 
-        `idle` and `send` may be noticed that much late.
+        They may be noticed that much late.
         """
-        shortest = min(self.send, self.idle or self.send)
+        shortest = min(self.send, self.idle or self.send, self.reply or self.send)
         return min(max(shortest / _SHARE, _SHORTEST_INTERVAL), _LONGEST_INTERVAL)

@@ -19,6 +19,7 @@ CLOSED = {
     "client_tls": "TLS with the client failed, or it took more than 10 seconds for its handshake",
     "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
     "idle_timeout": "no data passed in either direction for --idle-timeout",
+    "reply_timeout": "a request had waited for its reply for --reply-timeout",
     "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
     "proxy_header": "the connection did not start with a valid PROXY header, which every haproxy: listener expects",
     "not_allowed": "the client's address is not among those in --allow",

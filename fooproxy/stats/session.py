@@ -22,7 +22,7 @@ if TYPE_CHECKING:
             """Which one it is, from 0 on."""
 
 
-_UNHEARD = ("half_close_timeout", "idle_timeout")
+_UNHEARD = ("half_close_timeout", "idle_timeout", "reply_timeout")
 """Reasons for which sessions with open requests end because nothing comes from the upstream."""
 
 _MOMENT = 1.0
@@ -81,6 +81,13 @@ class SessionStats:
         """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""
         if self.client.mid_line:
             self.client.finish(round(self._stats.clock() * 1e6))
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the oldest request has waited for the server, and not for its client to read; 0 if none has."""
+        if self.is_held_up or not self.exchange.open:
+            return 0.0
+        return self._stats.clock() - self.exchange.waiting_since / 1e6
 
     @property
     def between_requests(self) -> bool:

@@ -27,7 +27,7 @@ from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.anybed import KINDS, AnyBed
 from tests.helpers.bed import Peer, reactor, until
-from tests.helpers.fooserver import FooServer, connect, exchange, read_to_end
+from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, read_to_end
 from tests.helpers.proxyprocess import Proxy, fooproxy, settles
 from tests.relay.test_relaying import flood, noise
 
@@ -504,6 +504,22 @@ def test_the_process_ends_a_session_in_which_nothing_passes(tmp_path: Path) -> N
             assert read_to_end(client) == b"ACK 1 a\n"
         settles(lambda: closed(proxy), {"idle_timeout": 1})
         proxy.says("ended: idle_timeout")
+
+
+@pytest.mark.slow
+def test_the_process_ends_a_session_whose_oldest_request_has_waited_for_too_long(tmp_path: Path) -> None:
+    options = ("--reply-timeout", "0.5")
+    with FooServer(holding=True) as server, fooproxy(tmp_path, *options, upstream=server.port) as proxy:
+        with connect(proxy.port) as idle, connect(proxy.port) as client:
+            client.sendall(b"REQ 1 a\nREQ 2 b\n")
+            assert read_to_end(client) == b""
+            settles(lambda: closed(proxy), {"reply_timeout": 1})
+            proxy.says("ended: reply_timeout")
+            server.release()
+            # One that asks nothing waits for nothing.
+            idle.sendall(b"REQ 1 a\n")
+            assert read_lines(idle, 1) == b"ACK 1 a\n"
+        assert proxy.stats("requests_unanswered")["requests_unanswered"]["reply_timeout"] == 2
 
 
 @pytest.mark.slow

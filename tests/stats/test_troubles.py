@@ -265,7 +265,7 @@ def test_requests_given_up_before_the_last_reply_do_not_make_the_upstream_stuck(
     assert world.report("upstream_stuck") == 0
 
 
-@pytest.mark.parametrize("reason", ["half_close_timeout", "idle_timeout"])
+@pytest.mark.parametrize("reason", ["half_close_timeout", "idle_timeout", "reply_timeout"])
 def test_an_upstream_that_is_silent_until_a_timeout_drops_requests(world: World, reason: str) -> None:
     give_up(world, 3, reason)
     assert world.stats.drops_requests
@@ -432,3 +432,20 @@ def test_an_upstream_that_rejects_everything_is_noticed_with_few_requests_too_an
     world.now += 5
     world.stats.history.record()
     assert not world.stats.only_naks
+
+
+def test_a_session_says_how_long_its_oldest_request_has_waited_for_the_server(world: World) -> None:
+    session = world.session()
+    assert session.waited == 0
+    world.ask(session)
+    world.now += 3
+    world.ask(session)
+    world.stats.catch_up()
+    assert session.waited == 3
+    session.paused("upstream")
+    assert session.waited == 0
+    session.resumed("upstream")
+    world.now += 1
+    world.answer(session, 2)
+    world.stats.catch_up()
+    assert session.waited == 0

@@ -7,6 +7,7 @@ complete -c fooproxy -l balance -x -a 'least round-robin hash' -d 'How to choose
 complete -c fooproxy -l connect-timeout -x -d 'Close a client if the Foo server cannot be reached within this many seconds. Default: 5.'
 complete -c fooproxy -l max-connections -x -d 'Maximum number of concurrent sessions (auto: as many as the open-file limit allows). Default: auto.'
 complete -c fooproxy -l idle-timeout -x -d 'Close a session after this many seconds without traffic (0: never). Default: 0.'
+complete -c fooproxy -l reply-timeout -x -d 'Close a session when its oldest request has waited for its reply for this many seconds (0: never). Default: 0.'
 complete -c fooproxy -l client-fin-timeout -x -d 'Seconds to wait for each outstanding reply after a client has finished sending. Default: 10.'
 complete -c fooproxy -l send-timeout -x -d 'Close a session when one side has read none of its pending data for this many seconds. Default: 60.'
 complete -c fooproxy -l drain-timeout -x -d 'Seconds to wait for outstanding replies when stopping. Default: 10.'
