@@ -58,8 +58,14 @@ An ADDRESS is a port (8001 or :8001), host:port, [IPv6 address]:port, or one of 
 as unix:/run/foo.sock, tls:foo.example:8001 (to connect), ssl:8002:privateKey=key.pem:certKey=cert.pem (to listen), \
 systemd:domain=INET:index=0 or haproxy:tcp:8002."""
 
+SERVERS = """\
+A SERVER is an ADDRESS, and behind commas weight=N (1 to 9999, its share of the clients), backup (it is used only if \
+no other server can be reached) and name=TEXT, each of them or none: foo.example:8001,weight=3,name=first.
+Commas before these belong to the address."""
+
 SECTIONS = (
     ("ADDRESSES", ADDRESSES),
+    ("SERVERS", SERVERS),
     (
         "ENVIRONMENT",
         """\
