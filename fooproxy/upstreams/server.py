@@ -141,6 +141,7 @@ class Server:
         self._returned_at = float("-inf")
         self.failed_at = float("-inf")
         self._heard_at = float("-inf")
+        self._has_worked = False
         self._since = clock.seconds()
         self.last: Exception = error.TimeoutError()
         """Why the last failed attempt failed."""
@@ -157,10 +158,10 @@ class Server:
 
     @property
     def state(self) -> str:
-        """``up`` or ``down``; ``unknown`` before the first attempt."""
+        """``up`` or ``down``; ``unknown`` before the first success, unless it has failed often enough."""
         if self.error is not None:
             return "down"
-        return "unknown" if self._heard_at < 0 else "up"
+        return "up" if self._has_worked else "unknown"
 
     @property
     def since(self) -> float:
@@ -246,6 +247,10 @@ class Server:
     def succeeded(self, is_trial: bool = False) -> None:
         """Record that an attempt succeeded; only one that `is_trial` brings a server back that was taken out."""
         self._heard_at = self._clock.seconds()
+        if not self._has_worked:
+            self._has_worked = True
+            if self.error is None:
+                self._since = self._heard_at
         if self.failing and (is_trial or not self.ejected):
             if self.ejected:
                 self._returned_at = self._heard_at

@@ -173,9 +173,12 @@ def test_three_failures_in_a_row_make_a_server_down_and_fewer_do_not() -> None:
         world = World("down", "up")
         while not world.endpoints[0].tries:
             world.join()
-        assert world.states[0] == "up"
+        assert world.states[0] == "unknown"
+        world.clock.advance(0.04)
         world.endpoints[0].mode = "up"
         world.pass_time(1)
+        assert world.states[0] == "up"
+        assert world.servers[0].since < 1
         assert not events
         world.endpoints[0].mode = "down"
         while world.servers[0].failures < 3:
