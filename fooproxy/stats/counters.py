@@ -190,7 +190,7 @@ class Stats(Declared):
         """Servers that are up, or that have not been tried yet."""
         return self.reachable()[0]
 
-    @computed("gauge", "servers")
+    @computed("gauge", "servers", series="upstreams")
     def upstreams_total(self) -> int:
         """Servers that the proxy forwards to."""
         return self.reachable()[1]

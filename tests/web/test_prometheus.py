@@ -462,12 +462,14 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
     named = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
     known = exposed(watched)
     assert named - known == set()
-    # The list of instances comes from the version; a quantile needs neither sum nor count.
+    # The list of instances comes from the version; a quantile needs neither sum nor count; an alert counts the servers.
     unseen = {name for name in known - named if name.startswith("fooproxy_")}
     assert unseen == {
         "fooproxy_build_info",
         "fooproxy_request_duration_seconds_sum",
         "fooproxy_request_duration_seconds_count",
+        "fooproxy_upstreams",
+        "fooproxy_upstreams_up",
     }
 
 
