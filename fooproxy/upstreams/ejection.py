@@ -90,10 +90,14 @@ class Ejection:
         """Count the sessions that wait on servers that answer nobody."""
         now = self._clock()
         for number, (record, streak) in enumerate(zip(self._records, self._streaks, strict=True)):
-            if now - streak.stuck_at >= STUCK and record.stuck:
+            if self._servers[number].failing or not record.stuck:
+                continue
+            # The first of many may be seen a second before the others.
+            waiting = record.waiting(now - STUCK)
+            if waiting >= IN_A_ROW or now - streak.stuck_at >= STUCK:
                 streak.stuck_at = now
                 why = f"it has not answered any request for {STUCK:g} s"
-                self._blame(number, record.waiting(now - STUCK), why, "upstream_stuck")
+                self._blame(number, waiting, why, "upstream_stuck")
 
     def _blame(self, number: int, failures: int, why: str, reason: str) -> None:
         server, streak = self._servers[number], self._streaks[number]
