@@ -469,6 +469,25 @@ PyTypeObject Exchange_Type = {
 
 /* Analysis */
 
+/* Find the heads of four bytes that lead from the beginning of a line to themselves: a type and a space. */
+static void
+find_words(Analysis *self)
+{
+    const uint8_t *transitions = (const uint8_t *)PyBytes_AS_STRING(self->transitions);
+    for (Py_ssize_t state = 0; state < PyTuple_GET_SIZE(self->heads) && self->known < WORDS; state++) {
+        PyObject *head = PyTuple_GET_ITEM(self->heads, state);
+        if (!PyBytes_Check(head) || PyBytes_GET_SIZE(head) != sizeof(uint32_t))
+            continue;
+        unsigned reached = 0;
+        for (size_t byte = 0; byte < sizeof(uint32_t); byte++)
+            reached = transitions[reached << 8 | (uint8_t)PyBytes_AS_STRING(head)[byte]];
+        if (reached == (unsigned)state) {
+            memcpy(&self->words[self->known], PyBytes_AS_STRING(head), sizeof(uint32_t));
+            self->after[self->known++] = (uint8_t)reached;
+        }
+    }
+}
+
 static PyObject *
 analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
@@ -508,6 +527,7 @@ analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     self->heads = Py_NewRef(heads);
     self->absorbing = (uint8_t)absorbing;
     self->requests = requests;
+    find_words(self);
     return (PyObject *)self;
 }
 
@@ -562,13 +582,31 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
     int64_t found[COUNTS] = {0};
 
     while (here < end) {
+        if (state == 0 && end - here >= (ptrdiff_t)sizeof(uint32_t)) {
+            uint32_t word;
+            memcpy(&word, here, sizeof(word));
+            for (int place = 0; place < analysis->known; place++) {
+                if (word == analysis->words[place]) {
+                    state = analysis->after[place];
+                    here += sizeof(word);
+                    break;
+                }
+            }
+        }
+        const uint8_t *row = transitions + (state << 8);
         if (state >= absorbing) {
             /* Only a newline leads out of this state. */
             here = memchr(here, '\n', (size_t)(end - here));
             if (here == NULL)
                 break;
+        } else if (state != 0) {
+            /* Digits, for example, lead nowhere else; then no step waits for the one before.  An empty line does count. */
+            while (here < end && row[*here] == state)
+                here++;
+            if (here == end)
+                break;
         }
-        unsigned next = transitions[state << 8 | *here++];
+        unsigned next = row[*here++];
         if (next == 0)
             found[kinds[state]]++;
         state = next;

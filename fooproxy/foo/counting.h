@@ -35,6 +35,8 @@ typedef struct {
     int64_t *buckets;
 } Exchange;
 
+enum { WORDS = 3 };
+
 /* Twin of fooproxy.foo.analyzer.Analysis; it has no queue, since it counts at once. */
 typedef struct {
     PyObject_HEAD
@@ -43,6 +45,9 @@ typedef struct {
     PyObject *settled;                     /* a list of the watched exchanges that have become so */
     PyObject *transitions, *kinds, *heads; /* see fooproxy.foo.grammar.Automaton */
     uint8_t absorbing;
+    /* The words that usual lines begin with, each with the state that it leads to. */
+    uint32_t words[WORDS];
+    uint8_t after[WORDS], known; /* how many words there are */
     bool requests;
 } Analysis;
 
