@@ -275,3 +275,15 @@ def test_a_cr_is_tolerated_only_right_before_the_newline_wherever_the_line_is_cu
     assert analyzer.mid_line
     analyzer.feed(rest, 2)
     assert (analyzer.counts.req, analyzer.counts.invalid) == (req, invalid)
+
+
+@pytest.mark.usefixtures("twin")
+@pytest.mark.parametrize(("stream", "requests"), [(b"REQ 1\n", 1), (b"REQ 1\nREQ 2", 2)], ids=["whole", "unfinished"])
+def test_only_an_unfinished_last_line_is_one_more_request_when_nothing_follows(stream: bytes, requests: int) -> None:
+    latency = Latency()
+    analysis = counting().Analysis(latency, requests=True)
+    exchange = counting().Exchange(latency)
+    analyzer = counting().Analyzer(analysis, exchange)
+    analyzer.feed(stream, 1)
+    analyzer.finish(2)
+    assert (exchange.in_flight, latency.asked, analyzer.mid_line) == (requests, requests, False)
