@@ -139,10 +139,11 @@ def test_a_server_that_is_closed_under_load_ends_its_sessions_only(tmp_path: Pat
 
 @contextmanager
 def own_process() -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """Run a server in a process of its own; give its port and the process."""
+    """Run a server in a process of its own; give its port, which nobody takes when it has ended, and the process."""
     code = (
-        "import signal\nfrom tests.helpers.fooserver import FooServer\n"
-        "with FooServer() as server:\n    print(server.port, flush=True)\n    signal.pause()"
+        "import signal, socket\nfrom tests.helpers.fooserver import FooServer, free_port\n"
+        "with FooServer(socket.create_server(('127.0.0.1', free_port()))) as server:\n"
+        "    print(server.port, flush=True)\n    signal.pause()"
     )
     with started([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
