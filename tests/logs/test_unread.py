@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import http.client
+import json
 import os
 import re
 import signal
@@ -67,6 +68,13 @@ class Unread:
             connection.request("GET", "/health")
             assert connection.getresponse().status == 200
 
+    def open_sessions(self) -> int:
+        """Return how many sessions have not ended yet."""
+        with closing(http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=PATIENCE)) as connection:
+            connection.request("GET", "/stats")
+            report = json.loads(connection.getresponse().read())
+            return int(report["connections_active"])
+
     @contextmanager
     def being_read(self) -> Iterator[None]:
         """Read the log from now on, until the process has ended."""
@@ -116,9 +124,11 @@ def test_a_log_that_nobody_reads_stops_neither_relay_nor_http_nor_the_stop(tmp_p
 def test_entries_that_were_dropped_are_counted_once_the_log_is_read_again(tmp_path: Path, way: Way) -> None:
     with unread(tmp_path, way, "--log-sessions") as proxy:
         # About 1200 lines are kept.
-        for _ in range(1800):
+        for _ in range(2500):
             connect(proxy.port).close()
         proxy.relays_and_answers()
+        # Each has had its line by then.
+        eventually(lambda: not proxy.open_sessions())
         with proxy.being_read():
             # What was kept has been written.
             eventually(lambda: len(proxy.log) > 1 << 17)
