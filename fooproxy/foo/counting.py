@@ -29,7 +29,6 @@ PURE = Twin(analyzer.Analysis, analyzer.Analyzer, latency.Exchange)
 COMPILED: Twin | None = None
 
 if core is not None:  # pragma: no branch (without it the compiled twin is not tested either)
-    _AUTOMATON = automaton()
 
     class _Analysis(core.Analysis):
         __slots__ = ()
@@ -38,7 +37,7 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
             cls, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
         ) -> Any:
             settled: list[Any] = [] if before is None else before.settled
-            return super().__new__(cls, latency, requests, total or analyzer.Counts(), settled, _AUTOMATON)
+            return super().__new__(cls, latency, requests, total or analyzer.Counts(), settled, automaton())
 
         def watch(self, exchange: _Exchange, is_watched: bool = True) -> None:
             """Begin or cease to add `exchange` to `settled` whenever it has become so."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from typing import NamedTuple
 
 _HEAD = rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+"
@@ -73,6 +74,7 @@ KINDS = (b"REQ", b"ACK", b"NAK", b"")
 """The types of messages, and what is none, in the order in which they are counted."""
 
 
+@cache
 def automaton() -> Automaton:
     """Derive the automaton from the functions of this module."""
     heads = [b""]

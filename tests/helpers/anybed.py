@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort
 
 KINDS = ["ours", "twisted's", "unix", "ssl", "haproxy"]
+
+
+def only(*kinds: str) -> Any:
+    """Run a test of `bed` with these kinds of transport alone."""
+    return pytest.mark.parametrize("bed", kinds, indirect=True)
 
 
 class AnyBed(Bed):

@@ -209,6 +209,15 @@ class Bed:
         await until(lambda: len(self.upstreams.built) > before and self.upstreams.built[-1].connected_)
         return client, self.upstreams.built[-1]
 
+    async def exchanged(self) -> tuple[Peer, Peer]:
+        """Connect a client that asks and is answered once, and return it with the upstream's end of its session."""
+        client, upstream = await self.pair()
+        client.transport.write(b"REQ 1\n")
+        await until(lambda: upstream.received == b"REQ 1\n")
+        upstream.transport.write(b"ACK 1\n")
+        await until(lambda: client.received == b"ACK 1\n")
+        return client, upstream
+
     def reasons(self) -> dict[str, int]:
         """Return the number of ended sessions by reason."""
         return {reason: count for reason, count in self.stats.connections_closed.items() if count}

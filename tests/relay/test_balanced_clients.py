@@ -16,7 +16,7 @@ from fooproxy.net.sockets import is_writing
 from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
 from fooproxy.web.overview import clients
 from tests.helpers.anybed import AnyBed
-from tests.helpers.bed import Peer, reactor, until
+from tests.helpers.bed import reactor, until
 from tests.helpers.fooserver import FooServer, connect, read_lines
 from tests.helpers.proxyprocess import fooproxy, settles
 
@@ -34,15 +34,6 @@ async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     await bed.stop()
 
 
-async def exchanged(bed: AnyBed) -> tuple[Peer, Peer]:
-    client, upstream = await bed.pair()
-    client.transport.write(b"REQ 1\n")
-    await until(lambda: upstream.received == b"REQ 1\n")
-    upstream.transport.write(b"ACK 1\n")
-    await until(lambda: client.received == b"ACK 1\n")
-    return client, upstream
-
-
 def hosts(bed: AnyBed) -> dict[str, int]:
     """Return the open sessions of each client, as ``/clients`` has them."""
     return {row["client"]: row["connections_active"] for row in clients(bed.stats, 10)["clients"]}
@@ -50,7 +41,7 @@ def hosts(bed: AnyBed) -> dict[str, int]:
 
 @ensure
 async def test_the_client_is_shown_and_not_the_load_balancer_from_when_its_header_has_come(bed: AnyBed) -> None:
-    client, _ = await exchanged(bed)
+    client, _ = await bed.exchanged()
     assert hosts(bed) == {"192.0.2.7": 1}
     assert bed.session().client.peer == "192.0.2.7:5555"
     client.transport.loseConnection()
@@ -61,7 +52,7 @@ async def test_the_client_is_shown_and_not_the_load_balancer_from_when_its_heade
 
 @ensure
 async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
-    client, upstream = await exchanged(bed)
+    client, upstream = await bed.exchanged()
     client.transport.write(b"REQ 2 cut")
     await until(lambda: upstream.received.endswith(b"cut"))
     client.reset()
@@ -73,7 +64,7 @@ async def test_a_client_that_resets_is_told_as_that(bed: AnyBed) -> None:
 @ensure
 @pytest.mark.parametrize("bed", ["haproxy, ssl"], indirect=True)
 async def test_tls_ends_by_a_close_notify_or_is_a_reset(bed: AnyBed) -> None:
-    client, _ = await exchanged(bed)
+    client, _ = await bed.exchanged()
     tls: Any = client.transport
     await until(lambda: not is_writing(tls))
     tls.protocol.transport.loseConnection()

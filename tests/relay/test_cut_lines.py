@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from fooproxy.relay.timeouts import Timeouts
-from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.anybed import KINDS, AnyBed, only
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, reset
 from tests.helpers.proxyprocess import fooproxy, settles
@@ -32,10 +32,6 @@ async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     await bed.start()
     yield bed
     await bed.stop()
-
-
-def only(*kinds: str) -> Any:
-    return pytest.mark.parametrize("bed", kinds, indirect=True)
 
 
 async def sent(bed: AnyBed, data: bytes) -> tuple[Peer, Peer]:

@@ -25,7 +25,7 @@ from fooproxy.relay.leg import Leg
 from fooproxy.relay.session import FIN_TIMEOUT
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
-from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.anybed import KINDS, AnyBed, only
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, read_to_end
 from tests.helpers.proxyprocess import Proxy, fooproxy, settles
@@ -52,10 +52,6 @@ async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
     await bed.start()
     yield bed
     await bed.stop()
-
-
-def only(*kinds: str) -> Any:
-    return pytest.mark.parametrize("bed", kinds, indirect=True)
 
 
 async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
@@ -626,11 +622,7 @@ async def test_a_drain_that_is_cut_short_is_over_whatever_the_client_has_still_t
 
 @ensure
 async def test_a_client_that_closes_is_not_taken_for_one_that_resets(bed: AnyBed) -> None:
-    client, upstream = await bed.pair()
-    client.transport.write(b"REQ 1\n")
-    await until(lambda: upstream.received == b"REQ 1\n")
-    upstream.transport.write(b"ACK 1\n")
-    await until(lambda: client.received == b"ACK 1\n")
+    client, _ = await bed.exchanged()
     client.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
     assert bed.reasons() == {"client_closed": 1}

@@ -32,11 +32,7 @@ async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
 
 async def absent_minded(bed: AnyBed) -> tuple[Peer, Peer]:
     """Connect a client that has had its reply and, like one in a pool, reads nothing until its next request."""
-    client, upstream = await bed.pair()
-    client.transport.write(b"REQ 1\n")
-    await until(lambda: upstream.received == b"REQ 1\n")
-    upstream.transport.write(b"ACK 1\n")
-    await until(lambda: client.received == b"ACK 1\n")
+    client, upstream = await bed.exchanged()
     client.transport.pauseProducing()
     return client, upstream
 
