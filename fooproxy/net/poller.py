@@ -33,9 +33,12 @@ _BATCH = 64
 _SILENCE = 100_000
 """Microseconds without a batch after which the event loop may have been blocked."""
 
-_ROUNDS = 8
+_ROUNDS = 64
 _BUDGET = 10_000
 """Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
+
+_ROUNDS_BEFORE_NEWCOMERS = 8
+"""Maximum batches while clients wait to be accepted, since a port accepts once in a turn of the reactor."""
 
 _SHARE = 2_000
 """Microseconds of `_BUDGET` for what is not relaying, mostly new connections and the ends of others."""
@@ -188,11 +191,11 @@ class Poller:
         return fileno
 
     def doRead(self) -> None:
-        """Handle the events that are ready, and those that follow within the limits of `_ROUNDS` and `_BUDGET`."""
+        """Handle the events that are ready, and those that follow within the limits above."""
         poll, relay = self._epoll.poll, self.pump.relay
-        patience, end = 0.0, 0
+        patience, end, last = 0.0, 0, _ROUNDS
         self._share, self._accepted = _SHARE, False
-        for _ in range(_ROUNDS):
+        for number in range(1, _ROUNDS + 1):
             events = poll(patience, _BATCH_ASIDE if self._aside else _BATCH)
             if not events:
                 return
@@ -210,10 +213,12 @@ class Poller:
                         sink.fail(why)
                 except Exception:
                     self._failed(sink)
-            waiting = others and self._serve_others(others) == len(events)
+            waiting = self._serve_others(others) if others else 0
             self._do_afterwards()
+            if waiting:
+                last = 0 if waiting == len(events) else _ROUNDS_BEFORE_NEWCOMERS
             end = end or now + _BUDGET
-            if waiting or now > end:
+            if number >= last or now > end:
                 return
             patience = self.patience
 

@@ -19,6 +19,7 @@ import pytest_twisted
 from twisted.internet import error
 from twisted.internet.address import UNIXAddress
 from twisted.internet.protocol import Factory
+from twisted.internet.tcp import Port
 from twisted.internet.testing import StringTransport
 from twisted.logger import globalLogPublisher
 from twisted.protocols.basic import FileSender
@@ -755,8 +756,12 @@ class AlwaysReady:
         self.reads += 1
 
 
-@pytest.mark.parametrize(("tick", "batches"), [(20_000, 2), (0, 8)])
-def test_the_poller_returns_to_the_reactor_when_its_time_is_over(tick: int, batches: int) -> None:
+class AlwaysKnocking(AlwaysReady, Port):
+    """A port at which clients wait, however many it accepts."""
+
+
+@pytest.mark.parametrize(("tick", "newcomers", "batches"), [(20_000, False, 2), (0, False, 64), (0, True, 8)])
+def test_the_poller_returns_to_the_reactor_in_time(tick: int, newcomers: bool, batches: int) -> None:
     near, far = socket.socketpair()
     stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
     now = 1
@@ -771,9 +776,14 @@ def test_the_poller_returns_to_the_reactor_when_its_time_is_over(tick: int, batc
         far.send(b"x")
         ready = AlwaysReady(near.fileno())
         poller.addReader(ready)
+        if newcomers:
+            near.send(b"x")
+            port = AlwaysKnocking(far.fileno())
+            poller.addReader(port)
         poller.doRead()
         assert ready.reads == batches
-        poller.removeReader(ready)
+        assert not newcomers or port.reads == 1
+        poller.forget(ready)
 
 
 @ensure
