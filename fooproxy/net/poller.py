@@ -33,12 +33,11 @@ _BATCH = 64
 _SILENCE = 100_000
 """Microseconds without a batch after which the event loop may have been blocked."""
 
-_ROUNDS = 64
 _BUDGET = 10_000
-"""Maximum batches and microseconds before the reactor gets its turn, for timers, signals and HTTP."""
+"""Maximum microseconds before the reactor gets its turn, for timers, signals and HTTP."""
 
-_ROUNDS_BEFORE_NEWCOMERS = 8
-"""Maximum batches while clients wait to be accepted, since a port accepts once in a turn of the reactor."""
+_ROUNDS = 8
+"""Maximum batches before that, while it is known that somebody waits for this turn."""
 
 _SHARE = 2_000
 """Microseconds of `_BUDGET` for what is not relaying, mostly new connections and the ends of others."""
@@ -193,9 +192,9 @@ class Poller:
     def doRead(self) -> None:
         """Handle the events that are ready, and those that follow within the limits above."""
         poll, relay = self._epoll.poll, self.pump.relay
-        patience, end, last = 0.0, 0, _ROUNDS
+        patience, end, rounds = 0.0, 0, 0
         self._share, self._accepted = _SHARE, False
-        for number in range(1, _ROUNDS + 1):
+        while True:
             events = poll(patience, _BATCH_ASIDE if self._aside else _BATCH)
             if not events:
                 return
@@ -215,10 +214,11 @@ class Poller:
                     self._failed(sink)
             waiting = self._serve_others(others) if others else 0
             self._do_afterwards()
-            if waiting:
-                last = 0 if waiting == len(events) else _ROUNDS_BEFORE_NEWCOMERS
+            rounds += 1
             end = end or now + _BUDGET
-            if number >= last or now > end:
+            if now > end or waiting == len(events):
+                return
+            if rounds >= _ROUNDS and (waiting or self._has_chores or not self.patience):
                 return
             patience = self.patience
 

@@ -760,12 +760,15 @@ class AlwaysKnocking(AlwaysReady, Port):
     """A port at which clients wait, however many it accepts."""
 
 
-@pytest.mark.parametrize(("tick", "newcomers", "batches"), [(20_000, False, 2), (0, False, 64), (0, True, 8)])
-def test_the_poller_returns_to_the_reactor_in_time(tick: int, newcomers: bool, batches: int) -> None:
+@pytest.mark.parametrize(
+    ("tick", "patience", "newcomers", "batches"),
+    [(20_000, 0.001, False, 2), (100, 0.001, False, 102), (100, 0.001, True, 8), (100, 0.0, False, 8)],
+)
+def test_the_poller_returns_to_the_reactor_in_time(tick: int, patience: float, newcomers: bool, batches: int) -> None:
     near, far = socket.socketpair()
     stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
     now = 1
-    poller = Poller(stub, clock=lambda: now)
+    poller = Poller(stub, patience, clock=lambda: now)
 
     def pass_time() -> None:
         nonlocal now
@@ -783,6 +786,21 @@ def test_the_poller_returns_to_the_reactor_in_time(tick: int, newcomers: bool, b
         poller.doRead()
         assert ready.reads == batches
         assert not newcomers or port.reads == 1
+        poller.forget(ready)
+
+
+@pytest.mark.timeout(20)
+def test_the_poller_returns_soon_for_what_was_postponed() -> None:
+    near, far = socket.socketpair()
+    stub: Any = SimpleNamespace(callLater=lambda delay, do: None, addReader=lambda reader: None)
+    poller = Poller(stub, 0.001, clock=lambda: 1)
+    with near, far:
+        far.send(b"x")
+        ready = AlwaysReady(near.fileno())
+        poller.addReader(ready)
+        poller.soon(lambda: None)
+        poller.doRead()
+        assert ready.reads == 8
         poller.forget(ready)
 
 
