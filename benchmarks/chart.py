@@ -9,7 +9,7 @@ import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shapes import FIGURES
+from benchmarks.shapes import FIGURES, MORE_IS_BETTER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,9 +31,10 @@ _STYLE = (
 def chart(summaries: Iterable[tuple[Shape, Mapping[str, Mapping[str, Any]]]]) -> str | None:
     """Draw what was compared with HAProxy; None when nothing was."""
     groups = [
-        (f"{shape.title}: {FIGURES[shape.compared].meaning}", costs)
+        (f"{shape.title}: {FIGURES[name].meaning}", costs)
         for shape, summary in summaries
-        if len(costs := _costs(shape, summary)) > 1
+        for name in shape.compared
+        if len(costs := _costs(name, summary)) > 1
     ]
     if not groups:
         return None
@@ -64,11 +65,11 @@ def chart(summaries: Iterable[tuple[Shape, Mapping[str, Mapping[str, Any]]]]) ->
     return "\n".join([*head, *grid, *bars, "</svg>", ""])
 
 
-def _costs(shape: Shape, summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    ratios = {peer: outcome["ratios"].get(BASE) for peer, outcome in summary.items() if peer != "direct"}
+def _costs(name: str, summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    ratios = {peer: outcome["ratios"][name].get(BASE) for peer, outcome in summary.items() if peer != "direct"}
     # An added latency within the noise may be nothing or less; it has no place on this axis.
     return {
-        peer: 1 / ratio if shape.more_is_better else ratio
+        peer: 1 / ratio if name in MORE_IS_BETTER else ratio
         for peer, ratio in ratios.items()
         if ratio is not None and ratio > 0
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.shapes import FIGURES
+from benchmarks.shapes import ADDED, FIGURES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,8 +32,9 @@ class Results:
         """Keep the `figures` of `peer` in the round `number`, with those that follow from the round's direct run."""
         rounds = self._runs.setdefault(shape.name, {})
         direct = rounds.get("direct", {}).get(number)
-        if shape.compared == "added_us" and direct is not None:
-            figures = {**figures, "added_us": figures["p50_us"] - direct["p50_us"]}
+        if direct is not None:
+            added = {name: figures[ADDED[name]] - direct[ADDED[name]] for name in shape.compared if name in ADDED}
+            figures = {**figures, **added}
         rounds.setdefault(peer, {})[number] = figures
         return figures
 
@@ -44,9 +45,12 @@ class Results:
             peer: {
                 "medians": _medians(rounds.values()),
                 "ratios": {
-                    base: ratio
-                    for base in BASELINES
-                    if (ratio := _ratio(shape.compared, rounds, runs.get(base, {}))) is not None
+                    name: {
+                        base: ratio
+                        for base in BASELINES
+                        if (ratio := _ratio(name, rounds, runs.get(base, {}))) is not None
+                    }
+                    for name in shape.compared
                 },
                 "rounds": [rounds[number] for number in sorted(rounds)],
             }
@@ -71,11 +75,10 @@ def _ratio(name: str, rounds: Mapping[int, Figures], base: Mapping[int, Figures]
 
 def table(shape: Shape, summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Lay out the medians of one shape, a line for each peer."""
-    compared = FIGURES[shape.compared].heading
     headings = [
         "",
         *(FIGURES[name].heading for name in shape.figures),
-        *(f"{compared} / {base}'s" for base in BASELINES),
+        *(f"{FIGURES[name].heading} / {base}'s" for name in shape.compared for base in BASELINES),
     ]
     lines = [headings]
     for peer, outcome in summary.items():
@@ -84,7 +87,7 @@ def table(shape: Shape, summary: Mapping[str, Mapping[str, Any]]) -> str:
             [
                 peer,
                 *(_cell(medians.get(name), FIGURES[name].digits) for name in shape.figures),
-                *(_cell(ratios.get(base), 2) for base in BASELINES),
+                *(_cell(ratios[name].get(base), 2) for name in shape.compared for base in BASELINES),
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

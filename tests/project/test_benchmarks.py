@@ -210,24 +210,24 @@ class TestReport:
             results.add(shape, "haproxy", number, {"cpu_us": theirs})
         summary = results.summary(shape)
         assert summary["fooproxy"]["medians"] == {"cpu_us": 30.0}
-        assert summary["fooproxy"]["ratios"] == {"haproxy": 3.0}
+        assert summary["fooproxy"]["ratios"] == {"cpu_us": {"haproxy": 3.0}}
 
     def test_a_round_that_one_peer_missed_is_not_compared(self) -> None:
         results = Results()
         shape = BY_NAME["64x1x32"]
         results.add(shape, "haproxy", 1, {"cpu_us": 1.0})
         results.add(shape, "fooproxy", 0, {"cpu_us": 2.0})
-        assert results.summary(shape)["fooproxy"]["ratios"] == {}
+        assert results.summary(shape)["fooproxy"]["ratios"] == {"cpu_us": {}}
 
     def test_added_latency_is_what_the_direct_run_of_the_round_does_not_have(self) -> None:
         results = Results()
         shape = BY_NAME["latency"]
-        results.add(shape, "direct", 0, {"p50_us": 20.0})
-        results.add(shape, "fooproxy", 0, {"p50_us": 50.0})
-        results.add(shape, "haproxy", 0, {"p50_us": 40.0})
+        results.add(shape, "direct", 0, {"p50_us": 20.0, "p99_us": 40.0})
+        results.add(shape, "fooproxy", 0, {"p50_us": 50.0, "p99_us": 60.0})
+        results.add(shape, "haproxy", 0, {"p50_us": 40.0, "p99_us": 140.0})
         summary = results.summary(shape)
         assert summary["fooproxy"]["medians"]["added_us"] == 30.0
-        assert summary["fooproxy"]["ratios"]["haproxy"] == 1.5
+        assert summary["fooproxy"]["ratios"] == {"added_us": {"haproxy": 1.5}, "added_p99_us": {"haproxy": 0.2}}
         assert "30.0" in table(shape, summary)
 
     def test_the_chart_shows_less_as_better_throughout(self) -> None:
