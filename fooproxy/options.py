@@ -123,8 +123,9 @@ OPTIONS = (
         check=values.upstream,
         look=lambda text: checking.connecting(read_forward(text).address),
         repeats=True,
-        meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and, if there are several, "
-        "behind commas weight=N for its share, backup if it is for when no other can be reached, and name=TEXT.",
+        meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and behind commas max=N for "
+        "the most connections to it, name=TEXT, and, if there are several, weight=N for its share, and backup if it is "
+        "for when no other can be reached.",
     ),
     Option(
         name="balance",
@@ -135,6 +136,22 @@ OPTIONS = (
         choices=tuple(values.BALANCES),
         meaning="How to choose among several servers: the less loaded one of two (least), one after the other "
         "(round-robin), or the same one for the same client address (hash).",
+    ),
+    Option(
+        name="upstream-max-connections",
+        group="upstreams",
+        unit="CONNECTIONS",
+        default="0",
+        check=values.connections,
+        meaning="Maximum number of connections to each server (0: any number); beyond that, clients wait in a queue.",
+    ),
+    Option(
+        name="queue-timeout",
+        group="upstreams",
+        unit="SECONDS",
+        default="10",
+        check=values.positive_seconds,
+        meaning="Close a client that has waited in the queue for this many seconds.",
     ),
     Option(
         name="http",

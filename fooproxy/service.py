@@ -42,7 +42,7 @@ from fooproxy.recovery.saving import Saving
 from fooproxy.recovery.state import Recovery
 from fooproxy.relay.admission import Gate, Gates, session_limit
 from fooproxy.relay.bridge import BridgeFactory
-from fooproxy.relay.interceptor import InterceptorFactory
+from fooproxy.relay.interceptor import InterceptorFactory, WatchedFactory
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.signals import Signals
@@ -114,8 +114,11 @@ class ProxyService(Service):
             self._poller.afterwards.append(self._sampling.look)
         self._trail = Trail()
         balance = BALANCES[options["balance"]](random.Random())
-        self._upstreams = Servers(self._servers(forward), reactor, options["connect-timeout"], balance)
+        self._upstreams = Servers(
+            *(self._servers(forward), reactor, options["connect-timeout"], balance, options["queue-timeout"])
+        )
         self.stats.reachable = lambda: self._upstreams.counts
+        self.stats.queue = lambda: self._upstreams.queue
         self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
         for number, record in enumerate(self.stats.servers):
             record.when_ended = partial(self._ejection.ended, number)
@@ -196,7 +199,9 @@ class ProxyService(Service):
         found = []
         for number, one in enumerate(forward):
             endpoint = client_endpoint(self._reactor, one.address, self._poller, self._trail)
-            server = Server(*(endpoint, one.name, self._reactor), number=number, weight=one.weight, backup=one.backup)
+            limit = self._options["upstream-max-connections"] if one.most is None else one.most
+            how: dict[str, Any] = {"weight": one.weight, "backup": one.backup, "limit": limit}
+            server = Server(endpoint, one.name, self._reactor, number=number, **how)
             if self.stats.servers:
                 server.counted_by(self.stats.servers[number])
             found.append(server)
@@ -245,7 +250,8 @@ class ProxyService(Service):
             self._reactor.stop()
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
-        tapped = InterceptorFactory(factory, _upstream_tap, microseconds)
+        intercept = WatchedFactory if self._upstreams.is_limited else InterceptorFactory
+        tapped = intercept(factory, _upstream_tap, microseconds)
         # With one server, all is counted in one place.
         client: Any = factory.session.observer if self.stats.servers else None
         return self._upstreams.connect(tapped, client)

@@ -23,6 +23,7 @@ __all__ = [
     "LEVELS",
     "LOG_FORMATS",
     "balance",
+    "connections",
     "host",
     "level",
     "listening",
@@ -107,6 +108,13 @@ def sessions(text: str) -> int | None:
     # int() takes underscores, blanks and other scripts' digits as well.
     if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
         raise ValueError(f"{text!r} is not a number of sessions; expected 1 to 999999999, or auto")
+    return int(text)
+
+
+def connections(text: str) -> int:
+    """Read a number of connections; 0 for any number."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"{text!r} is not a number of connections; expected 0 to 999999999")
     return int(text)
 
 

@@ -34,7 +34,7 @@ def written(option: Option) -> str:
     sample = SAMPLES[option.unit]
     if option.is_flag:
         return f"{option.name} = true"
-    if option.unit in ("SECONDS", "SESSIONS"):
+    if option.unit in ("SECONDS", "SESSIONS", "CONNECTIONS"):
         return f"{option.name} = {sample}"
     return f'{option.name} = ["{sample}"]' if option.repeats else f'{option.name} = "{sample}"'
 

@@ -109,6 +109,7 @@ SAMPLES = {
     "SERVER": "127.0.0.1:7,weight=3,backup,name=seven",
     "HOW": "hash",
     "SESSIONS": "7",
+    "CONNECTIONS": "8",
     # As a configuration, it is empty.
     "FILE": "/dev/null",
     "SECONDS": "7",

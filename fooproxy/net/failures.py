@@ -50,6 +50,14 @@ class HandshakeCancelled(error.ConnectingCancelledError):
     """The attempt was cancelled while it waited for the peer to do its part of the TLS handshake."""
 
 
+class NotServed(Exception):
+    """No connection was made for `reason`, a word by which sessions are counted, that is no failure of an attempt."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 def is_tls(reason: Any) -> bool:
     """Return whether an exception says that TLS failed, and not the connection below it."""
     return isinstance(reason, (*_TLS, HandshakeError))
@@ -64,6 +72,8 @@ def kind(reason: Any) -> str:
 
 def counted_as(reason: Any) -> str:
     """Return the reason for which a session ends that could not be connected, such as ``upstream_refused``."""
+    if isinstance(reason, NotServed):
+        return reason.reason
     word = kind(reason)
     return "connect_timeout" if word == "timeout" else f"upstream_{word}"
 

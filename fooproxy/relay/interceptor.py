@@ -76,8 +76,27 @@ class Interceptor:
         self.wrapped.connectionLost(reason)
 
 
+class WatchedInterceptor(Interceptor):
+    """The same, which also calls `when_lost` when the connection is gone."""
+
+    __slots__ = ("when_lost",)
+
+    def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], int]) -> None:
+        super().__init__(wrapped, tap, clock)
+        self.when_lost: Callable[[], object] = lambda: None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Pass on that the connection ended, and tell who watches."""
+        try:
+            super().connectionLost(reason)
+        finally:
+            self.when_lost()
+
+
 class InterceptorFactory(Factory):
     """Wraps the factory `wrapped` and intercepts each protocol that it builds; `tap` returns the tap of a protocol."""
+
+    interceptor = Interceptor
 
     noisy = False
 
@@ -89,7 +108,7 @@ class InterceptorFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> Interceptor:  # type: ignore[override]
         """Build a protocol with the wrapped factory, and intercept it."""
         protocol = self.wrapped.buildProtocol(addr)
-        return Interceptor(protocol, self._tap(protocol), self._clock)
+        return self.interceptor(protocol, self._tap(protocol), self._clock)
 
     def doStart(self) -> None:
         """Start the wrapped factory."""
@@ -98,3 +117,9 @@ class InterceptorFactory(Factory):
     def doStop(self) -> None:
         """Stop the wrapped factory."""
         self.wrapped.doStop()
+
+
+class WatchedFactory(InterceptorFactory):
+    """Does the same with interceptors whose end somebody watches."""
+
+    interceptor = WatchedInterceptor

@@ -51,7 +51,10 @@ LOOK_INTERVAL = 1.0
 
 
 class Opening:
-    """Leads a `session` to its upstream leg, which `connect` connects; the session is told by the leg itself."""
+    """Leads a `session` to its upstream leg, which `connect` connects; the session is told by the leg itself.
+
+    What `connect` returns may have an attribute `is_waiting`.
+    """
 
     __slots__ = ("_connect", "_connecting", "_session")
 
@@ -59,6 +62,11 @@ class Opening:
         self._session = session
         self._connect = connect
         self._connecting: Deferred[Any] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the client waits for its turn, and not for an attempt to connect."""
+        return bool(getattr(self._connecting, "is_waiting", False))
 
     @property
     def is_connecting(self) -> bool:

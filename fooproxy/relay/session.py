@@ -403,7 +403,7 @@ class Session(Generic[Seen]):
         if self._closing:
             return "closing"
         if self.upstream is None:
-            return "connecting"
+            return "waiting" if self._opening is not None and self._opening.is_waiting else "connecting"
         if self._draining:
             return "draining"
         return "half-closed" if self.client.finished or self.upstream.finished else "open"

@@ -196,6 +196,16 @@ class Stats(Declared):
         return self.reachable()[1]
 
     @computed("gauge", "sessions")
+    def clients_waiting(self) -> int:
+        """Sessions whose clients wait, unread, for a server that can be reached and has room."""
+        return self.queue()[0]
+
+    @computed("gauge", "seconds")
+    def oldest_wait_seconds(self) -> float:
+        """How long the first of them has waited; 0 if none does."""
+        return self.queue()[1]
+
+    @computed("gauge", "sessions")
     def connections_active(self) -> int:
         """Open sessions."""
         return len(self.sessions)
@@ -296,6 +306,8 @@ class Stats(Declared):
         """The maximum number of sessions open at once."""
         self.reachable: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Returns how many servers are up, and how many there are."""
+        self.queue: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
+        """Returns how many clients wait for a server, and for how many seconds the first of them has."""
         self.sessions: set[Session] = set()
         self.clients = Clients()
         self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), self._seen)

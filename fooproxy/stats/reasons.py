@@ -16,6 +16,7 @@ CLOSED = {
     "upstream_tls": "TLS with the upstream failed: a certificate was rejected, for example, or it does not speak TLS",
     "upstream_unreachable": "the proxy could not connect to the upstream within --connect-timeout, for another reason",
     "connect_timeout": "the upstream did not answer connection attempts within --connect-timeout",
+    "queue_timeout": "the client had waited for --queue-timeout until a server had room for one more connection",
     "client_tls": "TLS with the client failed, or it took more than 10 seconds for its handshake",
     "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
     "idle_timeout": "no data passed in either direction for --idle-timeout",

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _WORD = re.compile(
-    r"(?P<rest>.*),(?:weight=(?P<weight>0*[1-9][0-9]{0,3})|(?P<backup>backup)|name=(?P<name>[^,]+))", re.S
+    r"(?P<rest>.*),(?:weight=(?P<weight>0*[1-9][0-9]{0,3})|(?P<backup>backup)|max=(?P<max>[0-9]{1,9})"
+    r"|name=(?P<name>[^,]+))",
+    re.S,
 )
 
 
@@ -28,6 +30,8 @@ class Forward:
     weight: int = 1
     backup: bool = False
     label: str = ""
+    most: int | None = None
+    """How many connections it may have at once; 0 for any number, `None` if it does not say."""
 
     @property
     def name(self) -> str:
@@ -46,12 +50,13 @@ def read_forward(text: str) -> Forward:
     address, found = text, dict[str, str]()
     while match := _WORD.fullmatch(address):
         address = match["rest"]
-        for word in ("weight", "backup", "name"):
+        for word in ("weight", "backup", "max", "name"):
             if match[word] is not None:
                 if word in found:
                     raise ValueError(f"{text!r} has {word} twice; expected it once")
                 found[word] = match[word]
-    return Forward(address, int(found.get("weight", "1")), "backup" in found, found.get("name", ""))
+    most = int(found["max"]) if "max" in found else None
+    return Forward(address, int(found.get("weight", "1")), "backup" in found, found.get("name", ""), most)
 
 
 def twice(servers: Sequence[Forward]) -> Forward | None:

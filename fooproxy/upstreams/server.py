@@ -23,6 +23,7 @@ from fooproxy.net.arrival import ArrivalEndpoint
 from fooproxy.net.deadlines import Deadlines, Limit
 from fooproxy.net.failures import HandshakeCancelled, HandshakeError, counted_as, is_tls, kind, words
 from fooproxy.text import one_line
+from fooproxy.upstreams.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -94,7 +95,7 @@ class Server:
     """Connects to `endpoint`.
 
     `name` identifies the server in log lines, `number` among all servers.  `weight` is its share of the clients, and a
-    `backup` gets some only if no other server can.
+    `backup` gets some only if no other server can.  It has at most `limit` connections at once, if that is not 0.
     """
 
     log = Logger()
@@ -108,12 +109,15 @@ class Server:
         number: int = 0,
         weight: int = 1,
         backup: bool = False,
+        limit: int = 0,
     ) -> None:
         self._endpoint = endpoint
         self.name = one_line(name)
         self.number = number
         self.weight = weight
         self.backup = backup
+        self.slots = Slots(limit) if limit else None
+        """Its connections, if they are limited."""
         self._clock = clock
         self._deadlines: Deadlines[Any] = Deadlines(clock)
         self._counts: Counts | None = None
@@ -169,6 +173,16 @@ class Server:
         return self._clock.seconds() - self._since
 
     @property
+    def is_usable(self) -> bool:
+        """Whether it may get a client, if it has room."""
+        return not self.failing
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may have one more connection."""
+        return self.slots is None or self.slots.has_room
+
+    @property
     def silence(self) -> float:
         """Seconds since the last attempt succeeded or failed; infinite before the first."""
         return self._clock.seconds() - self._heard_at
@@ -190,7 +204,11 @@ class Server:
 
     def connect(self, factory: IProtocolFactory, client: Client | None = None) -> Deferred[Any]:
         """Make one attempt to connect `factory`; `client` is told as soon as there is a connection."""
-        return self._endpoint.connect(factory if client is None else _For(client, self, factory))
+        if client is not None:
+            factory = _For(client, self, factory)
+        if self.slots is not None:
+            return self.slots.connect(self._endpoint, factory)
+        return self._endpoint.connect(factory)
 
     async def probe(self, timeout: float, is_trial: bool = False) -> None:
         """Check whether a connection can be made within `timeout` seconds and stays open, and close it again.

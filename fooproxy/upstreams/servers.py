@@ -10,6 +10,9 @@ from a thousand clients.
 A single server is tried again only while somebody waits for it; of several, those that failed are tried again in any
 case, so that the first to find out that one is back is not a client.
 
+If servers have limits, and none that can be used has room, requests wait in the same queue until a slot is free, and
+then first come first served; nobody who comes later gets one before.
+
 It knows nothing about sessions or messages.  The service passes its `connect` to the bridge; health calls `probe`.
 """
 
@@ -21,13 +24,14 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from fooproxy.net.deadlines import Deadlines
+from fooproxy.net.failures import NotServed
 from fooproxy.upstreams.balance import Least
+from fooproxy.upstreams.queue import Queue
+from fooproxy.upstreams.retry import NEXT, Retry
 from fooproxy.upstreams.server import cause
 
 if TYPE_CHECKING:
@@ -36,22 +40,12 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
 
     from fooproxy.upstreams.balance import Balance
+    from fooproxy.upstreams.queue import Request
+    from fooproxy.upstreams.retry import First
     from fooproxy.upstreams.server import Client, Server
-
-_FIRST_PAUSE = 0.05
-"""Seconds before the first retry, at most; each further pause is twice as long."""
-
-_LONGEST_PAUSE = 1.0
-"""Seconds between two retries, at most, while somebody waits for them."""
-
-_LONGEST_REST = 10.0
-"""Seconds between two retries, at most, while nobody does."""
 
 _LONGEST_KNOCK = 5.0
 """Seconds after which an unanswered attempt is replaced by a new one, as the kernel's own retries get rarer."""
-
-_NEXT = 1.0
-"""Seconds without an answer after which the next server is tried, if there is one."""
 
 _PATIENCE = 3
 """Failures in a row after which one of several servers is called down."""
@@ -63,34 +57,20 @@ _STEP = 0.01
 """Seconds between two batches of queued requests."""
 
 
-class _Request:
-    """A request for a connection that has not been made at once."""
-
-    __slots__ = ("attempt", "began", "client", "factory", "is_late", "result", "server", "tried")
-
-    def __init__(self, factory: IProtocolFactory, client: Client | None, now: float) -> None:
-        self.began = now
-        self.factory = factory
-        self.client = client
-        self.result: Deferred[Any]
-        self.attempt: Deferred[Any] | None = None
-        """Its own attempt, if one is in progress."""
-        self.server: Server
-        """The server of that attempt."""
-        self.tried: tuple[Server, ...] = ()
-        self.is_late = False
-        """Whether its time is over."""
-
-
 class Servers:
     """Connects clients to one of `servers`, which `balance` chooses.
 
-    `timeout` is the number of seconds that a request for a connection may take, including time in the queue and all
-    attempts.
+    `timeout` is the number of seconds that a request for a connection may take, including all attempts and the time in
+    the queue while no server can be reached; `queue_timeout` that in the queue while one can, but none has room.
     """
 
     def __init__(
-        self, servers: Sequence[Server], clock: IReactorTime, timeout: float, balance: Balance | None = None
+        self,
+        servers: Sequence[Server],
+        clock: IReactorTime,
+        timeout: float,
+        balance: Balance | None = None,
+        queue_timeout: float = 10.0,
     ) -> None:
         self.servers = servers
         self._only = servers[0] if len(servers) == 1 else None
@@ -99,16 +79,24 @@ class Servers:
         self._clock = clock
         self._timeout = timeout
         self._deadlines: Deadlines[Any] = Deadlines(clock)
-        self.waiting: dict[_Request, None] = {}
-        """The queue: requests that wait for a server to become reachable or for their batch, oldest first."""
+        self.waiting = Queue(queue_timeout, timeout)
+        """The queue: requests that wait for a server that can be reached and has room, or for their batch."""
         self._timer: IDelayedCall | None = None
         """When the next batch is let in."""
         self._share = 1
         """Number of queued requests per batch."""
-        self._retries = {server: _Retry(self, server, clock, min(timeout, _LONGEST_KNOCK)) for server in servers}
+        self._spread = 0
+        """Number of requests that are still to be let in by such batches."""
+        self._is_full = False
+        """Whether those who wait do so because no server has room."""
+        self.is_limited = any(server.slots is not None for server in servers)
+        """Whether any server has a limit, so that protocols must be `Watched`."""
+        self._retries = {server: Retry(self, server, clock, min(timeout, _LONGEST_KNOCK)) for server in servers}
         for server in servers:
             server.patience = 1 if self._only else _PATIENCE
-            server.when_failed, server.when_opened = self.try_again, self._opened
+            server.when_failed, server.when_opened = self._failed, self._opened
+            if server.slots is not None:
+                server.slots.when_free = self._freed
 
     # What is known of them, together.
 
@@ -149,6 +137,11 @@ class Servers:
         first = next(iter(self.waiting), None)
         return None if first is None else self._clock.seconds() - first.began
 
+    @property
+    def queue(self) -> tuple[int, float]:
+        """How many wait, and for how many seconds the first of them has."""
+        return len(self.waiting), self.oldest_wait or 0.0
+
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
         return self._latest.unreachable(within) if self.state == "down" else None
@@ -163,34 +156,44 @@ class Servers:
         """Connect `factory`; the Deferred fires with its protocol, at once if the endpoint connects at once.
 
         After `timeout` seconds it fails with the error of the last failed attempt, or `TimeoutError` if there was
-        none.  It can be cancelled.  `client` is needed if there are several servers.
+        none; after `queue_timeout` seconds in which no server had room, with `NotServed`.  It can be cancelled.
+        `client` is needed if there are several servers; if one has a limit, what `factory` builds is `Watched`.
         """
-        server = self._choose(client)
+        server = None if self.is_limited and self.waiting else self._choose(client)
         attempt = None if server is None else server.connect(factory, client)
         if server is not None and attempt is not None and attempt.called and not isinstance(attempt.result, Failure):
             server.succeeded()
             return attempt
-        request = _Request(factory, client, self._clock.seconds())
-        request.result = Deferred(lambda _: self._leave(request))
+        request = self.waiting.request(factory, client, self._clock.seconds(), self._leave)
         if server is not None and attempt is not None:
             self._follow(attempt, server, request)
         else:
             self._wait(request)
-        if not request.result.called:
-            self._deadlines.set(request, self._timeout, partial(self._expire, request))
+        if not request.result.called and request not in self._deadlines:
+            self._run(request, is_queued=False)
         return request.result
+
+    def _run(self, request: Request, is_queued: bool) -> None:
+        """Let the time run that a request may wait for room, or that in which it is to be connected."""
+        left = request.switch(is_queued, self._clock.seconds())
+        self._deadlines.set(request, left, partial(self._expire, request))
 
     def _choose(self, client: Client | None, tried: Collection[Server] = ()) -> Server | None:
         """Return the server for the next attempt, none of those `tried`; `None` if no server is worth one."""
         if self._only is not None:
-            return None if self._only.failing or tried else self._only
+            return self._only if self._only.is_usable and self._only.has_room and not tried else None
+        found = self._candidates(tried)
+        return self._balance.choose(found, "" if client is None else client.host) if found else None
+
+    def _candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
+        """Return the servers that are worth an attempt and have room; `None` if none is worth one."""
         for tier in self._tiers:
-            worth = [server for server in tier if not server.failing and server not in tried]
+            worth = [server for server in tier if server.is_usable and server not in tried]
             if worth:
-                return self._balance.choose(worth, "" if client is None else client.host)
+                return [server for server in worth if server.has_room] if self.is_limited else worth
         return None
 
-    def _follow(self, attempt: Deferred[Any], server: Server, request: _Request) -> None:
+    def _follow(self, attempt: Deferred[Any], server: Server, request: Request) -> None:
         request.attempt, request.server = attempt, server
         if not attempt.called:
             server.connecting += 1
@@ -201,11 +204,10 @@ class Servers:
             self._made, self._not_made, callbackArgs=(attempt, request), errbackArgs=(attempt, request)
         )
 
-    def _limit(self, request: _Request) -> float | None:
+    def _limit(self, request: Request) -> float | None:
         """Return the seconds that an attempt may take, or `None` if it may take all that is left."""
-        others = self._only is None and self._choose(request.client, (*request.tried, request.server))
-        if others:
-            return min(_NEXT, self._timeout / 2)
+        if self._only is None and self._candidates((*request.tried, request.server)):
+            return min(NEXT, self._timeout / 2)
         return _LONGEST_KNOCK if self._timeout > _LONGEST_KNOCK else None
 
     def _done(self, attempt: Deferred[Any], server: Server) -> None:
@@ -213,13 +215,13 @@ class Servers:
         server.connecting = max(server.connecting - 1, 0)
         self._deadlines.clear(attempt)
 
-    def _made(self, protocol: Any, attempt: Deferred[Any], request: _Request) -> None:
+    def _made(self, protocol: Any, attempt: Deferred[Any], request: Request) -> None:
         self._done(attempt, request.server)
         request.attempt = None
         request.server.succeeded()
         self._fire(request, protocol)
 
-    def _not_made(self, failure: Failure, attempt: Deferred[Any], request: _Request) -> None:
+    def _not_made(self, failure: Failure, attempt: Deferred[Any], request: Request) -> None:
         server = request.server
         self._done(attempt, server)
         if request.attempt is None:
@@ -227,44 +229,70 @@ class Servers:
             return
         request.attempt = None
         request.tried += (server,)
-        others = not request.is_late and self._choose(request.client, request.tried)
-        if not others:
-            self.waiting[request] = None
+        is_behind = self.is_limited and len(self.waiting) > 0
+        others = None if request.is_late or is_behind else self._choose(request.client, request.tried)
+        if others is None:
+            self.waiting.add(request)
         # If it was cancelled, that was by a deadline.
         server.failed(cause(failure.value, min(self._timeout, _LONGEST_KNOCK)))
-        if others:
+        if others is not None:
             self._follow(others.connect(request.factory, request.client), others, request)
+        elif request.result.is_waiting and not request.is_late:
+            self._sort(request)
 
-    def _fire(self, request: _Request, protocol: Any) -> None:
+    def _fire(self, request: Request, protocol: Any) -> None:
         self._deadlines.clear(request)
         if not request.result.called:
             request.result.callback(protocol)
 
-    def _leave(self, request: _Request) -> None:
+    def _leave(self, request: Request) -> None:
         """Remove a request that was cancelled or has expired, and cancel attempts that nobody needs any more."""
         self._deadlines.clear(request)
         attempt, request.attempt = request.attempt, None
         if attempt is not None:
             attempt.cancel()
-        self.waiting.pop(request, None)
+        self.waiting.remove(request)
         if not self.waiting:
             self._stop_waiting()
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         if request.attempt is not None:
             # Its failure says what it was waiting for.
             request.is_late = True
             request.attempt.cancel()
         self._leave(request)
-        request.result.errback(self._latest.last)
+        request.result.errback(NotServed("queue_timeout") if request.is_queued else self._latest.last)
 
     # The queue.
 
-    def _wait(self, request: _Request) -> None:
-        self.waiting[request] = None
+    def _wait(self, request: Request) -> None:
+        self.waiting.add(request)
+        self._sort(request)
         for server in self.servers:
             if server.failing:
                 self._retries[server].hasten()
+
+    def _sort(self, request: Request) -> None:
+        """Let the right time run for a request that waits now, and see that it is let in if there is room."""
+        self._judge()
+        if request.is_queued is not self._is_full:
+            self._run(request, self._is_full)
+        if self.is_limited and self._timer is None and self._candidates():
+            self._go_on(0)
+
+    def _judge(self) -> None:
+        """Find out whether those who wait do so because no server has room, and let the right time run for them."""
+        found = self._candidates()
+        # While there is room, they are about to be let in.
+        if not found and self._is_full is (found is None):
+            self._is_full = not self._is_full
+            for request in self.waiting:
+                if request.is_queued is not self._is_full:
+                    self._run(request, self._is_full)
+
+    def _failed(self, server: Server) -> None:
+        self._judge()
+        self.try_again(server)
 
     def try_again(self, server: Server) -> None:
         """Try a server that has failed after a pause, if anybody might care."""
@@ -274,28 +302,39 @@ class Servers:
     def _opened(self, server: Server) -> None:
         """Let in those who wait, since a server can be connected again."""
         self._share = math.ceil(len(self.waiting) * _STEP / _SPREAD)
+        self._spread = len(self.waiting)
         self._retries[server].stop()
         if self.waiting:
-            self._go_on()
+            self._go_on(_STEP)
 
-    def _go_on(self) -> None:
+    def _freed(self) -> None:
+        """Let in those who wait, since a server has room again."""
+        if self.waiting:
+            # Not at once: whoever reports this may be about to report more.
+            self._go_on(0)
+
+    def _go_on(self, pause: float) -> None:
         if self._timer is None:
-            self._timer = self._clock.callLater(_STEP, self._let_in)
+            self._timer = self._clock.callLater(pause, self._let_in)
 
     def _let_in(self) -> None:
-        """Connect the next batch of the queue."""
+        """Connect the next batch of the queue: a part of those who wait for a server that is back, or all."""
         self._timer = None
-        for request in list(islice(self.waiting, self._share)):
+        for request in list(islice(self.waiting, self._share if self._spread > 0 else None)):
             server = self._choose(request.client)
             if server is None:
+                self._judge()
                 return
-            del self.waiting[request]
+            self._spread -= 1
+            self.waiting.remove(request)
             request.tried = ()
+            if request.is_queued:
+                self._run(request, is_queued=False)
             self._follow(server.connect(request.factory, request.client), server, request)
-        if self.waiting and self._choose(None) is not None:
-            self._go_on()
+        if self.waiting and self._candidates():
+            self._go_on(_STEP)
 
-    def serve_first(self, server: Server, factory: _First, protocol: Any) -> None:
+    def serve_first(self, server: Server, factory: First, protocol: Any) -> None:
         """Hand on a connection that was made for the queue, or close it if nobody waits any more."""
         server.succeeded(is_trial=True)
         if factory.request is not None:
@@ -309,107 +348,4 @@ class Servers:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-class _Retry:
-    """Tries a failing server again: for the queue of `owner`, or for nobody."""
-
-    def __init__(self, owner: Servers, server: Server, clock: IReactorTime, patience: float) -> None:
-        self._owner = owner
-        self._server = server
-        self._clock = clock
-        self._patience = patience
-        self._deadlines: Deadlines[Any] = Deadlines(clock)
-        self._attempt: Deferred[Any] | None = None
-        self._timer: IDelayedCall | None = None
-        self._pause = _FIRST_PAUSE
-
-    def hasten(self) -> None:
-        """Try soon, since somebody waits: now, unless there was an attempt lately."""
-        if self._attempt is not None:
-            return
-        if self._timer is None:
-            self._go()
-        elif self._timer.getTime() - self._clock.seconds() > _LONGEST_PAUSE:
-            self._pause = _LONGEST_PAUSE
-            self._timer.cancel()
-            self._timer = None
-            self.later()
-
-    def later(self) -> None:
-        """Try after a pause."""
-        if self._timer is None and self._attempt is None:
-            pause = min(self._pause, _LONGEST_REST)
-            if self._server.ejected:
-                pause = max(pause, self._server.rest)
-            if self._owner.waiting:
-                pause = min(pause, _LONGEST_PAUSE)
-            # Randomized, so that several proxies do not retry in step.
-            self._timer = self._clock.callLater(pause * random.uniform(0.5, 1.0), self._go)
-
-    def stop(self, again: bool = False) -> None:
-        """Cease to try; if it goes on some day, go on with the same pauses if `again`, else with short ones."""
-        if not again:
-            self._pause = _FIRST_PAUSE
-        if self._attempt is not None:
-            self._attempt.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _go(self) -> None:
-        self._timer = None
-        if not self._owner.waiting:
-            if self._server.is_stuck:
-                # What waits there is answered if it is back.
-                self.later()
-                return
-            probing = Deferred.fromCoroutine(self._server.probe(min(self._patience, _NEXT), is_trial=True))
-            probing.addBoth(self._probed)
-            return
-        first = _First(self._owner.waiting, self._server)
-        self._attempt = attempt = self._server.connect(first)
-        self._deadlines.set(attempt, self._patience, attempt.cancel)
-        attempt.addCallbacks(self._let_in, self._not_let_in, callbackArgs=(attempt, first), errbackArgs=(attempt,))
-
-    def _probed(self, _: object) -> None:
-        if self._server.failing:
-            self._pause = min(2 * self._pause, _LONGEST_REST)
-
-    def _let_in(self, protocol: Any, attempt: Deferred[Any], first: _First) -> None:
-        self._attempt = None
-        self._deadlines.clear(attempt)
-        self._owner.serve_first(self._server, first, protocol)
-
-    def _not_let_in(self, failure: Failure, attempt: Deferred[Any]) -> None:
-        self._attempt = None
-        if attempt not in self._deadlines:
-            self._server.failed(cause(failure.value, self._patience))
-        elif failure.check(CancelledError, error.ConnectingCancelledError) is None:
-            self._server.failed(failure.value)
-        self._deadlines.clear(attempt)
-        if self._owner.waiting or self._server.failing:
-            self._owner.try_again(self._server)
-            self._pause = min(2 * self._pause, _LONGEST_REST)
-
-
-class _First(Factory):
-    """Takes the oldest request from the queue `waiting` once the connection is made, and builds its protocol."""
-
-    noisy = False
-
-    def __init__(self, waiting: dict[_Request, None], server: Server) -> None:
-        self._waiting = waiting
-        self._server = server
-        self.request: _Request | None = None
-        """The request that was served; `None` if the queue was empty."""
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """Build the protocol of the oldest request, or one that does nothing if the queue is empty."""
-        if not self._waiting:
-            return Protocol()
-        self.request = request = next(iter(self._waiting))
-        del self._waiting[request]
-        if request.client is not None:
-            request.client.served_by(self._server)
-        return request.factory.buildProtocol(addr)
+        self._spread = 0

@@ -42,6 +42,7 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
             "error": server.error,
             "weight": server.weight,
             "backup": server.backup,
+            "connections_limit": None if server.slots is None else server.slots.limit,
             "outlier": outlier,
             **record,
         }

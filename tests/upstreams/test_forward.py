@@ -16,6 +16,9 @@ from fooproxy.upstreams.forward import Forward, read_forward, twice
         ("foo:8001,weight=3", Forward("foo:8001", weight=3)),
         ("foo:8001,backup,name=second server", Forward("foo:8001", backup=True, label="second server")),
         ("foo:8001,name=a,weight=1000,backup", Forward("foo:8001", 1000, True, "a")),
+        ("foo:8001,max=0,weight=2", Forward("foo:8001", 2, most=0)),
+        ("foo:8001,max=200", Forward("foo:8001", most=200)),
+        ("unix:/run/a,max=-1", Forward("unix:/run/a,max=-1")),
         # Commas of the address, and what is not exactly one of the words.
         ("unix:/run/a,b", Forward("unix:/run/a,b")),
         ("unix:/run/a,backup,b,weight=2", Forward("unix:/run/a,backup,b", weight=2)),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.error import ConnectionRefusedError, TimeoutError
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.error import ConnectionDone, ConnectionRefusedError, TimeoutError
+from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import capturedLogs
@@ -29,26 +29,49 @@ class Endpoint:
         self.mode = mode
         self.tries: list[float] = []
         self.slow: list[tuple[Deferred[Any], Factory]] = []
+        self.lines: list[Line] = []
 
     def connect(self, factory: Factory) -> Deferred[Any]:
         self.tries.append(self.clock.seconds())
         if self.mode == "down":
             return fail(ConnectionRefusedError())
         if self.mode == "up":
-            return succeed(connected(factory))
+            return succeed(self._connected(factory))
         attempt: Deferred[Any] = Deferred()
         self.slow.append((attempt, factory))
         return attempt
 
     def answer(self) -> None:
         attempt, factory = self.slow.pop(0)
-        attempt.callback(connected(factory))
+        attempt.callback(self._connected(factory))
+
+    def _connected(self, factory: Factory) -> Any:
+        protocol: Any = factory.buildProtocol(None)
+        self.lines.append(Line(protocol))
+        protocol.makeConnection(self.lines[-1])
+        return protocol
 
 
-def connected(factory: Factory) -> Any:
-    protocol: Any = factory.buildProtocol(None)
-    protocol.makeConnection(StringTransport())
-    return protocol
+class Line(StringTransport):
+    """A connection that is gone as soon as it is closed."""
+
+    def __init__(self, protocol: Any) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.is_lost = False
+
+    def loseConnection(self) -> None:
+        self.is_lost = True
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+
+
+class Watched(Protocol):
+    """A session's end of a connection."""
+
+    when_lost: Any = staticmethod(lambda: None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.when_lost()
 
 
 class Counts:
@@ -75,7 +98,14 @@ class Client:
 
 
 class World:
-    def __init__(self, *modes: str, weights: tuple[int, ...] = (), backups: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        *modes: str,
+        weights: tuple[int, ...] = (),
+        backups: tuple[int, ...] = (),
+        limits: tuple[int, ...] = (),
+        queue_timeout: float = 10.0,
+    ) -> None:
         self.clock = Clock()
         self.endpoints = [Endpoint(self.clock, mode) for mode in modes]
         self.counts = [Counts() for _ in modes]
@@ -83,10 +113,12 @@ class World:
         for number, endpoint in enumerate(self.endpoints):
             where: Any = endpoint
             weight, backup = weights[number] if weights else 1, number in backups
-            server = Server(where, f"server-{number}", self.clock, number=number, weight=weight, backup=backup)
+            limit = limits[number] if limits else 0
+            name = f"server-{number}"
+            server = Server(where, name, self.clock, number=number, weight=weight, backup=backup, limit=limit)
             server.counted_by(self.counts[number])
             self.servers.append(server)
-        self.all = Servers(self.servers, self.clock, TIMEOUT, Least(Random(1)))
+        self.all = Servers(self.servers, self.clock, TIMEOUT, Least(Random(1)), queue_timeout)
         self.clients: list[Client] = []
         self.results: list[Any] = []
 
@@ -96,7 +128,7 @@ class World:
         for _ in range(count):
             client = Client()
             self.clients.append(client)
-            connecting = self.all.connect(Factory.forProtocol(Protocol), client)
+            connecting = self.all.connect(Factory.forProtocol(Watched), client)
             connecting.addBoth(self.results.append)
             if stay and client.server is not None:
                 self.counts[client.server.number].load += 1

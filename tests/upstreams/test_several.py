@@ -43,6 +43,9 @@ def holding(proxy: Proxy, count: int) -> Iterator[list[socket.socket]]:
         yield clients
 
 
+FEW = ("--upstream-max-connections", "1", "--queue-timeout", "4")
+
+
 def ask_all(clients: list[socket.socket]) -> None:
     for client in clients:
         client.sendall(b"REQ 2 b\n")
@@ -261,3 +264,34 @@ def test_operators_see_which_server_does_what(tmp_path: Path) -> None:
         status, ready = proxy.get("/ready")
         assert (status, ready["reasons"]) == (200, [])
         assert "upstream_down" in ready["warnings"]
+
+
+def test_clients_beyond_the_limits_wait_in_order_and_are_told_from_who_is_served(tmp_path: Path) -> None:
+    with (
+        FooServer() as a,
+        FooServer() as b,
+        fooproxy(tmp_path, *forward(a, b, more=("", ",max=2")), *FEW) as proxy,
+        holding(proxy, 3) as served,
+        ExitStack() as stack,
+    ):
+        waiting = []
+        for number in range(4):
+            waiting.append(stack.enter_context(connect(proxy.port)))
+            if number:
+                waiting[-1].sendall(b"REQ 1 %d\n" % number)
+            settles(lambda: proxy.stats("clients_waiting"), {"clients_waiting": number + 1})
+        _, listed = proxy.get("/connections")
+        assert sorted(row["state"] for row in listed["connections"]) == ["open"] * 3 + ["waiting"] * 4
+        _, found = proxy.get("/upstreams")
+        assert [row["connections_limit"] for row in found["upstreams"]] == [1, 2]
+        assert found["oldest_wait_seconds"] > 0
+        assert (len(a.sessions), len(b.sessions)) == (1, 2)
+        # Who leaves without a word is no longer in the queue; each end lets in the next one, and no other.
+        waiting.pop(0).close()
+        settles(lambda: proxy.stats("clients_waiting"), {"clients_waiting": 3})
+        served[1].close()
+        assert read_lines(waiting[0], 1) == b"ACK 1 1\n"
+        assert proxy.stats("clients_waiting", "connections_active") == {"clients_waiting": 2, "connections_active": 5}
+        eventually(lambda: proxy.stats()["connections_closed"]["queue_timeout"] == 2)
+        proxy.says("ended: queue_timeout")
+        ask_all([served[0], served[2], waiting[0]])

@@ -2,8 +2,10 @@
 
 complete -c fooproxy -f
 complete -c fooproxy -s l -l listen -x -d 'ADDRESS to listen on for clients. May be repeated. Default: :8002.'
-complete -c fooproxy -s f -l forward -x -d 'Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and, if there are several, behind commas weight=N for its share, backup if it is for when no other can be reached, and name=TEXT. May be repeated. Default: :8001.'
+complete -c fooproxy -s f -l forward -x -d 'Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and behind commas max=N for the most connections to it, name=TEXT, and, if there are several, weight=N for its share, and backup if it is for when no other can be reached. May be repeated. Default: :8001.'
 complete -c fooproxy -l balance -x -a 'least round-robin hash' -d 'How to choose among several servers: the less loaded one of two (least), one after the other (round-robin), or the same one for the same client address (hash). Default: least.'
+complete -c fooproxy -l upstream-max-connections -x -d 'Maximum number of connections to each server (0: any number); beyond that, clients wait in a queue. Default: 0.'
+complete -c fooproxy -l queue-timeout -x -d 'Close a client that has waited in the queue for this many seconds. Default: 10.'
 complete -c fooproxy -l connect-timeout -x -d 'Close a client if the Foo server cannot be reached within this many seconds. Default: 5.'
 complete -c fooproxy -l max-connections -x -d 'Maximum number of concurrent sessions (auto: as many as the open-file limit allows). Default: auto.'
 complete -c fooproxy -l idle-timeout -x -d 'Close a session after this many seconds without traffic (0: never). Default: 0.'

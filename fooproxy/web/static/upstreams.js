@@ -13,6 +13,7 @@ const COLUMNS = [
   ["For", (row) => age(row.state_seconds)],
   ["Weight", (row) => count(row.weight)],
   ["Sessions", (row) => count(row.connections_active)],
+  ["At most", (row) => count(row.connections_limit)],
   ["In flight", (row) => count(row.requests_in_flight)],
   ["REQ", (row) => count(row.requests)],
   ["ACK", (row) => count(row.replies.ack)],

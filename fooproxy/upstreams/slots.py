@@ -1,0 +1,84 @@
+"""Slots: how many connections a server may have at once, those that are being made included.
+
+A slot is taken when an attempt begins, and free again when the attempt has failed or its connection is gone, whichever
+is known first; never twice.  Whether somebody waits for it, `fooproxy.upstreams.servers` knows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+from twisted.internet.protocol import Factory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IProtocolFactory, IStreamClientEndpoint
+    from twisted.python.failure import Failure
+
+    class Watched(Interface):
+        """A protocol that tells when its connection is gone."""
+
+        when_lost: Callable[[], object]
+        """Called at the end of `connectionLost`."""
+
+
+class Slots:
+    """The slots of a server, `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self.when_free: Callable[[], object] = lambda: None
+        """Called when a slot has become free."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return self.taken < self.limit
+
+    def connect(self, endpoint: IStreamClientEndpoint, factory: IProtocolFactory) -> Deferred[Any]:
+        """Make one attempt to connect `factory`, whose protocols are `Watched`; it has a slot while it lasts."""
+        slot = _Slot(self)
+        attempt: Deferred[Any] = endpoint.connect(_Holder(factory, slot))
+        return attempt.addErrback(slot.failed)
+
+
+class _Slot:
+    """One that is taken."""
+
+    __slots__ = ("_slots",)
+
+    def __init__(self, slots: Slots) -> None:
+        slots.taken += 1
+        self._slots: Slots | None = slots
+
+    def release(self) -> None:
+        """Let it be free, if it is not yet."""
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.taken -= 1
+            slots.when_free()
+
+    def failed(self, failure: Failure) -> Failure:
+        """Let it be free, since there is no connection."""
+        self.release()
+        return failure
+
+
+class _Holder(Factory):
+    """Builds the protocol of `factory`, which holds the slot until its connection is gone."""
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, slot: _Slot) -> None:
+        self._factory = factory
+        self._slot = slot
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Build the protocol."""
+        protocol: Any = self._factory.buildProtocol(addr)
+        protocol.when_lost = self._slot.release
+        return protocol

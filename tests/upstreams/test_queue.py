@@ -1,0 +1,186 @@
+"""Servers with limits: who is beyond them waits in one queue, and is served first come first served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.error import ConnectionRefusedError
+from twisted.python.failure import Failure
+
+from fooproxy.net.failures import NotServed, counted_as
+from tests.upstreams.test_servers import TIMEOUT, World
+
+
+class Case(World):
+    """Servers of which each has a few slots; all clients stay until the test ends their connections."""
+
+    def __init__(self, *modes: str, limits: tuple[int, ...] = (1,), queue_timeout: float = 10.0) -> None:
+        super().__init__(*modes, limits=limits, queue_timeout=queue_timeout)
+        self.order: list[int] = []
+        self.connections: dict[int, Any] = {}
+
+    def enter(self, count: int = 1) -> list[Any]:
+        entered = []
+        for _ in range(count):
+            number = len(self.clients)
+            joining = self.join(stay=False)
+            joining.addBoth(self._outcome, number)
+            entered.append(joining)
+        return entered
+
+    def _outcome(self, _: Any, number: int) -> None:
+        if not isinstance(self.results[-1], Failure):
+            self.order.append(number)
+            self.connections[number] = self.results[-1].transport
+
+    def end(self, number: int) -> None:
+        """End the connection of a client that is served."""
+        self.connections.pop(number).loseConnection()
+        self.clock.advance(0)
+
+    @property
+    def taken(self) -> list[int]:
+        return [0 if server.slots is None else server.slots.taken for server in self.servers]
+
+
+def reasons(case: World) -> list[str]:
+    return [counted_as(result.value) for result in case.results if isinstance(result, Failure)]
+
+
+def test_who_is_beyond_the_limits_waits_and_is_served_in_order_of_arrival() -> None:
+    case = Case("up", "up", limits=(2, 1))
+    case.enter(6)
+    assert (case.served, len(case.all.waiting), case.taken) == ([2, 1], 3, [2, 1])
+    for number in range(3):
+        case.end(number)
+    assert case.order == [0, 1, 2, 3, 4, 5]
+    assert case.taken == [2, 1]
+    assert case.states == ["up", "up"]
+
+
+def test_one_server_with_a_limit_has_the_same_queue() -> None:
+    case = Case("up")
+    case.enter(3)
+    assert (len(case.all.waiting), case.order) == (2, [0])
+    case.end(0)
+    case.end(1)
+    assert case.order == [0, 1, 2]
+
+
+def test_a_slot_that_is_free_is_not_given_to_who_comes_later() -> None:
+    case = Case("up")
+    case.enter(2)
+    case.connections[0].loseConnection()
+    assert case.taken == [0]
+    case.enter()
+    case.clock.advance(0)
+    assert case.order == [0, 1]
+
+
+def test_a_client_fails_after_the_queue_timeout_and_the_next_one_is_served_in_time() -> None:
+    case = Case("up", queue_timeout=2.0)
+    case.enter(2)
+    case.pass_time(1)
+    case.enter()
+    assert case.all.queue[0] == 2
+    assert case.all.queue[1] == pytest.approx(1)
+    case.pass_time(1.2)
+    assert reasons(case) == ["queue_timeout"]
+    assert isinstance(case.results[-1].value, NotServed)
+    case.end(0)
+    assert case.order == [0, 2]
+
+
+def test_the_time_to_connect_begins_when_a_client_gets_a_slot() -> None:
+    case = Case("up")
+    case.enter(2)
+    case.pass_time(TIMEOUT + 1)
+    case.endpoints[0].mode = "slow"
+    case.end(0)
+    case.pass_time(TIMEOUT - 0.5)
+    case.endpoints[0].answer()
+    assert case.order == [0, 1]
+
+
+def test_when_the_servers_go_down_all_who_wait_fail_together() -> None:
+    case = Case("up", "up", limits=(1, 1), queue_timeout=60.0)
+    case.enter(2)
+    case.enter(10)
+    case.pass_time(3)
+    case.enter(10)
+    for endpoint in case.endpoints:
+        endpoint.mode = "down"
+    case.end(0)
+    case.end(1)
+    case.pass_time(TIMEOUT - 0.3)
+    assert not reasons(case)
+    case.pass_time(0.6)
+    assert reasons(case) == ["upstream_refused"] * 20
+    assert not case.all.waiting
+
+
+def test_who_waited_for_a_server_that_is_back_but_full_goes_on_to_wait_for_room() -> None:
+    case = Case("down", queue_timeout=10.0)
+    case.enter(3)
+    case.pass_time(TIMEOUT - 1)
+    case.endpoints[0].mode = "up"
+    case.pass_time(3)
+    assert (case.order, len(case.all.waiting)) == ([0], 2)
+    case.pass_time(8)
+    assert reasons(case) == ["queue_timeout"] * 2
+
+
+def test_a_client_that_leaves_while_it_is_connected_gives_its_slot_back() -> None:
+    case = Case("slow")
+    first, second = case.enter(2)
+    first.cancel()
+    case.clock.advance(0)
+    assert case.taken == [1]
+    second.cancel()
+    case.clock.advance(0)
+    assert (case.taken, len(case.all.waiting)) == ([0], 0)
+
+
+def test_an_attempt_that_fails_gives_its_slot_back_and_its_client_keeps_its_place() -> None:
+    case = Case("slow", queue_timeout=60.0)
+    case.enter(4)
+    attempt, _ = case.endpoints[0].slow.pop()
+    case.endpoints[0].mode = "up"
+    attempt.errback(ConnectionRefusedError())
+    case.pass_time(1)
+    for number in range(3):
+        case.end(number)
+    assert case.order == [0, 1, 2, 3]
+
+
+def test_a_full_server_is_not_a_reason_to_use_a_backup() -> None:
+    world = World("up", "up", limits=(1, 0), backups=(1,))
+    world.join(3)
+    assert (world.served, len(world.all.waiting)) == ([1, 0], 2)
+
+
+def test_a_server_that_fails_and_is_full_is_tried_without_a_client() -> None:
+    case = Case("up", "down", limits=(1, 1))
+    case.enter(2)
+    case.servers[0].eject("it failed", "upstream_drops_requests")
+    case.pass_time(4)
+    assert not case.servers[0].failing
+    assert (case.taken, case.order) == ([1, 0], [0])
+
+
+def test_the_slots_of_a_server_without_a_limit_are_not_counted() -> None:
+    world = World("up", "up", limits=(0, 1))
+    world.join(50)
+    assert not world.all.waiting
+    assert [server.slots is None for server in world.servers] == [True, False]
+
+
+def test_nothing_is_left_when_all_have_been_served() -> None:
+    case = Case("up")
+    case.enter(5)
+    for number in range(5):
+        case.end(number)
+    case.pass_time(30)
+    assert case.taken == [0]
+    assert not case.clock.getDelayedCalls()
