@@ -21,6 +21,7 @@ from twisted.logger import Logger
 from fooproxy import __version__
 from fooproxy.core import REASON
 from fooproxy.ends import Ends
+from fooproxy.foo.question import Question
 from fooproxy.health import Health
 from fooproxy.launch import Launch
 from fooproxy.logs.formats import FORMATS
@@ -52,6 +53,7 @@ from fooproxy.stats.session import SessionStats
 from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.balance import BALANCES
+from fooproxy.upstreams.checks import Checks, Rules
 from fooproxy.upstreams.ejection import Ejection
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
@@ -122,6 +124,7 @@ class ProxyService(Service):
         self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
         for number, record in enumerate(self.stats.servers):
             record.when_ended = partial(self._ejection.ended, number)
+        self._checks = self._check_servers() if options["check"] != "off" else None
         timeouts = Timeouts(
             *(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"]),
             reply=options["reply-timeout"],
@@ -188,6 +191,8 @@ class ProxyService(Service):
         self._sweep.start()
         self._sampling.start()
         self._ejection.start(self._reactor)
+        if self._checks is not None:
+            self._checks.start()
         self._signals.report(self._report)
         self._signals.stop(self._stop)
         self._launch.succeeded()
@@ -206,6 +211,18 @@ class ProxyService(Service):
                 server.counted_by(self.stats.servers[number])
             found.append(server)
         return found
+
+    def _check_servers(self) -> Checks:
+        options = self._options
+        interval = options["check-interval"]
+        limit = min(interval, options["connect-timeout"])
+        rules = Rules(interval, options["check-rise"], options["check-fall"], limit)
+        source = random.Random()
+        ask = partial(Question, source) if options["check"] == "foo" else None
+        checks = Checks(rules, self._reactor, source, self.stats.upstream_checks, ask)
+        for server in self._upstreams.servers:
+            checks.join(server)
+        return checks
 
     def _has_traffic(self) -> bool:
         return any(session.upstream is not None for session in self.bridge.sessions)
@@ -233,6 +250,8 @@ class ProxyService(Service):
         await self._stopping.drain()
         self._sweep.stop()
         self._ejection.stop()
+        if self._checks is not None:
+            self._checks.stop()
         self._sampling.stop()
         await self._saving.stop()
         if self._http_port is not None:

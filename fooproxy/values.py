@@ -15,14 +15,18 @@ from fooproxy.logs.formats import FORMATS
 from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.relay.admission import network
 from fooproxy.upstreams.balance import BALANCES
+from fooproxy.upstreams.checks import KINDS as CHECKS
 from fooproxy.upstreams.forward import Forward, read_forward
 from fooproxy.web.hosts import read_host_name as host
 
 __all__ = [
     "BALANCES",
+    "CHECKS",
     "LEVELS",
     "LOG_FORMATS",
     "balance",
+    "check",
+    "checks",
     "connections",
     "host",
     "level",
@@ -80,6 +84,20 @@ def balance(text: str) -> str:
     if text not in BALANCES:
         raise ValueError(f"{text!r} is not a way to choose a server; expected one of {', '.join(BALANCES)}")
     return text
+
+
+def check(text: str) -> str:
+    """Check the name of a kind of checks."""
+    if text not in CHECKS:
+        raise ValueError(f"{text!r} is not a kind of checks; expected one of {', '.join(CHECKS)}")
+    return text
+
+
+def checks(text: str) -> int:
+    """Read a number of checks in a row."""
+    if not re.fullmatch("0*[1-9][0-9]{0,2}", text):
+        raise ValueError(f"{text!r} is not a number of checks; expected 1 to 999")
+    return int(text)
 
 
 def seconds(text: str) -> float:

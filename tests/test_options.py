@@ -108,6 +108,8 @@ SAMPLES = {
     "ADDRESS": "127.0.0.1:7",
     "SERVER": "127.0.0.1:7,weight=3,backup,name=seven",
     "HOW": "hash",
+    "KIND": "foo",
+    "CHECKS": "7",
     "SESSIONS": "7",
     "CONNECTIONS": "8",
     # As a configuration, it is empty.
@@ -167,6 +169,8 @@ def test_an_empty_variable_is_as_good_as_none(option: Option) -> None:
         ("FOOPROXY_MAX_CONNECTIONS", "many", "1 to 999999999, or auto"),
         ("FOOPROXY_ALLOW", "everybody", "192.0.2.0/24"),
         ("FOOPROXY_BALANCE", "best", "least, round-robin, hash"),
+        ("FOOPROXY_CHECK", "http", "off, tcp, foo"),
+        ("FOOPROXY_CHECK_RISE", "0", "1 to 999"),
         ("FOOPROXY_FORWARD", "foo:1,weight=0", "host:port"),
         ("FOOPROXY_FORWARD", "foo:1,backup,backup", "expected it once"),
         ("FOOPROXY_LOG_SESSIONS", "maybe", "1, true, yes, on, 0, false, no, off"),

@@ -232,6 +232,14 @@ class Stats(Declared):
         """Sessions that ended because the proxy could not connect to the upstream within --connect-timeout."""
         return {name: self.connections_closed[reason] for name, reason in CONNECT_FAILURES.items()}
 
+    upstream_checks = Counters(
+        "checks",
+        "Checks of servers (--check), by result; they are part of no other counter.",
+        "result",
+        ("passed", "failed"),
+        saved="checks",
+        title="Checks of the upstream",
+    )
     reads_paused = Counters(
         "pauses",
         "Times the proxy paused reading from a leg because the other leg could not keep up, by leg.",

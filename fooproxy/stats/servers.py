@@ -44,6 +44,7 @@ class ServerStats(Declared):
         tuple(CONNECT_FAILURES),
         saved=None,
     )
+    checks = Counters("checks", "Checks of the server, by result.", "result", ("passed", "failed"), saved=None)
     ejections = Counter("ejections", "Times the server was taken out because of its requests.", saved=None)
 
     @computed("counter", "messages")

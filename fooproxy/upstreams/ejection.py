@@ -121,4 +121,4 @@ class Ejection:
         """Return whether another server can take the clients, and half of all servers are not taken out by this."""
         others = [each for each in self._servers if each is not server]
         out = 1 + sum(each.ejected for each in others)
-        return 2 * out <= len(self._servers) and not all(each.failing for each in others)
+        return 2 * out <= len(self._servers) and not all(each.failing or each.doubted for each in others)

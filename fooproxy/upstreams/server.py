@@ -26,7 +26,7 @@ from fooproxy.text import one_line
 from fooproxy.upstreams.slots import Slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     from twisted.internet.interfaces import (
         IDelayedCall,
@@ -72,6 +72,13 @@ class Client(Interface):
         """Take note of the server, before the protocol of the connection is built."""
 
 
+class Checked(Interface):
+    """The checks of a server."""
+
+    def report(self) -> dict[str, Any]:
+        """Return what they have found."""
+
+
 class Counts(Interface):
     """What is counted of a server elsewhere."""
 
@@ -86,6 +93,10 @@ class Counts(Interface):
     @property
     def stuck(self) -> int:
         """1 if requests wait and the server answers nobody, else 0."""
+
+    @property
+    def checks(self) -> MutableMapping[str, int]:
+        """Checks, by result."""
 
     ejections: int
     """How often the server was taken out for its requests."""
@@ -137,6 +148,12 @@ class Server:
         """Whether it was taken out because of its requests, until it is tried."""
         self.rest = 0.0
         """Seconds that it is left alone when it is taken out."""
+        self.doubted = False
+        """Whether its checks fail, so that clients get other servers, if there are any."""
+        self.check: Checked | None = None
+        """Its checks, if there are any."""
+        self.examine: Callable[[float], Awaitable[None]] | None = None
+        """Tries it within some seconds after it was taken out for its requests; by default, `stays` does."""
         self._recovering: IDelayedCall | None = None
         """The end of the episode, if nothing fails until then."""
         self._probation = _PROBATION
@@ -210,34 +227,65 @@ class Server:
             return self.slots.connect(self._endpoint, factory)
         return self._endpoint.connect(factory)
 
+    def reach(self, protocol: Callable[[], Protocol]) -> Deferred[Any]:
+        """Make one attempt to connect a protocol of our own, which needs no slot."""
+        return self._endpoint.connect(Factory.forProtocol(protocol))
+
     async def probe(self, timeout: float, is_trial: bool = False) -> None:
         """Check whether a connection can be made within `timeout` seconds and stays open, and close it again.
 
         If it `is_trial`, a server that was taken out is back if it can.
         """
+        examine = self.examine if is_trial and self.ejected else None
+        try:
+            await (examine or self.stays)(timeout)
+        except Exception as reason:
+            self.failed(cause(reason, timeout), is_counted=examine is None)
+        else:
+            self.succeeded(is_trial)
+
+    async def stays(self, timeout: float) -> None:
+        """Connect within `timeout` seconds, and close if the peer has not after a moment; fail otherwise."""
         probe = _Probe()
-        trying = self._endpoint.connect(Factory.forProtocol(lambda: probe))
+        trying = self.reach(lambda: probe)
         trying.addTimeout(timeout, Limit(self._deadlines))  # type: ignore[arg-type]
         try:
             await trying
             self._deadlines.set(probe, _LINGER, probe.stayed)
             await probe.over
         except DeferredTimeout:
-            self.failed(NoAnswer(timeout))
-        except Exception as reason:
-            self.failed(cause(reason, timeout))
-        else:
-            self.succeeded(is_trial)
+            raise NoAnswer(timeout) from None
         finally:
             self._deadlines.clear(probe)
+            probe.close()
 
-    def failed(self, reason: Any) -> None:
-        """Record that an attempt failed for `reason`, an exception."""
+    def checked(self, result: str) -> None:
+        """Count a check."""
+        if self._counts is not None:
+            self._counts.checks[result] += 1
+
+    def doubt(self, why: str) -> None:
+        """Prefer other servers from now on, since checks fail; `why` is for the log."""
+        self.doubted = True
+        self._relapse()
+        self._go_down(why, "upstream_check", "upstream {name} fails its checks: {error}")
+
+    def trust(self) -> None:
+        """Use the server like others again, since checks pass."""
+        if self.doubted:
+            self.doubted = False
+            if not self.failing:
+                self._warmed_at = self._clock.seconds()
+                self._recovered()
+                self.when_opened(self)
+
+    def failed(self, reason: Any, is_counted: bool = True) -> None:
+        """Record that an attempt failed for `reason`, an exception; a check is not counted."""
         self.failed_at = self._heard_at = self._clock.seconds()
         self.last = reason
         self.failing = True
         self.failures += 1
-        if self._counts is not None:
+        if self._counts is not None and is_counted:
             self._counts.connect_failures[kind(reason)] += 1
         self._relapse()
         if self.failures >= self.patience or self.error is not None:
@@ -274,7 +322,7 @@ class Server:
                 self._returned_at = self._heard_at
             self.failing = self.ejected = False
             self.failures = 0
-            if self.error is not None:
+            if self.error is not None and not self.doubted:
                 self._warmed_at = self._heard_at
                 self._recovering = self._clock.callLater(self._probation, self._recovered)
             self.when_opened(self)
@@ -325,9 +373,13 @@ class _Probe(Protocol):
         self.over: Deferred[None] = Deferred()
 
     def stayed(self) -> None:
-        """Close: the peer has kept the connection."""
+        """End: the peer has kept the connection."""
         self.over.callback(None)
-        self.transport.loseConnection()
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.transport is not None:
+            self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail if the peer has closed first."""

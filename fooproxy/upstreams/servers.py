@@ -144,6 +144,9 @@ class Servers:
 
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
+        if any(server.doubted and not server.failing for server in self.servers):
+            # Its clients are served as long as it can be connected.
+            return None
         return self._latest.unreachable(within) if self.state == "down" else None
 
     async def probe(self, timeout: float) -> None:
@@ -187,8 +190,10 @@ class Servers:
 
     def _candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
         """Return the servers that are worth an attempt and have room; `None` if none is worth one."""
-        for tier in self._tiers:
-            worth = [server for server in tier if server.is_usable and server not in tried]
+        # Rather one whose checks fail than none.
+        for tier, may_fail in [*((tier, False) for tier in self._tiers), *((tier, True) for tier in self._tiers)]:
+            usable = [server for server in tier if server.is_usable and server not in tried]
+            worth = usable if may_fail else [server for server in usable if not server.doubted]
             if worth:
                 return [server for server in worth if server.has_room] if self.is_limited else worth
         return None

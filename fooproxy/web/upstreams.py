@@ -44,6 +44,7 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
             "backup": server.backup,
             "connections_limit": None if server.slots is None else server.slots.limit,
             "outlier": outlier,
+            "check": None if server.check is None else server.check.report(),
             **record,
         }
         for server, record, outlier in zip(upstreams.servers, records, outliers, strict=True)
@@ -66,6 +67,7 @@ def _only(stats: Stats) -> dict[str, Any]:
         "connections_active": stats.connections_active,
         "connections_dropped": None,
         "connect_failures": None,
+        "checks": dict(stats.upstream_checks),
         "ejections": 0,
         "requests": stats.client.req,
         "replies": stats.replies,

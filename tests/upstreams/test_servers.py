@@ -79,6 +79,7 @@ class Counts:
         self.load = self.stuck = self.ejections = 0
         self.waits = 0
         self.replied = float("-inf")
+        self.checks = {"passed": 0, "failed": 0}
         self.connect_failures = dict.fromkeys(["refused", "timeout", "unreachable"], 0)
 
     def waiting(self, since: float) -> int:

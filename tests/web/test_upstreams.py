@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from twisted.internet.task import Clock
 
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
+from fooproxy.upstreams.checks import Checks, Rules
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
 from fooproxy.web.exposition import exposition
 from fooproxy.web.upstreams import STATES, report, rows
+from tests.upstreams.test_servers import Endpoint
 
 
 class World:
@@ -22,7 +25,7 @@ class World:
         self.now = 1.0
         several = names if len(names) > 1 else ()
         self.stats = Stats(lambda: self.now, servers=several)
-        endpoint: Any = None
+        endpoint: Any = Endpoint(self.clock, "silent")
         self.servers = [Server(endpoint, name, self.clock, number=number) for number, name in enumerate(names)]
         for server, record in zip(self.servers, self.stats.servers, strict=False):
             server.counted_by(record)
@@ -98,6 +101,18 @@ def test_the_exposition_tells_the_servers_apart_and_its_labels_are_bounded(world
     assert samples["fooproxy_server_request_duration_seconds_count", "b"] == 3
     assert [samples["fooproxy_server_state", "a", state] for state in STATES] == [1, 0, 0, 0, 0]
     assert {labels[0] for _, *labels in samples} == {"a", "b", "c"}
+
+
+def test_the_row_of_a_server_says_what_its_checks_found(world: World) -> None:
+    assert world.rows()[1]["check"] is None
+    checks = Checks(Rules(), world.clock, Random(1), world.stats.upstream_checks)
+    checks.join(world.servers[1])
+    checks.start()
+    world.clock.pump([0.5] * 20)
+    row = world.rows()[1]
+    assert (row["checks"], row["check"]["result"]) == ({"passed": 0, "failed": 1}, "failed")
+    assert row["check"]["last_error"] == "no answer within 5 s"
+    assert world.stats.report()["upstream_checks"] == {"passed": 0, "failed": 1}
 
 
 def test_a_single_server_has_no_series_of_its_own() -> None:

@@ -6,6 +6,8 @@ const state = (row) => [words(row.state), row.backup ? "backup" : "", row.stuck 
 const others = ({ outlier, error }) => [error ?? "", ...outlier.map((word) => `${word} far from the others'`)].filter(Boolean).join("; ");
 const failures = (row) => Object.values(row.connect_failures).reduce((sum, number) => sum + number, 0);
 
+const checks = ({ check, checks }) => (check ? `${count(checks.passed)} ok, ${count(checks.failed)} failed` : "off");
+
 // Heading, cell text, kind.
 const COLUMNS = [
   ["Name", (row) => text(row.name), "words"],
@@ -22,6 +24,7 @@ const COLUMNS = [
   ["p50", (row) => latency(row.latency_seconds.p50)],
   ["p99", (row) => latency(row.latency_seconds.p99)],
   ["Failed connects", (row) => count(failures(row))],
+  ["Checks", checks],
   ["Taken out", (row) => count(row.ejections)],
   ["Why, and what is odd", (row) => text(others(row)), "words"],
 ];
