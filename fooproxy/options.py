@@ -22,6 +22,7 @@ from fooproxy.core import IMPLEMENTATION
 from fooproxy.early import let_go
 from fooproxy.helptext import formatted
 from fooproxy.net.addresses import expects_proxy_header, host_port
+from fooproxy.probing import check_health
 from fooproxy.text import one_line
 from fooproxy.upstreams.forward import read_forward, twice
 
@@ -341,6 +342,7 @@ and then from the file that --config names (connect-timeout = 2.5)."""
 
 COMMANDS = (
     ("--check-config", "Check the options, say what would run and where each value comes from, and exit."),
+    ("--check-health", "Ask the proxy that runs with these options whether it is alive, and exit with status 0 or 1."),
     ("-h, --help", "Print this help and exit."),
     ("--version", "Print fooproxy's version and exit."),
 )
@@ -377,7 +379,7 @@ class Options(usage.Options):
         self._file: ConfigurationFile | None = None
         self._texts: dict[str, list[str]] = {}
         self._sources: dict[str, Source] = {}
-        self._only_check = False
+        self._instead: Callable[[], NoReturn] | None = None
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -402,8 +404,8 @@ class Options(usage.Options):
         for option in OPTIONS:
             self[option.name] = self._value(option)
         self._check_combinations()
-        if self._only_check:
-            self._report_check()
+        if self._instead is not None:
+            self._instead()
 
     def _check_combinations(self) -> None:
         if same := twice(self["forward"]):
@@ -442,7 +444,11 @@ class Options(usage.Options):
 
     def opt_check_config(self) -> None:
         """Only check the options."""
-        self._only_check = True
+        self._instead = self._report_check
+
+    def opt_check_health(self) -> None:
+        """Only ask whether the proxy is alive."""
+        self._instead = self._report_health
 
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
@@ -497,6 +503,12 @@ class Options(usage.Options):
             sources = [source.kind] * len(texts) if source.kind in ("default", "command line") else places
             rows.append(checking.Row(option.name, texts, sources, places, option.look))
         raise SystemExit(0 if checking.check(rows) else 2)
+
+    def _report_health(self) -> NoReturn:
+        """Ask the proxy that runs with these options, and end the process."""
+        let_go(signal.SIG_DFL)
+        (address,) = self._texts["http"]
+        raise SystemExit(0 if check_health(address) else 1)
 
     def _value(self, option: Option) -> Any:
         texts, source = self._found(option)

@@ -27,5 +27,6 @@ complete -c fooproxy -l log-level -x -a 'debug info warn error' -d 'Log only lin
 complete -c fooproxy -l log-format -x -a 'text json' -d 'Format of the log: text, or json for one JSON object a line. Default: text.'
 complete -c fooproxy -l config -rF -d 'TOML file with values for options that are neither on the command line nor in the environment. Default: none.'
 complete -c fooproxy -l check-config -d 'Check the options, say what would run and where each value comes from, and exit.'
+complete -c fooproxy -l check-health -d 'Ask the proxy that runs with these options whether it is alive, and exit with status 0 or 1.'
 complete -c fooproxy -s h -l help -d 'Print this help and exit.'
 complete -c fooproxy -l version -d 'Print fooproxy\'s version and exit.'

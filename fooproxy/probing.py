@@ -1,0 +1,83 @@
+"""The answer to ``--check-health``: whether the proxy that runs with these options answers at ``/health``.
+
+It is for what watches a process by running a command, such as a container's health check.  It only connects to the
+address in ``--http``, and knows nothing else about that proxy; `fooproxy.options` calls it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import sys
+from contextlib import closing
+from http import HTTPStatus
+
+from fooproxy.net.addresses import tcp_place, unix_path
+from fooproxy.net.descriptions import word
+from fooproxy.text import one_line
+
+_PATIENCE = 3.0
+"""Seconds to wait for the connection, and for each part of the answer."""
+
+
+def check_health(address: str) -> bool:
+    """Print whether a proxy serves HTTP at `address` and says that it is alive; return whether it does."""
+    try:
+        status = _ask(address)
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        problem = f"no answer from {address}: {why}; is fooproxy running with --http {address}?"
+    except ValueError as error:
+        problem = str(error)
+    else:
+        if status == HTTPStatus.OK:
+            print("OK!")
+            return True
+        problem = f"{address} answers /health with status {status}; expected {HTTPStatus.OK.value}"
+    print(f"fooproxy: {one_line(problem)}", file=sys.stderr)
+    return False
+
+
+def _ask(address: str) -> int:
+    with closing(_connected(address)) as connected:
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = connected
+        connection.request("GET", "/health", headers={"Connection": "close"})
+        return connection.getresponse().status
+
+
+def _connected(address: str) -> socket.socket:
+    path = unix_path(address, listens=True)
+    if path is not None:
+        connected = socket.socket(socket.AF_UNIX)
+        connected.settimeout(_PATIENCE)
+        try:
+            connected.connect(path)
+        except OSError:
+            connected.close()
+            raise
+        return connected
+    place = tcp_place(address, listens=True)
+    if place is None:
+        raise ValueError(f"cannot connect to {address!r} from here; expected --http with a TCP port or a unix socket")
+    connected = socket.create_connection((_reached(place.host), place.port), _PATIENCE)
+    if word(address) != "ssl":
+        return connected
+    # The certificate is for those outside, and its name is not this machine's.
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(connected)
+
+
+def _reached(host: str) -> str:
+    """Return a host at which this machine reaches what listens at `host`."""
+    try:
+        wildcard = ipaddress.ip_address(host or "0.0.0.0")
+    except ValueError:
+        return host
+    if not wildcard.is_unspecified:
+        return host or "127.0.0.1"
+    return "127.0.0.1" if wildcard.version == 4 else "::1"
