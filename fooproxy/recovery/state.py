@@ -9,6 +9,7 @@ state is restored completely or not at all.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
@@ -17,13 +18,17 @@ from fooproxy.foo.latency import BUCKET_NAMES, Histogram, bounds, bucket
 from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.stats import history
+from fooproxy.stats.servers import SHARED, SavedServer
 from fooproxy.stats.timetable import FRAME
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from fooproxy.stats.counters import Stats
+
+
+_MOST_SERVERS = 10_000
 
 
 class Recovery:
@@ -53,6 +58,7 @@ class Recovery:
             "saved_at": now,
             "counters": self._stats.counters(),
             "latency": self._stats.latency_seconds.state(),
+            "servers": self._stats.saved_servers(),
             "history": self._stats.history.state(),
         }
 
@@ -96,7 +102,7 @@ class Recovery:
             )
 
     def _restore(self, state: SavedState, age: float) -> None:
-        self._stats.restore(state.counters, state.latencies)
+        self._stats.restore(state.counters, state.latencies, state.servers)
         self._stats.times.restore(state.requests, state.responses, age)
         self._stats.history.restore(state.history, age)
 
@@ -128,12 +134,41 @@ class SavedState:
             seconds[index + 1 :] + seconds[: index + 1]
             for seconds in (_seconds(content, "requests_10s"), _seconds(content, "responses_10s"))
         )
-        counters = content.get("counters", {})
-        if not isinstance(counters, dict):
-            raise Unusable("its counters are not a JSON object")
-        self.counters = {name: _count(counters, name) for name in counters}
+        self.counters = _counters(content)
         self.latencies = _latencies(content.get("latency", {"sum": 0, "longest": 0, "buckets": {}}))
+        self.servers = _servers(content.get("servers", {}))
+        if not _contain(self.counters, self.latencies, self.servers.values()):
+            raise Unusable("the figures of its servers contradict each other or the totals")
         self.history = _history(content.get("history", ""))
+
+
+def _counters(content: dict[str, Any]) -> dict[str, int]:
+    counters = content.get("counters", {})
+    if not isinstance(counters, dict):
+        raise Unusable("its counters are not a JSON object")
+    return {name: _count(counters, name) for name in counters}
+
+
+def _servers(content: Any) -> dict[str, SavedServer]:
+    """Return what was saved of each server, by its name."""
+    if not isinstance(content, dict) or len(content) > _MOST_SERVERS:
+        raise Unusable(f"its servers are not a JSON object of up to {_MOST_SERVERS} names")
+    if not all(isinstance(server, dict) for server in content.values()):
+        raise Unusable("one of its servers is not a JSON object")
+    return {name: SavedServer(_counters(one), _latencies(one.get("latency"))) for name, one in content.items()}
+
+
+def _contain(counters: Mapping[str, int], latencies: Histogram, servers: Collection[SavedServer]) -> bool:
+    """Return whether the totals can contain what was counted of each server."""
+    buckets = Counter[int]()
+    for server in servers:
+        buckets.update(server.latencies.buckets)
+    return (
+        all(server.matched == server.replied for server in servers)
+        and all(sum(each.counters.get(name, 0) for each in servers) <= counters.get(name, 0) for name in SHARED)
+        and all(count <= latencies.buckets.get(number, 0) for number, count in buckets.items())
+        and sum(server.latencies.sum for server in servers) <= latencies.sum
+    )
 
 
 def _latencies(content: Any) -> Histogram:

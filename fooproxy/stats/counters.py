@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from copy import copy
+from itertools import islice
 from operator import sub
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,12 @@ from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
 from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
-from fooproxy.stats.servers import ServerStats
+from fooproxy.stats.servers import SHARED, SavedServer, ServerStats, give_back
 from fooproxy.stats.timetable import TimeTable
 from fooproxy.stats.traffic import Figures, Traffic, total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+    from collections.abc import Callable, Mapping, MutableSequence, Sequence
     from typing import Any
 
     from fooproxy.foo.counting import Twin
@@ -54,8 +55,8 @@ class Stats(Declared):
 
     `clock` returns monotonic seconds.  `on_end` is called with the statistics of each session that ends, and the
     reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.  `twin` counts
-    the traffic.  `servers` are the names of the servers if there are several; each then has numbers of its own, behind
-    the others.
+    the traffic.  `servers` are the names of the servers if there are several; each then has numbers of its own, a row
+    behind the others.  There are `rows` of these at least, for servers that `join` later.
     """
 
     @computed(
@@ -164,8 +165,8 @@ class Stats(Declared):
     @computed("gauge", "0 or 1")
     def upstream_stuck(self) -> int:
         """1 if requests have been waiting and no reply has been read for 10 seconds, else 0."""
-        if self.servers:
-            return max(server.stuck for server in self.servers)
+        if self.most_servers:
+            return max((server.stuck for server in self.servers), default=0)
         latency = self.latency
         waiting = self.sessions if latency.in_flight else ()
         return int(self.traffic.troubles.is_stuck(waiting, self.clock() * 1e6, latency.replied))
@@ -296,19 +297,28 @@ class Stats(Declared):
         numbers: MutableSequence[int] | None = None,
         twin: Twin = CHOSEN,
         servers: Sequence[str] = (),
+        rows: int = 0,
     ) -> None:
-        super().__init__(zeros(self.size + len(servers) * ServerStats.size) if numbers is None else numbers)
+        self.most_servers = max(len(servers), rows)
+        """How many servers there can be at once; 0 if there is just one, which has no numbers of its own."""
+        super().__init__(zeros(self.size + self.most_servers * ServerStats.size) if numbers is None else numbers)
         self.traffic = Traffic(self.numbers, Stats._client.place, twin)
         """The traffic, or, if `servers` have theirs, the part of it that is not assigned to one yet."""
         self._bind(self.numbers)
-        self.servers: list[ServerStats] = []
-        for name, numbers_of_one in zip(servers, self._rows(self.numbers, len(servers)), strict=True):
-            before = self.servers[-1].traffic if self.servers else self.traffic
-            self.servers.append(ServerStats(name, clock, numbers_of_one, twin, before))
-        self._last = self.servers[-1].traffic if self.servers else self.traffic
-        self._restored: Sequence[int] = self.numbers[:]
-        """The numbers as they were when this process began to count."""
         self.clock = clock
+        self._twin = twin
+        self.servers: list[ServerStats] = []
+        """The statistics of the servers that there are, in the order in which they joined."""
+        self.rows: list[ServerStats] = []
+        """Those of the servers that there are or were, by the numbers of their rows."""
+        self._free: list[ServerStats] = []
+        self._last = self.traffic
+        self._restored: MutableSequence[int] = self.numbers[:]
+        """The numbers as they were when this process began to count."""
+        self._remembered: dict[str, SavedServer] = {}
+        """What earlier processes counted of servers that have not joined yet; it is part of the other numbers."""
+        for name in servers:
+            self.join(name)
         self.on_end = on_end
         self.limit = 0
         """The maximum number of sessions open at once."""
@@ -322,13 +332,40 @@ class Stats(Declared):
         self.history = History(clock, self._totals, lambda: self.latency.answered)
         self._started = clock()
 
+    def join(self, name: str) -> ServerStats:
+        """Return the statistics of a server that is new: what earlier processes counted of this name, or zeros.
+
+        There must be less than `most_servers`.
+        """
+        if self._free:
+            server = self._free.pop()
+            server.begin(name)
+        else:
+            place = len(self.rows)
+            server = ServerStats(name, self.clock, self._row(self.numbers, place), self._twin, self._last, place)
+            self.rows.append(server)
+            self._last = server.traffic
+        self.servers.append(server)
+        saved = self._remembered.pop(name, None)
+        if saved is not None:
+            for numbers in (self.numbers, self._restored):
+                saved.move(numbers, Stats._client.place, self._row(numbers, server.place))
+        return server
+
+    def leave(self, server: ServerStats) -> None:
+        """Forget a server that has no sessions; its traffic stays in the totals, and another one may get its row."""
+        self.catch_up()
+        for numbers in (self.numbers, self._restored):
+            give_back(self._row(numbers, server.place), numbers, Stats._client.place)
+        self.servers.remove(server)
+        self._free.append(server)
+
     @classmethod
-    def _rows(cls, numbers: MutableSequence[int], count: int) -> Iterator[MutableSequence[int]]:
-        """Yield the numbers of each server, which follow those declared here."""
-        if count:
-            whole: Any = memoryview(numbers)  # type: ignore[arg-type]
-            for start in range(cls.size, cls.size + count * ServerStats.size, ServerStats.size):
-                yield whole[start : start + ServerStats.size]
+    def _row(cls, numbers: MutableSequence[int], place: int) -> MutableSequence[int]:
+        """Return the numbers of one server; they follow those declared here."""
+        whole: Any = memoryview(numbers)  # type: ignore[arg-type]
+        start = cls.size + place * ServerStats.size
+        return whole[start : start + ServerStats.size]  # type: ignore[no-any-return]
 
     def _bind(self, numbers: MutableSequence[int]) -> None:
         """Name the places in `numbers` that the analyzers count in."""
@@ -348,9 +385,9 @@ class Stats(Declared):
         """
         self.catch_up()
         view = copy(self)
-        view._bind(array("q", map(sub, self.numbers, self._restored)))
-        rows = self._rows(view.numbers, len(self.servers))
-        view.servers = [server.bound(row) for server, row in zip(self.servers, rows, strict=True)]
+        used = self.size + len(self.rows) * ServerStats.size
+        view._bind(array("q", map(sub, self.numbers[:used], self._restored)))
+        view.servers = [server.bound(self._row(view.numbers, server.place)) for server in self.servers]
         return view
 
     def counters(self) -> dict[str, int]:
@@ -358,9 +395,15 @@ class Stats(Declared):
         self.catch_up()
         found = super().counters()
         for server in self.servers:
-            for name, count in server.counters().items():
-                found[name] += count
+            for name, place in SHARED.items():
+                found[name] += server.numbers[place]
         return {**found, _OPEN: max(self.latency.in_flight, 0)}
+
+    def saved_servers(self) -> dict[str, dict[str, Any]]:
+        """Return what is saved of each server, by its name: its counters, and its latencies."""
+        self.catch_up()
+        rows = {server.name: server.saved() for server in self.servers}
+        return {name: saved.state() for name, saved in {**rows, **self._remembered}.items()}
 
     def catch_up(self) -> None:
         """Count all chunks fed to the analyzers; every figure of traffic above does this first."""
@@ -411,11 +454,16 @@ class Stats(Declared):
         self.connections_total += 1
         self.connections_closed[reason] += 1
 
-    def restore(self, counters: Mapping[str, int], latencies: Histogram) -> None:
+    def restore(
+        self,
+        counters: Mapping[str, int],
+        latencies: Histogram,
+        servers: Mapping[str, SavedServer] | None = None,
+    ) -> None:
         """Take over the counters and latencies of an earlier process; counters missing from `counters` do not change.
 
-        Sessions that were open then ended with their process, so they are counted as crashed, and their open requests
-        as unanswered.
+        `servers` has what they contain of each server; servers that join later get theirs then.  Sessions that were
+        open then ended with their process, so they are counted as crashed, and their open requests as unanswered.
         """
         self.catch_up()
         for name, place in self.lasting().items():
@@ -425,6 +473,13 @@ class Stats(Declared):
         closed["crashed"] += max(self.connections_total - sum(closed.values()), 0)
         unanswered = self.requests_unanswered
         unanswered["crashed"] = min(unanswered["crashed"] + counters.get(_OPEN, 0), LARGEST)
+        left = dict(servers or {})
+        for server in self.servers:
+            if server.name in left:
+                left.pop(server.name).move(self.numbers, Stats._client.place, server.numbers)
+        # Others may join later, if there is room at all.
+        room = self.most_servers if self.most_servers > len(self.servers) else 0
+        self._remembered = dict(islice(left.items(), room))
         self._restored = self.numbers[:]
 
     def _totals(self) -> Totals:

@@ -1,22 +1,27 @@
 """The statistics of one of several servers, declared like all others, in a row of the same array.
 
-They begin with the process: what earlier ones counted is in the totals only.  `fooproxy.stats.counters` makes a row for
-each server, the sessions count in the row of their server, and the web side shows the rows, labelled by server.
+They are saved and restored by the server's name.  `fooproxy.stats.counters` makes a row for each server, and gives the
+row of one that is gone to another; the sessions count in the row of their server, and the web side shows the rows,
+labelled by server.
 """
 
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.latency import Histogram, Latency
+from fooproxy.foo.numbers import LARGEST
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.reasons import CONNECT_FAILURES
 from fooproxy.stats.traffic import Figures, Traffic
+from fooproxy.stats.troubles import Troubles
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableSequence
+    from collections.abc import Callable, Mapping, MutableSequence
+    from typing import Any
 
     from fooproxy.foo.counting import Twin
     from fooproxy.stats.clients import Session
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 class ServerStats(Declared):
     """The statistics of the server `name`, counted in `numbers` by `twin`; `before` is the traffic counted first."""
 
-    connections_total = Counter("sessions", "Sessions that the server got.", series="connections", saved=None)
+    connections_total = Counter("sessions", "Sessions that the server got.", series="connections")
 
     @computed("gauge", "sessions")
     def connections_active(self) -> int:
@@ -35,17 +40,15 @@ class ServerStats(Declared):
     connections_dropped = Counter(
         "sessions",
         "Sessions that the server left with requests unanswered, or ended as soon as they began.",
-        saved=None,
     )
     connect_failures = Counters(
         "attempts",
         "Attempts to connect to the server that failed, by reason.",
         "reason",
         tuple(CONNECT_FAILURES),
-        saved=None,
     )
-    checks = Counters("checks", "Checks of the server, by result.", "result", ("passed", "failed"), saved=None)
-    ejections = Counter("ejections", "Times the server was taken out because of its requests.", saved=None)
+    checks = Counters("checks", "Checks of the server, by result.", "result", ("passed", "failed"))
+    ejections = Counter("ejections", "Times the server was taken out because of its requests.")
 
     @computed("counter", "messages")
     def requests(self) -> int:
@@ -62,9 +65,7 @@ class ServerStats(Declared):
         """Lines from clients that the server has not answered yet."""
         return self.figures.in_flight
 
-    requests_unanswered = Counter(
-        "messages", "Requests that the server never answered because their session ended.", saved=None
-    )
+    requests_unanswered = Counter("messages", "Requests that the server never answered because their session ended.")
 
     @computed("gauge", "0 or 1")
     def stuck(self) -> int:
@@ -88,12 +89,20 @@ class ServerStats(Declared):
         numbers: MutableSequence[int],
         twin: Twin,
         before: Traffic | None = None,
+        place: int = 0,
     ) -> None:
         super().__init__(numbers)
-        self.name = name
+        self.place = place
+        """The number of its row."""
         self._clock = clock
         self.traffic = Traffic(numbers, ServerStats._client.place, twin, before)
         self.figures: Figures = self.traffic
+        self.begin(name)
+
+    def begin(self, name: str) -> None:
+        """Be the statistics of a server from now on that is called `name`."""
+        self.name = name
+        self.traffic.troubles = Troubles()
         self.sessions: set[Session] = set()
         self.when_ended: Callable[[bool, float], object] = lambda dropped, replied: None
         """Called when a session has ended: whether the server is to blame, and when the last reply was read, if any."""
@@ -104,6 +113,12 @@ class ServerStats(Declared):
         view.numbers = numbers
         view.figures = Figures(numbers, ServerStats._client.place)
         return view
+
+    def saved(self) -> SavedServer:
+        """Return what outlives the process; requests that are open will not have been answered."""
+        counters = self.counters()
+        counters[_UNANSWERED] = min(counters[_UNANSWERED] + max(self.figures.in_flight, 0), LARGEST)
+        return SavedServer(counters, self.latency_seconds)
 
     @property
     def load(self) -> int:
@@ -134,6 +149,67 @@ class ServerStats(Declared):
     def is_answering(self, since: float) -> bool:
         """Return whether an open session got a reply after `since`, on the clock in seconds."""
         return any(each.exchange.replies and each.exchange.last > since * 1e6 for each in self.sessions)
+
+
+SHARED = {
+    name: place
+    for field in ServerStats.fields
+    if isinstance(field, Counted)
+    for name, place in ServerStats.lasting().items()
+    if field.place <= place < field.place + len(field.cells)
+}
+"""The places of what is also part of the totals, by the names in the recovery file."""
+
+_UNANSWERED = ServerStats.requests_unanswered.name
+_TRAFFIC = ServerStats._client.place
+_SIZE = 2 * len(Counts.names) + len(Latency.names)
+_LATENCY = _SIZE - len(Latency.names)
+
+
+@dataclass(frozen=True)
+class SavedServer:
+    """What outlives a process of the statistics of a server: the `counters`, by their names, and the `latencies`."""
+
+    counters: Mapping[str, int]
+    latencies: Histogram
+
+    def state(self) -> dict[str, Any]:
+        """Return the same in a form that JSON can represent."""
+        return {"counters": dict(self.counters), "latency": self.latencies.state()}
+
+    @property
+    def matched(self) -> int:
+        """Replies to requests, as the latencies have it; as the counters do, they are `replied`."""
+        return self.latencies.count + self.counters.get("replies_late", 0)
+
+    @property
+    def replied(self) -> int:
+        """Replies to requests, as the counters have it."""
+        replies = self.counters.get("upstream_ack", 0) + self.counters.get("upstream_nak", 0)
+        return replies - self.counters.get("responses_unmatched", 0)
+
+    def move(self, numbers: MutableSequence[int], start: int, row: MutableSequence[int]) -> None:
+        """Put these into an empty `row`, and take what is shared out of the totals, the traffic at `start`."""
+        for name, place in ServerStats.lasting().items():
+            row[place] = self.counters.get(name, 0)
+        latency = Latency(row, _TRAFFIC + _LATENCY)
+        latency.restore(self.latencies)
+        for offset in range(_SIZE):
+            if offset not in _LARGEST:
+                numbers[start + offset] -= row[_TRAFFIC + offset]
+
+
+_LARGEST = frozenset(_LATENCY + Latency.names.index(name) for name in Latency.largest)
+"""Which numbers of the traffic are not additive."""
+
+
+def give_back(row: MutableSequence[int], numbers: MutableSequence[int], start: int) -> None:
+    """Make a `row` empty, and add its traffic to that at `start` of `numbers`."""
+    for offset in range(_SIZE):
+        here, there = start + offset, _TRAFFIC + offset
+        numbers[here] = max(numbers[here], row[there]) if offset in _LARGEST else numbers[here] + row[there]
+    for place in range(ServerStats.size):
+        row[place] = 0
 
 
 def _waits(session: Session, since: float) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
         @property
         def number(self) -> int:
-            """Which one it is, from 0 on."""
+            """The number of its row, from 0 on."""
 
 
 _UNHEARD = ("half_close_timeout", "idle_timeout", "reply_timeout")
@@ -59,7 +59,7 @@ class SessionStats:
         early = stats.traffic if self.server is None else None
         if self.server is not None:
             self.server.left(self)
-        self.server = stats.servers[server.number]
+        self.server = stats.rows[server.number]
         self.server.joined(self)
         self.server.traffic.take_over(early, self.exchange, self.client, self.upstream)
 

@@ -31,7 +31,8 @@ _FEW_NAKS = 0.05
 def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
     """Return what is known of each server, in the order of the options."""
     stats.catch_up()
-    records = [server.report() for server in stats.servers] or [_only(stats)]
+    servers = upstreams.servers
+    records = [stats.rows[each.number].report() for each in servers] if stats.most_servers else [_only(stats)]
     outliers = _outliers(records)
     return [
         {
@@ -47,7 +48,7 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
             "check": None if server.check is None else server.check.report(),
             **record,
         }
-        for server, record, outlier in zip(upstreams.servers, records, outliers, strict=True)
+        for server, record, outlier in zip(servers, records, outliers, strict=True)
     ]
 
 

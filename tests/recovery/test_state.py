@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -282,7 +283,7 @@ def busy() -> Process:
     return process
 
 
-OURS = ("counters", "saved_at", "latency", "history")
+OURS = ("counters", "saved_at", "latency", "servers", "history")
 STATE = busy().recovery.state()
 
 
@@ -525,3 +526,52 @@ def test_a_crash_is_counted_once_over_any_number_of_restores(path: Path) -> None
     fourth = Process(path, wall=1e9)
     fourth.recovery.load()
     assert fourth.stats.report()["connections_closed"]["crashed"] == 4
+
+
+def several(path: Path, *names: str) -> Process:
+    process = Process(path, 1e9)
+    process.stats = Stats(lambda: process.monotonic, servers=names)
+    process.recovery = Recovery(process.stats, process.saver, lambda: process.wall, 10)
+    return process
+
+
+def served(process: Process, number: int, replies: int) -> None:
+    session = SessionStats(process.stats)
+    session.served_by(SimpleNamespace(number=number))
+    session.client.feed(b"REQ 1\n" * replies, 1_000_000)
+    session.upstream.feed(b"ACK 1\n" * replies, 1_000_500)
+
+
+def test_the_figures_of_each_server_come_back_under_its_name(path: Path) -> None:
+    first = several(path, "a", "b")
+    served(first, 0, 2)
+    served(first, 1, 3)
+    first.save()
+    second = several(path, "b", "c")
+    second.recovery.load()
+    assert [server.requests for server in second.stats.servers] == [3, 0]
+    assert (second.stats.msg_req, second.stats.latency_seconds.count) == (5, 5)
+
+
+WRONG_SERVERS: dict[str, Any] = {
+    "no object": [],
+    "too many": {str(number): {} for number in range(20_000)},
+    "a server that is no object": {"a": 7},
+    "a server without latencies": {"a": {"counters": {}}},
+    "more than the totals": {"a": {"counters": {"client_req": 9}, "latency": Histogram().state()}},
+    "replies without latencies": {"a": {"counters": {"upstream_ack": 3}, "latency": Histogram().state()}},
+    "other latencies than the totals": {
+        "a": {"counters": {"upstream_ack": 1}, "latency": Histogram({40: 1}, 150, 150).state()}
+    },
+}
+
+
+@pytest.mark.parametrize("servers", WRONG_SERVERS.values(), ids=WRONG_SERVERS)
+def test_figures_of_servers_that_cannot_be_are_not_restored(path: Path, servers: Any) -> None:
+    first = several(path, "a", "b")
+    served(first, 0, 3)
+    write(path, json.dumps({**first.recovery.state(), "servers": servers}).encode())
+    second = several(path, "a", "b")
+    second.recovery.load()
+    assert second.stats.msg_req == 0
+    assert list(path.parent.glob("*unusable*"))

@@ -9,6 +9,7 @@ import pytest
 
 from fooproxy.foo.latency import Histogram
 from fooproxy.stats.counters import Stats
+from fooproxy.stats.servers import SavedServer, ServerStats
 from fooproxy.stats.session import SessionStats
 from tests.helpers.twins import counting
 
@@ -18,10 +19,15 @@ A, B = (SimpleNamespace(number=number) for number in (0, 1))
 class World:
     """Statistics of two servers on a clock that a test advances."""
 
-    def __init__(self) -> None:
+    a: ServerStats
+    b: ServerStats
+
+    def __init__(self, *names: str, rows: int = 0) -> None:
         self.now = 1000.0
-        self.stats = Stats(lambda: self.now, twin=counting(), servers=("a", "b"))
-        self.a, self.b = self.stats.servers
+        names = names if names or rows else ("a", "b")
+        self.stats = Stats(lambda: self.now, twin=counting(), servers=names, rows=rows)
+        for server in self.stats.servers:
+            setattr(self, server.name, server)
 
     def session(self, server: Any = None) -> SessionStats:
         session = SessionStats(self.stats)
@@ -122,6 +128,147 @@ def test_the_saved_counters_are_those_of_all_servers_and_come_back_as_totals(wor
     assert (later.stats.msg_req, later.a.requests) == (2, 0)
     later.ask(later.session(B))
     assert (later.stats.msg_req, later.b.requests) == (3, 1)
+
+
+def crashed(world: World, *names: str, rows: int = 0) -> World:
+    """Return what a process begins with, for servers of these names, after that of `world` has crashed."""
+    stats = world.stats
+    saved = {name: read(state) for name, state in stats.saved_servers().items()}
+    after = World(*names, rows=rows)
+    after.stats.restore(stats.counters(), stats.latency_seconds, saved)
+    return after
+
+
+def read(state: dict[str, Any]) -> SavedServer:
+    latency = state["latency"]
+    buckets = {int(number): count for number, count in latency["buckets"].items()}
+    return SavedServer(state["counters"], Histogram(buckets, latency["sum"], latency["longest"]))
+
+
+def used(world: World) -> tuple[SessionStats, SessionStats]:
+    """Let both servers have traffic, of which one request is open; return their sessions."""
+    sessions = world.session(A), world.session(B)
+    for session, requests, replies in zip(sessions, (3, 5), (2, 5), strict=True):
+        world.ask(session, requests)
+        world.answer(session, replies)
+    world.b.connect_failures["refused"] += 4
+    world.b.checks["failed"] += 6
+    world.b.ejections += 1
+    return sessions
+
+
+def figures(world: World) -> dict[str, Any]:
+    """Return what has to be the same whichever server has which part of it."""
+    report = world.stats.report()
+    return {name: report[name] for name in ("msg_req", "msg_ack", "bytes_from_clients", "latency_seconds")}
+
+
+def test_each_server_goes_on_after_a_crash_under_its_name(world: World) -> None:
+    used(world)
+    before = figures(world)
+    after = crashed(world, "b", "c", "a")
+    b, c, a = after.stats.servers
+    assert (a.requests, b.requests, c.requests) == (3, 5, 0)
+    assert (a.replies["ack"], b.replies["ack"]) == (2, 5)
+    assert (a.connections_total, a.connections_active, b.connect_failures["refused"]) == (1, 0, 4)
+    assert (b.checks["failed"], b.ejections) == (6, 1)
+    assert (a.latency_seconds.count, b.latency_seconds.count, c.latency_seconds.count) == (2, 5, 0)
+    assert b.latency_seconds == world.b.latency_seconds
+    assert figures(after) == before
+
+
+def test_open_requests_of_a_server_are_unanswered_after_a_crash(world: World) -> None:
+    used(world)
+    after = crashed(world, "a", "b")
+    assert (after.a.requests_unanswered, after.b.requests_unanswered) == (1, 0)
+    assert (after.a.requests_in_flight, after.a.stuck, after.a.load) == (0, 0, 0)
+    again = crashed(after, "a", "b")
+    assert again.a.requests_unanswered == 1
+
+
+def test_a_server_counts_on_after_a_crash_and_what_is_exposed_begins_with_the_process(world: World) -> None:
+    used(world)
+    after = crashed(world, "a", "b")
+    session = after.session(B)
+    after.ask(session)
+    after.answer(session)
+    assert (after.b.requests, after.stats.msg_req) == (6, 9)
+    exposed = after.stats.since_start()
+    assert [server.requests for server in exposed.servers] == [0, 1]
+    assert exposed.servers[1].latency_seconds.count == exposed.latency_seconds.count == 1
+    assert exposed.msg_req == 1
+
+
+def test_a_server_that_is_there_no_more_is_in_the_totals_only(world: World) -> None:
+    used(world)
+    before = figures(world)
+    after = crashed(world, "a", "c")
+    assert [server.requests for server in after.stats.servers] == [3, 0]
+    assert figures(after) == before
+    assert sorted(after.stats.saved_servers()) == ["a", "c"]
+
+
+def test_a_server_that_joins_later_gets_what_was_saved_of_it(world: World) -> None:
+    used(world)
+    before = figures(world)
+    after = crashed(world, rows=3)
+    assert (after.stats.servers, figures(after)) == ([], before)
+    # A second crash before it has joined loses nothing.
+    after = crashed(after, rows=3)
+    session = after.session()
+    after.ask(session)
+    b = after.stats.join("b")
+    assert (b.requests, b.replies["ack"], b.connections_total) == (5, 5, 1)
+    assert after.stats.msg_req == before["msg_req"] + 1
+    exposed = after.stats.since_start()
+    assert (exposed.msg_req, exposed.servers[0].requests) == (1, 0)
+    assert after.stats.join("new").requests == 0
+    assert sorted(after.stats.saved_servers()) == ["a", "b", "new"]
+
+
+def test_no_more_names_are_remembered_than_there_can_be_servers(world: World) -> None:
+    assert list(crashed(world, rows=1).stats.saved_servers()) == ["a"]
+
+
+def test_what_a_server_that_has_left_counted_stays_in_the_totals(world: World) -> None:
+    session, _ = used(world)
+    session.ended("client_closed")
+    before, longest = figures(world), world.a.latency_seconds.longest
+    exposed = world.stats.since_start().msg_req
+    world.stats.leave(world.a)
+    assert figures(world) == before
+    assert world.stats.since_start().msg_req == exposed
+    assert [server.name for server in world.stats.servers] == ["b"]
+    assert world.stats.latency_seconds.longest >= longest
+    assert world.stats.report()["requests_in_flight"] == 0
+
+
+def test_a_server_gets_the_row_of_one_that_has_left_and_begins_from_zero(world: World) -> None:
+    used(world)[1].ended("upstream_closed")
+    before = world.stats.msg_req
+    world.stats.leave(world.b)
+    for number in range(5):
+        server = world.stats.join(f"server-{number}")
+        assert (server.requests, server.connections_total, server.latency_seconds.count) == (0, 0, 0)
+        session = world.session(SimpleNamespace(number=server.place))
+        world.ask(session)
+        world.answer(session)
+        assert server.replies == {"ack": 1, "nak": 0}
+        session.ended("client_closed")
+        world.stats.leave(server)
+    assert len(world.stats.rows) == 2
+    assert world.stats.msg_req == before + 5
+    assert world.stats.report()["requests_in_flight"] == 1
+    assert world.stats.since_start().msg_req == world.stats.msg_req
+
+
+def test_the_array_does_not_grow_with_the_servers_that_join() -> None:
+    world = World("a", rows=4)
+    size = len(world.stats.numbers)
+    for name in ("b", "c", "d"):
+        world.stats.join(name)
+    assert len(world.stats.numbers) == size
+    assert World(rows=4).stats.report()["upstream_stuck"] == 0
 
 
 def test_what_is_exposed_begins_with_the_process_for_each_server_too(world: World) -> None:

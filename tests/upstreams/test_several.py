@@ -295,3 +295,19 @@ def test_clients_beyond_the_limits_wait_in_order_and_are_told_from_who_is_served
         eventually(lambda: proxy.stats()["connections_closed"]["queue_timeout"] == 2)
         proxy.says("ended: queue_timeout")
         ask_all([served[0], served[2], waiting[0]])
+
+
+def test_what_each_server_did_outlives_a_crash_under_its_name(tmp_path: Path) -> None:
+    with FooServer() as a, FooServer() as b:
+        with fooproxy(tmp_path, *forward(a, b)) as proxy, holding(proxy, 10):
+            before = {row["name"]: row["requests"] for row in proxy.get("/upstreams")[1]["upstreams"]}
+            saves = proxy.stats("recovery_saves")["recovery_saves"]["ok"]
+            eventually(lambda: proxy.stats("recovery_saves")["recovery_saves"]["ok"] >= saves + 2)
+            proxy.process.kill()
+            proxy.process.wait()
+        with fooproxy(tmp_path, *forward(b, a)) as proxy:
+            # What was called a is called b now.
+            rows = {row["name"]: row for row in proxy.get("/upstreams")[1]["upstreams"]}
+            assert {name: row["requests"] for name, row in rows.items()} == before
+            assert sum(row["latency_seconds"]["count"] for row in rows.values()) == 10
+            assert proxy.stats("msg_req") == {"msg_req": 10}
