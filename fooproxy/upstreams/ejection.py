@@ -118,7 +118,7 @@ class Ejection:
         server.eject(why, reason)
 
     def _can_be_spared(self, server: Server) -> bool:
-        """Return whether another server can take the clients, and half of all servers are not taken out by this."""
+        """Return whether another server may take the clients, and half of all servers are not taken out by this."""
         others = [each for each in self._servers if each is not server]
         out = 1 + sum(each.ejected for each in others)
-        return 2 * out <= len(self._servers) and not all(each.failing or each.doubted for each in others)
+        return 2 * out <= len(self._servers) and any(each.is_usable and not each.doubted for each in others)

@@ -101,8 +101,8 @@ class Retry:
 
     def _go(self) -> None:
         self._timer = None
-        # What is full has no connection left for who waits, and a connection for nobody is closed at once.
-        if not (self._owner.waiting and self._server.has_room):
+        # What is full or held has no connection for who waits, and one for nobody is closed at once.
+        if not (self._owner.waiting and self._server.has_room and self._server.held is None):
             if self._server.is_stuck:
                 # What waits there is answered if it is back.
                 self.later()
@@ -150,8 +150,8 @@ class First(Factory):
         """The request that was served; `None` if the queue was empty."""
 
     def buildProtocol(self, addr: Any) -> Any:
-        """Build the protocol of the oldest request, or one that does nothing if the queue is empty."""
-        if not self._waiting:
+        """Build the protocol of the oldest request, or one that does nothing if there is none or it must wait."""
+        if not self._waiting or self._server.held is not None:
             return _Nobody()
         self.request = request = next(iter(self._waiting))
         self._waiting.remove(request)

@@ -144,6 +144,11 @@ class Server:
         """Whether the last attempt failed, so that no client should be the next to try."""
         self.failures = 0
         """Failures to connect in a row."""
+        self.held: str | None = None
+        """``paused`` or ``draining`` while an operator keeps clients away from it."""
+        self.held_by = ""
+        """Who asked for that."""
+        self._holds: dict[str, tuple[str, float]] = {}
         self.ejected = False
         """Whether it was taken out because of its requests, until it is tried."""
         self.rest = 0.0
@@ -179,7 +184,9 @@ class Server:
 
     @property
     def state(self) -> str:
-        """``up`` or ``down``; ``unknown`` before the first success, unless it has failed often enough."""
+        """``up`` or ``down``; ``unknown`` before the first success; ``paused`` or ``draining`` as operators say."""
+        if self.held is not None:
+            return self.held
         if self.error is not None:
             return "down"
         return "up" if self._has_worked else "unknown"
@@ -187,12 +194,13 @@ class Server:
     @property
     def since(self) -> float:
         """Seconds that the state has lasted."""
-        return self._clock.seconds() - self._since
+        since = self._since if self.held is None else self._holds[self.held][1]
+        return self._clock.seconds() - since
 
     @property
     def is_usable(self) -> bool:
         """Whether it may get a client, if it has room."""
-        return not self.failing
+        return not self.failing and self.held is None
 
     @property
     def has_room(self) -> bool:
@@ -326,6 +334,23 @@ class Server:
                 self._warmed_at = self._heard_at
                 self._recovering = self._clock.callLater(self._probation, self._recovered)
             self.when_opened(self)
+
+    def hold(self, how: str, who: str) -> None:
+        """Let it be ``paused`` or ``draining``, as `who` asks: it gets no clients, and keeps those that it has."""
+        self._holds.setdefault(how, (who, self._clock.seconds()))
+        self._find_hold()
+
+    def release(self, how: str) -> None:
+        """Let it be neither paused nor draining for this reason."""
+        if self._holds.pop(how, None) is not None:
+            self._find_hold()
+            if self.held is None:
+                # Others have had its clients meanwhile.
+                self._since = self._warmed_at = self._clock.seconds()
+
+    def _find_hold(self) -> None:
+        self.held = next((how for how in ("paused", "draining") if how in self._holds), None)
+        self.held_by = "" if self.held is None else self._holds[self.held][0]
 
     def _relapse(self) -> None:
         if self._recovering is not None:

@@ -10,6 +10,9 @@ from a thousand clients.
 A single server is tried again only while somebody waits for it; of several, those that failed are tried again in any
 case, so that the first to find out that one is back is not a client.
 
+A server that an operator holds, paused or draining, gets no clients; if all that could be had are held, they wait like
+those for whom there is no room.
+
 If servers have limits, and none that can be used has room, requests wait in the same queue until a slot is free, and
 then first come first served; nobody who comes later gets one before.
 
@@ -88,7 +91,7 @@ class Servers:
         self._spread = 0
         """Number of requests that are still to be let in by such batches."""
         self._is_full = False
-        """Whether those who wait do so because no server has room."""
+        """Whether those who wait do so because no server has room, or an operator keeps them away."""
         self.is_limited = any(server.slots is not None for server in servers)
         """Whether any server has a limit, so that protocols must be `Watched`."""
         self._retries = {server: Retry(self, server, clock, min(timeout, _LONGEST_KNOCK)) for server in servers}
@@ -102,9 +105,9 @@ class Servers:
 
     @property
     def state(self) -> str:
-        """``up`` if any server is, else ``unknown`` if any server is, else ``down``."""
+        """The best state that any server is in: ``up``, ``unknown``, ``paused``, ``draining`` or ``down``."""
         states = {server.state for server in self.servers}
-        return next(state for state in ("up", "unknown", "down") if state in states)
+        return next(state for state in ("up", "unknown", "paused", "draining", "down") if state in states)
 
     @property
     def _latest(self) -> Server:
@@ -128,8 +131,12 @@ class Servers:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many servers are not down, and how many there are."""
-        return sum(server.state != "down" for server in self.servers), len(self.servers)
+        """How many servers are up or not tried yet, and how many there are."""
+        return sum(server.state in ("up", "unknown") for server in self.servers), len(self.servers)
+
+    def count(self, state: str) -> int:
+        """Return how many servers are in a state."""
+        return sum(server.state == state for server in self.servers)
 
     @property
     def oldest_wait(self) -> float | None:
@@ -189,14 +196,14 @@ class Servers:
         return self._balance.choose(found, "" if client is None else client.host) if found else None
 
     def _candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
-        """Return the servers that are worth an attempt and have room; `None` if none is worth one."""
+        """Return the servers that are worth an attempt and have room; `None` if not even one that is held is."""
         # Rather one whose checks fail than none.
         for tier, may_fail in [*((tier, False) for tier in self._tiers), *((tier, True) for tier in self._tiers)]:
             usable = [server for server in tier if server.is_usable and server not in tried]
             worth = usable if may_fail else [server for server in usable if not server.doubted]
             if worth:
                 return [server for server in worth if server.has_room] if self.is_limited else worth
-        return None
+        return [] if any(not server.failing and server not in tried for server in self.servers) else None
 
     def _follow(self, attempt: Deferred[Any], server: Server, request: Request) -> None:
         request.attempt, request.server = attempt, server
@@ -286,7 +293,7 @@ class Servers:
             self._go_on(0)
 
     def _judge(self) -> None:
-        """Find out whether those who wait do so because no server has room, and let the right time run for them."""
+        """Find out whether those who wait wait for room, and let the right time run for them."""
         found = self._candidates()
         # While there is room, they are about to be let in.
         if not found and self._is_full is (found is None):
@@ -306,11 +313,25 @@ class Servers:
 
     def _opened(self, server: Server) -> None:
         """Let in those who wait, since a server can be connected again."""
+        self._retries[server].stop()
+        self._open_slowly()
+
+    def _open_slowly(self) -> None:
         self._share = math.ceil(len(self.waiting) * _STEP / _SPREAD)
         self._spread = len(self.waiting)
-        self._retries[server].stop()
         if self.waiting:
             self._go_on(_STEP)
+
+    def hold(self, server: Server, how: str, who: str) -> None:
+        """Keep new clients away from a server: it is ``paused`` or ``draining`` from now on, because `who` says so."""
+        server.hold(how, who)
+        self._judge()
+
+    def release(self, server: Server, *hows: str) -> None:
+        """Let a server have clients again, as far as these holds are concerned."""
+        for how in hows:
+            server.release(how)
+        self._open_slowly()
 
     def _freed(self) -> None:
         """Let in those who wait, since a server has room again."""

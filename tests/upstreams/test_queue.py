@@ -9,6 +9,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.python.failure import Failure
 
 from fooproxy.net.failures import NotServed, counted_as
+from tests.upstreams.test_ejection import Case as Taken
 from tests.upstreams.test_servers import TIMEOUT, World
 
 
@@ -184,3 +185,77 @@ def test_nothing_is_left_when_all_have_been_served() -> None:
     case.pass_time(30)
     assert case.taken == [0]
     assert not case.clock.getDelayedCalls()
+
+
+def test_a_server_that_drains_gets_no_clients_and_keeps_those_it_has() -> None:
+    world = World("up", "up")
+    world.join(4)
+    world.all.hold(world.servers[0], "draining", "root")
+    world.join(10)
+    assert world.served == [2, 12]
+    assert world.states == ["draining", "up"]
+    assert world.all.counts == (1, 2)
+    world.all.release(world.servers[0], "draining", "paused")
+    assert world.states == ["up", "up"]
+    world.join(12)
+    assert 0 < world.served[0] - 2 < 8
+
+
+def test_clients_of_servers_that_are_all_paused_wait_and_are_let_in_slowly_when_they_go_on() -> None:
+    world = World("up", "up", limits=(0, 0))
+    for server in world.servers:
+        world.all.hold(server, "paused", "root")
+    world.join(100)
+    world.pass_time(1)
+    assert (world.served, len(world.all.waiting), world.all.state) == ([0, 0], 100, "paused")
+    for server in world.servers:
+        world.all.release(server, "paused")
+    world.pass_time(0.02)
+    assert 0 < sum(world.served) <= 10
+    world.pass_time(0.6)
+    assert (sum(world.served), world.failed) == (100, 0)
+
+
+def test_a_pause_does_not_stop_the_queue_timeout() -> None:
+    case = Case("up", limits=(0,), queue_timeout=2.0)
+    case.all.hold(case.servers[0], "paused", "root")
+    case.enter(3)
+    case.pass_time(2.3)
+    assert reasons(case) == ["queue_timeout"] * 3
+
+
+def test_a_server_that_is_paused_and_drains_drains_when_it_goes_on() -> None:
+    world = World("up", "up")
+    for how in ("draining", "paused"):
+        world.all.hold(world.servers[0], how, "root")
+    assert (world.states[0], world.servers[0].held_by) == ("paused", "root")
+    world.pass_time(3)
+    assert world.servers[0].since == pytest.approx(3)
+    world.all.release(world.servers[0], "paused")
+    assert world.states[0] == "draining"
+
+
+def test_a_backup_serves_while_the_others_drain() -> None:
+    world = World("up", "up", backups=(1,))
+    world.all.hold(world.servers[0], "draining", "root")
+    world.join(3)
+    assert world.served == [0, 3]
+
+
+def test_no_attempt_for_who_waits_is_made_to_a_server_that_is_held_and_down() -> None:
+    case = Case("down", limits=(0,), queue_timeout=60.0)
+    case.enter(1)
+    case.all.hold(case.servers[0], "paused", "root")
+    case.endpoints[0].mode = "up"
+    case.pass_time(3)
+    assert not case.order
+    case.all.release(case.servers[0], "paused")
+    case.pass_time(2)
+    assert case.order == [0]
+
+
+def test_a_server_is_not_taken_out_for_its_requests_if_only_one_that_is_held_could_take_its_place() -> None:
+    case = Taken()
+    case.all.hold(case.servers[1], "draining", "root")
+    case.drop(0, 5)
+    assert not case.out

@@ -89,6 +89,7 @@ class Watching(Server):
             for request in self.world.all.waiting:
                 waits: Any = request.client
                 assert self.world.clients.index(waits) > place
+            assert self.held is None
         attempt = super().connect(factory, client)
         self.attempts.append(attempt)
         return attempt
@@ -126,6 +127,7 @@ MOVE = st.one_of(
     st.tuples(st.just("leave"), st.integers(0, 50), st.just("")),
     st.tuples(st.just("end"), st.integers(0, 50), st.just("")),
     st.tuples(st.just("eject"), NUMBERS, st.just("")),
+    st.tuples(st.sampled_from(["hold", "release"]), NUMBERS, st.sampled_from(["paused", "draining"])),
     st.tuples(st.just("pass"), st.integers(1, 300), st.just("")),
 )
 
@@ -153,11 +155,16 @@ def test_no_slot_is_lost_and_nobody_overtakes(limits: list[int], moves: list[tup
             case.end(list(case.connections)[number % len(case.connections)])
         elif what == "eject" and len(limits) > 1 and not any(server.failing for server in case.servers):
             case.servers[place].eject("it failed", "upstream_drops_requests")
+        elif what == "hold":
+            case.all.hold(case.servers[place], how, "root")
+        elif what == "release":
+            case.all.release(case.servers[place], how)
         elif what == "pass":
             case.pass_time(number / 100)
         case.check()
-    for endpoint in case.endpoints:
+    for endpoint, server in zip(case.endpoints, case.servers, strict=True):
         endpoint.mode = "up"
+        case.all.release(server, "paused", "draining")
     # What still hangs is given up, and each client is served, or has waited for too long.
     case.pass_time(TIMEOUT + 10 + 1)
     case.check()

@@ -128,6 +128,11 @@ function judge({ health: { ready, reasons, warnings }, upstream, upstreams, reco
   if (warnings.includes("upstream_down")) {
     return ["degraded", `Clients are being served, but not by ${names(upstreams.filter((row) => row.state === "down"))}.`];
   }
+  if (warnings.includes("upstream_held")) {
+    const held = names(upstreams.filter(({ state }) => ["paused", "draining"].includes(state))) || peer;
+    if (["up", "unknown"].includes(upstream.state)) return ["degraded", `Clients are being served, but an operator keeps them from ${held}.`];
+    return ["degraded", `New clients wait: an operator keeps them from ${held}.`];
+  }
   if (recovery.failing || warnings.includes("recovery_failing")) {
     const lost = "a restart would lose the counts since the last save";
     return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];
