@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fooproxy import __version__
-from fooproxy.driver import client, demo, server
+from fooproxy.driver import client, demo, fooctl, server
 from fooproxy.options import ABOUT, COMMANDS, GROUPS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +51,8 @@ class Command(NamedTuple):
     about: str
     entries: tuple[Entry, ...]
     sections: tuple[tuple[str, str], ...] = ()
+    commands: tuple[tuple[str, str, str], ...] = ()
+    """What it can be told to do: the word, what follows it, and what it does."""
 
 
 ADDRESSES = """\
@@ -113,26 +115,42 @@ def commands() -> Iterator[Command]:
     entries += [Entry(tuple(forms.split(", ")), "", meaning, "general") for forms, meaning in COMMANDS]
     about = " ".join(ABOUT.split())
     yield Command("fooproxy", "proxy for the Foo protocol that counts what passes", about, tuple(entries), SECTIONS)
-    for module in (server, client, demo):
+    for module in (server, client, demo, fooctl):
         yield _from_parser(module.make_parser())
 
 
 def _from_parser(parser: argparse.ArgumentParser) -> Command:
     about = parser.description or ""
     formatter = parser._get_formatter()
-    entries = tuple(
-        Entry(
+    entries = {
+        tuple(action.option_strings): Entry(
             tuple(action.option_strings),
             str(action.metavar or ""),
             # The only way to have the defaults filled in.
             _sentence(formatter._expand_help(action)),
         )
         for action in parser._actions
-    )
-    takes_addresses = any(entry.unit == "ADDRESS" for entry in entries)
-    sections = (("ADDRESSES", ADDRESSES),) if takes_addresses else ()
+        if action.option_strings
+    }
+    commands: list[tuple[str, str, str]] = []
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        for name, one in action.choices.items():
+            after = one.format_usage().partition(f"{parser.prog} {name} [-h] [--control ADDRESS] [--json]")[2]
+            commands.append((name, " ".join(after.split()), one.description or ""))
+            for found in one._actions:
+                if found.option_strings:
+                    forms = tuple(found.option_strings)
+                    entries.setdefault(forms, Entry(forms, str(found.metavar or ""), _sentence(found.help or "")))
+    takes_addresses = not commands and any(entry.unit == "ADDRESS" for entry in entries.values())
+    sections: tuple[tuple[str, str], ...] = (("ADDRESSES", ADDRESSES),) if takes_addresses else ()
+    if parser.epilog:
+        sections += (("NOTES", parser.epilog),)
     summary = about.rstrip(".").removeprefix("Run ").removeprefix("a ")
-    return Command(parser.prog, summary, about, entries, sections)
+    if commands:
+        summary = f"{summary[:1].lower()}{summary[1:]}"
+    return Command(parser.prog, summary, about, tuple(entries.values()), sections, tuple(commands))
 
 
 def _sentence(text: str) -> str:
@@ -149,11 +167,15 @@ def man(command: Command) -> str:
         f"{_roff(name)} \\- {_roff(command.summary)}",
         ".SH SYNOPSIS",
         f".B {_roff(name)}",
-        "[options]",
+        "[options] COMMAND" if command.commands else "[options]",
         ".SH DESCRIPTION",
         _roff(command.about),
-        ".SH OPTIONS",
     ]
+    if command.commands:
+        lines.append(".SH COMMANDS")
+    for word, after, meaning in command.commands:
+        lines += [".TP", f"\\fB{_roff(word)}\\fR {_roff(after)}".rstrip(), _roff(meaning)]
+    lines.append(".SH OPTIONS")
     group = ""
     for entry in command.entries:
         if entry.group != group:
@@ -192,7 +214,7 @@ def bash(command: Command) -> str:
         for entry in command.entries
         if entry.unit
     ]
-    words = " ".join(form for entry in command.entries for form in entry.forms)
+    words = " ".join([*(word for word, _, _ in command.commands), *_forms(command)])
     return "\n".join(
         [
             f"# Completes the options of {command.name} in bash; written by docs/manual.py.",
@@ -215,6 +237,11 @@ def bash(command: Command) -> str:
             "",
         ]
     )
+
+
+def _forms(command: Command) -> Iterator[str]:
+    for entry in command.entries:
+        yield from entry.forms
 
 
 def _bash_value(entry: Entry) -> str:
@@ -240,6 +267,10 @@ def zsh(command: Command) -> str:
             action = f"({' '.join(entry.choices)})" if entry.choices else "_files" if entry.unit == "FILE" else " "
             value = f":{entry.unit}:{action}"
         lines.append(f"  '{excluded}'{forms}'[{shown}]{value}'")
+    if command.commands:
+        described = " ".join(f'{word}\\:"{meaning}"' for word, _, meaning in command.commands)
+        lines.append(f"  '1:command:(({described}))'")
+        lines.append("  '2:name or ID: '")
     return "\n".join(
         [
             f"#compdef {command.name}",
@@ -267,6 +298,8 @@ def fish(command: Command) -> str:
             )
         shown = entry.meaning.replace("\\", "\\\\").replace("'", "\\'")
         lines.append(f"complete -c {command.name} {' '.join(words)} -d '{shown}'")
+    for word, _, meaning in command.commands:
+        lines.append(f"complete -c {command.name} -n __fish_use_subcommand -a {word} -d '{meaning}'")
     return "\n".join([*lines, ""])
 
 

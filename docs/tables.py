@@ -12,6 +12,7 @@ A table stands between two comments, ``.. table NAME: written by docs/tables.py`
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import textwrap
 import time
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fooproxy.options import OPTIONS
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.reasons import CLOSED
+from fooproxy.web.control import Control
 from fooproxy.web.exposition import exposition
 from fooproxy.web.resource import Web
 
@@ -78,17 +80,27 @@ def urls() -> Iterator[tuple[str, ...]]:
         yield ", ".join(aliases), (getattr(Web, endpoint).__doc__ or "").partition("\n")[0]
 
 
+def orders() -> Iterator[tuple[str, ...]]:
+    """List the routes of the control side, each with its method and the first line of its docstring."""
+    yield "Request", "What it does"
+    for rule in Control.app.url_map.iter_rules():
+        method = "POST" if "POST" in (rule.methods or ()) else "GET"
+        path = re.sub(r"<(?:\w+:)?(\w+)>", lambda found: {"number": "ID"}.get(found[1], found[1].upper()), rule.rule)
+        yield f"``{method} {path}``", (getattr(Control, rule.endpoint).__doc__ or "").partition("\n")[0]
+
+
 TABLES: dict[str, Callable[[], Iterator[tuple[str, ...]]]] = {
     "options": options,
     "report": report,
     "reasons": reasons,
     "exposition": exposed,
     "urls": urls,
+    "orders": orders,
 }
 
 PLACES = {
     "README.rst": ("options", "report", "urls"),
-    "docs/usage.rst": ("options", "urls"),
+    "docs/usage.rst": ("options", "urls", "orders"),
     "docs/statistics.rst": ("report", "reasons", "exposition"),
 }
 

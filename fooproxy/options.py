@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
 
-GROUPS = ("relay", "upstreams", "pool", "limits", "statistics", "HTTP", "log", "general")
+GROUPS = ("relay", "upstreams", "pool", "limits", "statistics", "HTTP", "control", "log", "general")
 """The parts of the help, in their order; one without an option is left out."""
 
 
@@ -206,6 +206,16 @@ OPTIONS = (
         check=values.host,
         repeats=True,
         meaning="Serve HTTP under this host name too, besides addresses and localhost, and under no other.",
+    ),
+    Option(
+        name="control",
+        group="control",
+        unit="SOCKET",
+        default="",
+        absence="none",
+        check=values.control,
+        look=checking.listening,
+        meaning="Take orders from fooctl on this socket (unix:PATH), which only the proxy's user and root may use.",
     ),
     Option(
         name="max-connections",

@@ -57,6 +57,7 @@ from fooproxy.upstreams.checks import Checks, Rules
 from fooproxy.upstreams.ejection import Ejection
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
+from fooproxy.web.control import Control
 from fooproxy.web.hosts import Hosts
 from fooproxy.web.resource import Web
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from fooproxy.net.pump import Tap
     from fooproxy.relay.leg import Leg
     from fooproxy.relay.opening import UpstreamFactory
+    from fooproxy.relay.session import Session
     from fooproxy.upstreams.forward import Forward
 
 __all__ = ["Options", "ProxyService", "makeService"]
@@ -141,7 +143,8 @@ class ProxyService(Service):
             "upstream_stuck": lambda: bool(self.stats.upstream_stuck),
             "upstream_drops_requests": lambda: self.stats.drops_requests,
             "only_naks": lambda: self.stats.only_naks,
-            "upstream_down": lambda: 0 < self._upstreams.counts[0] < self._upstreams.counts[1],
+            "upstream_down": lambda: 0 < self._upstreams.count("down") < len(self._upstreams.servers),
+            "upstream_held": lambda: any(server.held for server in self._upstreams.servers),
             "clients_waiting": lambda: not self._gates.are_open,
             "recovery_failing": lambda: self._saving.failing,
         }
@@ -152,8 +155,9 @@ class ProxyService(Service):
             *(self.stats, self.health, self._upstreams, self.bridge.sessions),
             *(self._saving.report, time.time, options.in_force),
         )
+        self._control = Control(self.stats, self._upstreams, self.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []
-        self._http_port: IListeningPort | None = None
+        self._http_ports: list[IListeningPort] = []
 
     def setServiceParent(self, parent: Any) -> None:
         """Join the application, and set where it logs before it starts."""
@@ -176,8 +180,13 @@ class ProxyService(Service):
             self._put_up_gate(port)
         http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
         hosts = Hosts(self._options["http-host"], getattr(host_port(self._options["http"]), "host", ""))
-        self._http_port = self._listen("http", self._options["http"], http, self._web.site(self._reactor, hosts))
-        hosts.listening_at(self._http_port.getHost())
+        port = self._listen("http", self._options["http"], http, self._web.site(self._reactor, hosts))
+        hosts.listening_at(port.getHost())
+        self._http_ports.append(port)
+        if self._options["control"]:
+            address = self._options["control"]
+            control = server_endpoint(self._reactor, f"{address}:mode=600")
+            self._http_ports.append(self._listen("control", address, control, self._control.site()))
 
     def startService(self) -> None:
         """Restore the statistics and start all parts; the process has dropped its privileges by now."""
@@ -234,7 +243,9 @@ class ProxyService(Service):
         self.health.starting = False
         for port in self._relay_ports:
             self.log.info("listening for clients on {address}", address=_listening(port))
-        self.log.info("serving HTTP on {url}", url=_url(self._http_port))
+        self.log.info("serving HTTP on {url}", url=_url(self._http_ports[0]))
+        for port in self._http_ports[1:]:
+            self.log.info("taking orders on {address}", address=_listening(port))
         self._supervisor.ready()
 
     def stopService(self) -> Deferred[None]:
@@ -254,8 +265,7 @@ class ProxyService(Service):
             self._checks.stop()
         self._sampling.stop()
         await self._saving.stop()
-        if self._http_port is not None:
-            await _closed(self._http_port)
+        await _closed(*self._http_ports)
         self._supervisor.stopped()
         # While there still is a log.
         self._logs.limits.finish()
@@ -267,6 +277,17 @@ class ProxyService(Service):
         else:
             self._is_stopping = True
             self._reactor.stop()
+
+    def drain(self) -> None:
+        """Stop the proxy, if it does not yet."""
+        if not self._is_stopping:
+            self._stop()
+
+    def close(self, session: Session[SessionStats]) -> float:
+        """Close a session once it is settled, or after ``--drain-timeout``; return that."""
+        patience: float = self._options["drain-timeout"]
+        self.bridge.dismiss(session, "closed_by_operator", patience)
+        return patience
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         intercept = WatchedFactory if self._upstreams.is_limited else InterceptorFactory
@@ -285,7 +306,7 @@ class ProxyService(Service):
                 f"choose another address with --{option}"
             )
         if _has_socket(port):
-            Turnstile(port, self._reactor, _HTTP_REST if option == "http" else 0.0)
+            Turnstile(port, self._reactor, 0.0 if option == "listen" else _HTTP_REST)
         return port
 
     def _or_refuse(self, step: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from twisted.logger import LogLevel
 
 from fooproxy.logs.formats import FORMATS
 from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.descriptions import check_listening, word
 from fooproxy.relay.admission import network
 from fooproxy.upstreams.balance import BALANCES
 from fooproxy.upstreams.checks import KINDS as CHECKS
@@ -28,6 +29,7 @@ __all__ = [
     "check",
     "checks",
     "connections",
+    "control",
     "host",
     "level",
     "listening",
@@ -134,6 +136,16 @@ def connections(text: str) -> int:
     if not re.fullmatch("[0-9]{1,9}", text):
         raise ValueError(f"{text!r} is not a number of connections; expected 0 to 999999999")
     return int(text)
+
+
+def control(text: str) -> str:
+    """Check the address of the control socket, which is ``unix:PATH`` and nothing else."""
+    if word(text) != "unix" or set(check_listening(text, text)) != {"address"}:
+        raise ValueError(
+            f"{text!r} is not unix: and a path; expected an address such as unix:/run/fooproxy/control.sock, "
+            "whose mode is always 600"
+        )
+    return text
 
 
 def path(text: str) -> str:

@@ -112,6 +112,7 @@ SAMPLES = {
     "CHECKS": "7",
     "SESSIONS": "7",
     "CONNECTIONS": "8",
+    "SOCKET": "unix:/run/fooproxy/control.sock",
     # As a configuration, it is empty.
     "FILE": "/dev/null",
     "SECONDS": "7",
@@ -166,6 +167,10 @@ def test_an_empty_variable_is_as_good_as_none(option: Option) -> None:
         ("FOOPROXY_HTTP", "70000", "expected a port up to 65535"),
         ("FOOPROXY_CONNECT_TIMEOUT", "0", "more than 0 seconds"),
         ("FOOPROXY_IDLE_TIMEOUT", "soon", "such as 10 or 2.5"),
+        ("FOOPROXY_CONTROL", "8088", "expected an address such as unix:/run"),
+        ("FOOPROXY_CONTROL", "unix:/run/a:mode=660", "whose mode is always 600"),
+        ("FOOPROXY_UPSTREAM_MAX_CONNECTIONS", "auto", "expected 0 to 999999999"),
+        ("FOOPROXY_QUEUE_TIMEOUT", "0", "more than 0 seconds"),
         ("FOOPROXY_MAX_CONNECTIONS", "many", "1 to 999999999, or auto"),
         ("FOOPROXY_ALLOW", "everybody", "192.0.2.0/24"),
         ("FOOPROXY_BALANCE", "best", "least, round-robin, hash"),

@@ -46,6 +46,13 @@ class Stop(Exception):
         self.status = status
 
 
+UNSET = argparse.SUPPRESS
+"""The default of an option of a subcommand that the command itself has too."""
+
+KeepsLines = argparse.RawDescriptionHelpFormatter
+"""Keeps the lines of what stands before and after the options in the help."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, without the usage."""
 
@@ -115,12 +122,16 @@ def endpoint(option: str, make: Callable[[Any, str], _T], reactor: Any, text: st
         raise Stop(f"argument {option}: {error}", status=2) from error
 
 
+def replace_unprintable() -> None:
+    """Let a terminal whose encoding has no "µ" show "?s" instead; that is no reason to fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def run(name: str, main: Callable[[Any], Coroutine[Deferred[Any], Any, int]]) -> NoReturn:
     """Run the command `name` on the reactor and exit with the status that `main` returns."""
     _allow_many_sockets()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal whose encoding has no "µ" shows "?s" instead; that is no reason to fail.
-        sys.stdout.reconfigure(errors="replace")
+    replace_unprintable()
     globalLogBeginner.beginLoggingTo([_Complaints(name)], redirectStandardIO=False, discardBuffer=True)
 
     def start(reactor: Any) -> Deferred[None]:

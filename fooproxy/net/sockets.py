@@ -165,6 +165,18 @@ def meets_itself(skt: Any) -> bool:
         return False
 
 
+_PEER = struct.Struct("3i")
+"""Linux's ``struct ucred``: the ids of a process, its user and its group."""
+
+
+def peer_process(skt: Any) -> tuple[int, int]:
+    """Return the ids of the process at the other end of a unix socket and of its user, or 0 and -1 if nobody knows."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0, -1
+    pid, user, _ = _PEER.unpack(skt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return pid, user
+
+
 def bottom_of(transport: Any) -> Any:
     """Return the transport that has the socket, below wrappers such as TLS, or `None`."""
     while transport is not None and not isinstance(transport, FileDescriptor):

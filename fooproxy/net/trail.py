@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections import OrderedDict
 from contextlib import suppress
 from typing import Any
 
+from fooproxy.net.sockets import peer_process
+
 _MOST = 16_384
 """Connections remembered, several times what fits into the backlog of a listening socket."""
-
-_PEER = struct.Struct("3i")
-"""Linux's ``struct ucred``: the ids of a process, its user and its group."""
 
 
 class Trail:
@@ -80,7 +78,7 @@ class Trail:
             return False
         with suppress(OSError):
             if client.family == socket.AF_UNIX:
-                return client.getsockname() in self._paths and _pid(client) == os.getpid()
+                return client.getsockname() in self._paths and peer_process(client)[0] == os.getpid()
             pair = _end(address), _end(client.getsockname())
             if pair in self._made:
                 # Later, the kernel may give the same port to a client.
@@ -117,11 +115,3 @@ def _reached(skt: Any) -> Any:
         return skt.getpeername()
     except OSError:
         return None
-
-
-def _pid(client: Any) -> int:
-    """Return the id of the process at the other end of a unix socket, or 0 if the kernel cannot say."""
-    if not hasattr(socket, "SO_PEERCRED"):
-        return 0
-    pid: int = _PEER.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
-    return pid

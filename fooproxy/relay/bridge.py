@@ -51,6 +51,7 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
         self.timeouts = timeouts
         self.deadlines: Deadlines[Session[Seen]] = Deadlines(clock)
         self.sessions: set[Session[Seen]] = set()
+        self._dismissed: Deadlines[Session[Seen]] = Deadlines(clock)
         self._clock = clock
         self._drained: list[Deferred[None]] = []
         self._is_aborting = False
@@ -65,6 +66,13 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
         self._drained.append(done)
         self._with_each(lambda session: None if self._is_aborting else session.drain())
         return done
+
+    def dismiss(self, session: Session[Seen], reason: str, patience: float) -> None:
+        """Close a session as soon as it is settled, at the latest in `patience` seconds, for `reason`."""
+        session.because(reason)
+        session.drain()
+        if session in self.sessions:
+            self._dismissed.set(session, patience, lambda: session.abort() if session in self.sessions else None)
 
     def abort(self) -> None:
         """Abort all sessions, within a few turns of the event loop."""

@@ -316,7 +316,7 @@ class Session(Generic[Seen]):
 
     def abort(self) -> None:
         """End now and drop what was not delivered, unless the kernel has all of it and can deliver it alone."""
-        is_served = self._closing and self._reason == "drained" and self.client.can_let_go
+        is_served = self._closing and self._reason in ("drained", "closed_by_operator") and self.client.can_let_go
         if self._reason in (None, "drained") and not is_served:
             self._reason = "aborted"
         self._begin_to_close()

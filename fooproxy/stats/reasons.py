@@ -25,13 +25,14 @@ CLOSED = {
     "proxy_header": "the connection did not start with a valid PROXY header, which every haproxy: listener expects",
     "not_allowed": "the client's address is not among those in --allow",
     "loop": "the client was the proxy itself, because --forward leads back to --listen",
+    "closed_by_operator": "an operator closed the session (fooctl close)",
     "drained": "the proxy was stopping, and the session had no request in flight",
     "crashed": "the proxy process ended without a clean stop while the session was open",
     "aborted": "the proxy was stopping, and the session was still busy when --drain-timeout expired",
 }
 """All reasons, with their meanings."""
 
-CLEAN = frozenset({"client_closed", "upstream_closed", "drained"})
+CLEAN = frozenset({"client_closed", "upstream_closed", "closed_by_operator", "drained"})
 """The reasons that need no attention."""
 
 CONNECT_FAILURES = {

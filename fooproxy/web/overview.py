@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fooproxy.relay.session import Session
     from fooproxy.stats.counters import Stats
     from fooproxy.stats.session import SessionStats
+    from fooproxy.web.query import Query
 
 MOST = 500
 """The maximum number of sessions or clients in one answer."""
@@ -67,6 +68,13 @@ def connections(
         "total": len(sessions),
         "connections": [{name: read(session, session.observer) for name, read in COLUMNS.items()} for session in shown],
     }
+
+
+def listed(stats: Stats, sessions: Collection[Session[SessionStats]], query: Query) -> dict[str, Any]:
+    """Return the sessions that `query` asks for, sorted as it says."""
+    sort = query.choice("sort", "age_seconds", SORTABLE)
+    descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
+    return connections(stats, sessions, sort, descending, query.number("limit", 100, MOST))
 
 
 def clients(stats: Stats, limit: int) -> dict[str, Any]:

@@ -12,25 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from klein import Klein
-from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.exceptions import NotFound
 
 from fooproxy import __version__
 from fooproxy.core import IMPLEMENTATION
 from fooproxy.web import overview, page, upstreams
 from fooproxy.web.answers import answer, as_json, header
+from fooproxy.web.errors import answer_errors
 from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
-from fooproxy.web.query import BadQuery, Query
+from fooproxy.web.query import Query
 from fooproxy.web.site import QuietSite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
     from twisted.internet.interfaces import IReactorTime
-    from twisted.python.failure import Failure
     from twisted.web.iweb import IRequest
     from twisted.web.resource import IResource
 
@@ -66,7 +65,6 @@ class Web:
     """
 
     app = Klein()
-    log = Logger()
 
     def __init__(
         self,
@@ -170,10 +168,7 @@ class Web:
         return self._stats.history.report(query.number("since", 0, 1 << 40), self._clock())
 
     def _connections(self, query: Query) -> dict[str, Any]:
-        sort = query.choice("sort", "age_seconds", overview.SORTABLE)
-        descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
-        limit = query.number("limit", 100, overview.MOST)
-        return overview.connections(self._stats, self._sessions, sort, descending, limit)
+        return overview.listed(self._stats, self._sessions, query)
 
     @app.route("/ready", methods=["GET"])
     async def ready(self, request: IRequest) -> bytes:
@@ -202,26 +197,7 @@ class Web:
             raise NotFound
         return answer(request, 200, page.TYPES[Path(name).suffix], self._static[name])
 
-    @app.handle_errors(BadQuery)
-    def misasked(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer 400 for a wrong parameter, with what would be right."""
-        return as_json(request, 400, {"error": str(failure.value)})
-
-    @app.handle_errors(HTTPException)
-    def refused(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer 405 for a wrong method, and 404 for anything else without a route, such as an untidy path."""
-        if isinstance(failure.value, MethodNotAllowed):
-            request.setHeader("Allow", ", ".join(sorted(failure.value.valid_methods or ())))
-            return as_json(request, 405, {"error": "method not allowed"})
-        return as_json(request, 404, {"error": "not found"})
-
-    @app.handle_errors(Exception)
-    def failed(self, request: IRequest, failure: Failure) -> bytes:
-        """Answer 500 for a bug of ours; the details go to the log, not to the client."""
-        self.log.failure(
-            "could not answer an HTTP request; this is a bug in fooproxy", failure, limited="failed HTTP requests"
-        )
-        return as_json(request, 500, {"error": "internal server error"})
+    answer_errors(app)
 
 
 class _Door(Resource):

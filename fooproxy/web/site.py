@@ -132,10 +132,11 @@ class QuietSite(Site):
     protocol = Channel  # type: ignore[assignment]
     requestFactory = PlainRequest
 
-    def __init__(self, resource: IResource, clock: IReactorTime) -> None:
+    def __init__(self, resource: IResource, clock: IReactorTime, answer_timeout: float = ANSWER_TIMEOUT) -> None:
         # Deadlines replace Twisted's timeout, which restarts with each byte.
         super().__init__(resource, timeout=None, reactor=clock)
         self._clock = clock
+        self._answer_timeout = answer_timeout
         self._deadlines: Deadlines[Channel] = Deadlines(clock)
         self._open: dict[Channel, None] = {}
         self._waiting: deque[Callable[[], None]] = deque()
@@ -151,7 +152,7 @@ class QuietSite(Site):
 
     def arrived(self, channel: Channel, answer: Callable[[], None]) -> None:
         """Queue the request of a connection; `answer` is called when its turn comes."""
-        self._deadlines.set(channel, ANSWER_TIMEOUT, channel.abort)
+        self._deadlines.set(channel, self._answer_timeout, channel.abort)
         self._waiting.append(answer)
         if len(self._waiting) == 1:
             self._clock.callLater(0, self._next)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from fooproxy.net import trail as module
+from fooproxy.net.sockets import peer_process
 from fooproxy.net.trail import Trail
 
 HERE, SERVER, CLIENT = ("192.0.2.1", 8002), ("192.0.2.9", 8002), ("192.0.2.1", 40_000)
@@ -115,4 +116,4 @@ def test_on_a_unix_socket_our_own_process_is_recognized_if_it_connects_there(tmp
             assert not trail.was_made_here(accepted, address)
             trail.note(ours)
             assert trail.was_made_here(accepted, address)
-            assert module._pid(accepted) == os.getpid()
+            assert peer_process(accepted) == (os.getpid(), os.getuid())

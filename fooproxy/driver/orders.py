@@ -1,0 +1,63 @@
+"""Talks to the control socket of a proxy: one request, one answer in JSON.
+
+It knows HTTP and the socket, and not what can be asked; `fooproxy.driver.fooctl` does.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from contextlib import closing
+from typing import Any
+from urllib.parse import quote
+
+PATIENCE = 30.0
+"""Seconds to wait for an answer, besides those that the proxy is asked to wait."""
+
+
+class Unreachable(Exception):
+    """No answer comes from the socket; the message says why, and what to do."""
+
+
+class Refusal(Exception):
+    """The proxy refuses; the message is its own."""
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("fooproxy", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def ask(path: str, method: str, *words: str, wait: int = 0, query: str = "") -> Any:
+    """Send a request for the URL that `words` make to the socket at `path`, and return the answer.
+
+    :raises Unreachable: there is no proxy.
+    :raises Refusal: it does not do it.
+    """
+    url = "".join(f"/{quote(word, safe=':')}" for word in words)
+    url += f"?wait={wait}" if wait else f"?{query}" if query else ""
+    try:
+        with closing(_Connection(path, wait + PATIENCE)) as connection:
+            connection.request(method, url, headers={"Content-Length": "0"} if method == "POST" else {})
+            answer = connection.getresponse()
+            content = json.loads(answer.read())
+    except PermissionError:
+        raise Unreachable(f"may not talk to the proxy at {path}: only its own user and root may") from None
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        raise Unreachable(f"no proxy takes orders at {path}: does one run with --control unix:{path}?") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = str(error) or type(error).__name__
+        raise Unreachable(f"no answer from {path}: {why}") from error
+    if answer.status >= 400:
+        raise Refusal(str(content["error"]))
+    return content

@@ -1,0 +1,234 @@
+"""The control side: what an operator may change, over HTTP on a unix socket of its own.
+
+Changes are made by POST only, and each is one line in the log that says who asked, which the socket tells.  What is
+shown is the same as on the web side.  The service listens, with a mode that lets in only its own user and root, and
+`fooctl` in `fooproxy.driver` is the command for it.
+"""
+
+from __future__ import annotations
+
+import pwd
+from typing import TYPE_CHECKING, Any, Protocol
+
+from klein import Klein
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from fooproxy.net.sockets import peer_process
+from fooproxy.web import overview, upstreams
+from fooproxy.web.answers import as_json
+from fooproxy.web.errors import Refused, answer_errors
+from fooproxy.web.query import Query
+from fooproxy.web.site import ANSWER_TIMEOUT, QuietSite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from twisted.internet.interfaces import IReactorTime
+    from twisted.web.iweb import IRequest
+
+    from fooproxy.relay.session import Session
+    from fooproxy.stats.counters import Stats
+    from fooproxy.stats.session import SessionStats
+    from fooproxy.upstreams.server import Server
+    from fooproxy.upstreams.servers import Servers
+
+LONGEST_WAIT = 3600
+"""Seconds that a request may wait for what it has changed to take effect."""
+
+_LOOK = 0.05
+"""Seconds between two looks whether it has."""
+
+
+class Proxy(Protocol):
+    """What can be done with the proxy and its sessions."""
+
+    def close(self, session: Session[SessionStats]) -> float:
+        """Close a session in order; return after how many seconds it is aborted."""
+
+    def drain(self) -> None:
+        """Stop the proxy, as a signal does; a second time changes nothing."""
+
+
+class Control:
+    """The routes; they act on the `upstreams`, the open `sessions` and the `proxy`, and show them with `stats`.
+
+    The first line of a route's docstring says what it does; the table in the documents shows that line.
+    """
+
+    app = Klein()
+    log = Logger()
+
+    def __init__(
+        self,
+        stats: Stats,
+        upstreams: Servers,
+        sessions: Collection[Session[SessionStats]],
+        proxy: Proxy,
+        clock: IReactorTime,
+    ) -> None:
+        self._stats = stats
+        self._upstreams = upstreams
+        self._sessions = sessions
+        self._proxy = proxy
+        self._clock = clock
+
+    def site(self) -> QuietSite:
+        """Return a server factory for the routes."""
+        return QuietSite(self.app.resource(), self._clock, LONGEST_WAIT + ANSWER_TIMEOUT)
+
+    @app.route("/upstreams", methods=["GET"])
+    def upstreams(self, request: IRequest) -> bytes:
+        """The Foo servers, as on the web side."""
+        return as_json(request, 200, upstreams.report(self._stats, self._upstreams))
+
+    @app.route("/connections", methods=["GET"])
+    def connections(self, request: IRequest) -> bytes:
+        """The open sessions, sorted and limited as requested, as on the web side."""
+        return as_json(request, 200, overview.listed(self._stats, self._sessions, Query(request)))
+
+    @app.route("/clients", methods=["GET"])
+    def clients(self, request: IRequest) -> bytes:
+        """Totals for each client address, as on the web side."""
+        limit = Query(request).number("limit", 100, overview.MOST)
+        return as_json(request, 200, overview.clients(self._stats, limit))
+
+    @app.route("/pause", methods=["POST"])
+    async def pause_all(self, request: IRequest) -> bytes:
+        """Pause all servers: new clients wait, and what is under way is answered."""
+        return await self._pause(request, self._upstreams.servers, "all upstreams")
+
+    @app.route("/resume", methods=["POST"])
+    def resume_all(self, request: IRequest) -> bytes:
+        """Resume all servers."""
+        return self._release(request, self._upstreams.servers, "resumed all upstreams", "paused")
+
+    @app.route("/upstreams/<path:name>/pause", methods=["POST"])
+    async def pause(self, request: IRequest, name: str) -> bytes:
+        """Pause a server: new clients go to others, or wait, and what is under way is answered."""
+        server = self._server(name)
+        return await self._pause(request, [server], f"upstream {server.name}")
+
+    @app.route("/upstreams/<path:name>/resume", methods=["POST"])
+    def resume(self, request: IRequest, name: str) -> bytes:
+        """Resume a server that was paused."""
+        server = self._server(name)
+        return self._release(request, [server], f"resumed upstream {server.name}", "paused")
+
+    @app.route("/upstreams/<path:name>/drain", methods=["POST"])
+    async def drain(self, request: IRequest, name: str) -> bytes:
+        """Drain a server: it gets no more clients, and its sessions go on until they end."""
+        server, seconds = self._server(name), _seconds(request)
+        self._upstreams.hold(server, "draining", self._note(request, f"drained upstream {server.name}"))
+        await self._until(lambda: server.held is None or not self._open(server), seconds)
+        return as_json(request, 200, {**self._shown([server]), "connections_active": self._open(server)})
+
+    @app.route("/upstreams/<path:name>/ready", methods=["POST"])
+    def ready(self, request: IRequest, name: str) -> bytes:
+        """Give clients to a server again, whether it was draining or paused."""
+        server = self._server(name)
+        return self._release(request, [server], f"made upstream {server.name} ready", "draining", "paused")
+
+    @app.route("/connections/<int:number>/close", methods=["POST"])
+    async def close(self, request: IRequest, number: int) -> bytes:
+        """Close a session: its requests are answered first, for as long as ``--drain-timeout``."""
+        seconds = _seconds(request)
+        session = next((each for each in self._sessions if each.observer.number == number), None)
+        if session is None:
+            raise Refused(404, "no open session has this ID")
+        self._note(request, f"closed session {number}")
+        within = self._proxy.close(session)
+        await self._until(lambda: session not in self._sessions, seconds)
+        is_open = session in self._sessions
+        return as_json(request, 200, {"id": number, "closed": not is_open, "closes_within_seconds": within})
+
+    @app.route("/drain", methods=["POST"])
+    def drain_all(self, request: IRequest) -> bytes:
+        """Drain and stop the proxy, as SIGTERM does."""
+        self._note(request, "stopped the proxy")
+        # So that the answer is on its way before.
+        self._clock.callLater(0, self._proxy.drain)
+        return as_json(request, 200, {"state": "draining", "connections_active": len(self._sessions)})
+
+    answer_errors(app)
+
+    async def _pause(self, request: IRequest, servers: Sequence[Server], what: str) -> bytes:
+        seconds = _seconds(request)
+        who = self._note(request, f"paused {what}")
+        for server in servers:
+            self._upstreams.hold(server, "paused", who)
+        is_over = await self._until(lambda: self._is_idle(servers) or not _are_paused(servers), seconds)
+        is_idle = is_over and _are_paused(servers)
+        return as_json(request, 200, {**self._shown(servers), "idle": is_idle})
+
+    def _release(self, request: IRequest, servers: Sequence[Server], what: str, *hows: str) -> bytes:
+        self._note(request, what)
+        for server in servers:
+            self._upstreams.release(server, *hows)
+        return as_json(request, 200, self._shown(servers))
+
+    def _server(self, name: str) -> Server:
+        """Return the server that is called `name`."""
+        for server in self._upstreams.servers:
+            if server.name == name:
+                return server
+        raise Refused(404, "no upstream has this name")
+
+    def _shown(self, servers: Sequence[Server]) -> dict[str, Any]:
+        return {
+            "upstreams": [{"name": server.name, "state": server.state} for server in servers],
+            "requests_in_flight": self._in_flight(servers),
+        }
+
+    def _in_flight(self, servers: Sequence[Server]) -> int:
+        stats = self._stats
+        stats.catch_up()
+        if not stats.servers:
+            return stats.requests_in_flight
+        return sum(stats.servers[server.number].requests_in_flight for server in servers)
+
+    def _is_idle(self, servers: Sequence[Server]) -> bool:
+        """Whether none of `servers` has anything to answer, half a request included, or is being connected."""
+        if any(server.connecting for server in servers) or self._in_flight(servers) > 0:
+            return False
+        return all(session.between_requests for server in servers for session in self._sessions_of(server))
+
+    def _open(self, server: Server) -> int:
+        return len(self._sessions_of(server))
+
+    def _sessions_of(self, server: Server) -> Collection[Any]:
+        stats = self._stats
+        return stats.servers[server.number].sessions if stats.servers else stats.sessions
+
+    async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something holds, `seconds` at most; return whether it does."""
+        end = self._clock.seconds() + seconds
+        while not holds():
+            if self._clock.seconds() >= end:
+                return False
+            await deferLater(self._clock, _LOOK)
+        return True
+
+    def _note(self, request: Any, what: str) -> str:
+        """Log what is done, and return who asked for it."""
+        who = _asker(request)
+        self.log.info("{who} {what}", who=who, what=what)
+        return who
+
+
+def _are_paused(servers: Sequence[Server]) -> bool:
+    return all(server.held == "paused" for server in servers)
+
+
+def _seconds(request: IRequest) -> int:
+    return Query(request).number("wait", 0, LONGEST_WAIT)
+
+
+def _asker(request: Any) -> str:
+    """Return the user and the process that have sent a request."""
+    pid, user = peer_process(request.channel.transport.getHandle())
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except (KeyError, OverflowError):
+        name = "somebody"
+    return f"{name} (uid {user}, pid {pid})"
