@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet import tcp
+from twisted.internet import main, tcp
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.logger import Logger
@@ -202,7 +202,10 @@ class Poller:
             if now - self._served_at > _SILENCE:
                 self._call_all(self.after_silence)
             self._served_at = now
-            others, stuck = relay(events, now)
+            try:
+                others, stuck = relay(events, now)
+            except Exception:
+                others, stuck = self._give_up(events), []
             # Everything that was read is written before anything else happens to any transport.
             for sink, data, why in stuck:
                 try:
@@ -221,6 +224,28 @@ class Poller:
             if rounds >= _ROUNDS and (waiting or self._has_chores or not self.patience):
                 return
             patience = self.patience
+
+    def _give_up(self, events: list[tuple[int, int]]) -> list[Any]:
+        """Reset the connections of a batch in which the pump has failed; return the events that are not the pump's.
+
+        Nobody knows what it has read and not written, and no byte may be missing between two others.
+        """
+        self.log.failure(
+            "relaying failed, for lack of memory or by a bug in fooproxy; resetting the {number} connections that had "
+            "something to relay at that moment",
+            number=len(events),
+            limited="failures of relaying",
+        )
+        others = []
+        for fd, event in events:
+            selectable = self._polled.get(fd)
+            try:
+                give_up = getattr(selectable, "give_up", None)
+                if give_up is None or not give_up():
+                    others.append((fd, event, None))
+            except Exception:
+                self._failed(selectable)
+        return others
 
     def _do_afterwards(self) -> None:
         self._call_all(self.afterwards)
@@ -313,6 +338,12 @@ class Poller:
         return "fooproxy"
 
     def connectionLost(self, reason: Failure) -> None:
-        """Close everything, since the reactor stops."""
+        """Close everything, since the reactor stops.
+
+        If it only gives up a reader that raised, relaying goes on all the same.
+        """
+        if reason.value is not main.CONNECTION_LOST:
+            self._reactor.addReader(self)
+            return
         for selectable in list(self._polled.values()):
             selectable.connectionLost(reason)

@@ -61,7 +61,8 @@ class Transport(tcp.Connection):
     """What `set_options` was last called with, for this connection or the port that accepted it."""
     _clear = True
     _inflow: Tap | None = None
-    _pumping = False
+    _sink: Transport | None = None
+    """What the pump writes to whatever is read here."""
     _waits = False
     """Whether `doWrite` is due, for unsent data, a FIN or a close."""
     _fin_is_due = False
@@ -163,15 +164,25 @@ class Transport(tcp.Connection):
         The result is the same as with an `Interceptor` around a leg that forwards everything.
         """
         protocol: Any = self.protocol
-        self._pumping = True
+        self._sink = sink
         self._poller.pump.start(self._number, sink, protocol.tap)
 
     def stop_pumping(self) -> None:
         """Pass what is read to the protocol again."""
-        if self._pumping:
+        if self._sink is not None:
             # Otherwise the file descriptor may belong to another transport by now.
-            self._pumping = False
+            self._sink = None
             self._poller.pump.stop(self._number)
+
+    def give_up(self) -> bool:
+        """Reset this connection and the one that the pump writes to; return false, and do nothing, without a pump."""
+        sink = self._sink
+        if sink is None:
+            return False
+        # The sink first: whoever hears of the other end might else finish it in good order.
+        for broken in (sink, self):
+            broken.connectionLost(Failure(ConnectionAborted()))
+        return True
 
     @property
     def brings_traffic(self) -> bool:
@@ -272,7 +283,7 @@ class Transport(tcp.Connection):
         """Neither read nor write any more."""
         self.connected = 0
         self.clear = False
-        if self._pumping:
+        if self._sink is not None:
             self.stop_pumping()
         self._poller.forget(self)
 
