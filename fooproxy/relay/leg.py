@@ -220,11 +220,11 @@ class Leg(Protocol):
     def departed(self) -> str | None:
         """How the peer left while this leg was not reading: ``closed`` (a FIN and no data), ``reset``, or `None`.
 
-        A peer that has sent data counts as present, because it may wait for replies even after its FIN.
+        A peer that has sent data counts as present, because it may wait for replies even after its FIN; over TLS, a
+        close_notify is such data, since nobody can tell before it is read.
         """
         bottom = bottom_of(self.transport)
-        if bottom is None or self.over_tls:
-            # TLS does not show what it has received until it is read.
+        if bottom is None or bottom.disconnected:
             return None
         try:
             head = bottom.getHandle().recv(1, socket.MSG_PEEK)
@@ -232,7 +232,9 @@ class Leg(Protocol):
             return None
         except OSError:
             return "reset"
-        return None if head else "closed"
+        if head or self.holds:
+            return None
+        return "reset" if self.over_tls else "closed"
 
     @property
     def is_gone(self) -> bool:

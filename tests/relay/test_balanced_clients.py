@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 
 from fooproxy.net.deadlines import GRAIN
-from fooproxy.net.sockets import is_writing
+from fooproxy.net.sockets import bottom_of, has_fin, is_writing
 from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
 from fooproxy.web.overview import clients
 from tests.helpers.anybed import AnyBed
@@ -121,6 +121,22 @@ async def test_a_client_that_leaves_while_the_upstream_is_down_is_noticed(bed: A
 
     await until(gone)
     assert bed.reasons() == {"client_closed": 1}
+
+
+@ensure
+@pytest.mark.parametrize("bed", ["haproxy"], indirect=True)
+async def test_a_client_whose_request_came_with_its_header_may_finish_while_the_upstream_is_down(bed: AnyBed) -> None:
+    bed.gate = Deferred()
+    bed.header += b"REQ 1\n"
+    client = await bed.client()
+    await until(lambda: bed.bridge.sessions and bed.session().client.holds)
+    client.transport.loseWriteConnection()
+    skt = bottom_of(bed.session().client.transport).socket
+    await until(lambda: has_fin(skt))
+    bed.pass_time(2 * LOOK_INTERVAL)
+    bed.gate.callback(None)
+    await until(lambda: bed.upstreams.built and bed.upstreams.built[0].fin)
+    assert bed.upstreams.built[0].received == b"REQ 1\n"
 
 
 @ensure

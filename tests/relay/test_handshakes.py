@@ -16,7 +16,7 @@ from twisted.internet.error import ConnectionRefusedError
 from twisted.logger import capturedLogs
 
 from fooproxy.net.deadlines import GRAIN
-from fooproxy.relay.opening import HANDSHAKE_TIMEOUT
+from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
 from tests.helpers.anybed import AnyBed
 from tests.helpers.bed import reactor, until
 
@@ -85,18 +85,18 @@ class Shaker:
     def __init__(self, wire: Any) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        self._wire = wire
+        self.wire = wire
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._taken = 0
         self.tls = context.wrap_bio(self._incoming, self._outgoing)
 
     def send(self) -> None:
         """Send all that TLS has to say."""
-        self._wire.transport.write(self._outgoing.read())
+        self.wire.transport.write(self._outgoing.read())
 
     def shakes_hands(self) -> bool:
         """Go on with the handshake; once it is done, its last message is still to be sent."""
-        received = bytes(self._wire.received)
+        received = bytes(self.wire.received)
         self._incoming.write(received[self._taken :])
         self._taken = len(received)
         try:
@@ -129,6 +129,22 @@ async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: 
     await until(lambda: bed.upstreams.built and bed.upstreams.built[0].received.endswith(b"last\n"))
     assert bed.upstreams.built[0].received == sent + b"REQ 5000 last\n"
     assert bed.stats.report()["msg_req"] == 5001
+
+
+@ensure
+@pytest.mark.parametrize("how", ["abortConnection", "loseConnection"])
+async def test_a_client_whose_connection_breaks_while_the_upstream_is_down_is_noticed(bed: AnyBed, how: str) -> None:
+    client = await shaking(bed)
+    client.send()
+    await until(lambda: bed.session().state == "connecting" and bed.session()._is_connecting)
+    getattr(client.wire.transport, how)()
+
+    def gone() -> bool:
+        bed.pass_time(LOOK_INTERVAL + GRAIN)
+        return not bed.bridge.sessions
+
+    await until(gone)
+    assert bed.reasons() == {"client_reset": 1}
 
 
 @ensure
