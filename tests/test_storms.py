@@ -10,17 +10,19 @@ import re
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median, quantiles
 
 import pytest
 
 from benchmarks.processes import raise_file_limit
+from tests.helpers.anybed import certificate
 from tests.helpers.fooserver import connect, read_lines, reset
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import TWISTD, fooproxy, settles
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 STORMS = 5
 CROWD = 4_000
+CROWD_OVER_TLS = 2_000
 LONGEST = 0.1
 """Seconds that an open session may wait for a reply in the middle of such a storm."""
 
@@ -96,6 +99,14 @@ def waits(foo: socket.socket, over: Callable[[], bool], *pids: int) -> list[floa
     return found
 
 
+def close_notify(client: ssl.SSLSocket) -> None:
+    """Close by the rules of TLS, without waiting for an answer."""
+    client.setblocking(False)
+    with suppress(ssl.SSLError):
+        client.unwrap()
+    client.close()
+
+
 def test_thousands_who_come_or_leave_at_the_same_instant_hold_nobody_up(tmp_path: Path, files: int) -> None:
     if files < 2 * CROWD + 500:
         pytest.skip(f"the limit of open files, {files}, is too low")
@@ -129,6 +140,38 @@ def test_thousands_who_come_or_leave_at_the_same_instant_hold_nobody_up(tmp_path
             leaving.append(max(waits(foo, all_gone, proxy.pid, server)))
     assert median(coming) < LONGEST
     assert median(leaving) < LONGEST
+
+
+@pytest.mark.parametrize("end", [close_notify, reset])
+def test_thousands_over_tls_who_leave_at_the_same_instant_hold_nobody_up(
+    tmp_path: Path, files: int, end: Callable[[ssl.SSLSocket], None]
+) -> None:
+    if files < 2 * CROWD_OVER_TLS + 500:
+        pytest.skip(f"the limit of open files, {files}, is too low")
+    (tmp_path / "key.pem").write_bytes(certificate())
+    listen = f"ssl:0:interface=127.0.0.1:privateKey={tmp_path}/key.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        foo_server(tmp_path) as (upstream, server),
+        fooproxy(tmp_path, "--listen", listen, upstream=upstream) as proxy,
+        ExitStack() as stack,
+    ):
+
+        def client() -> ssl.SSLSocket:
+            return stack.enter_context(context.wrap_socket(stack.enter_context(connect(proxy.port))))
+
+        foo, *crowd = [client() for _ in range(CROWD_OVER_TLS + 1)]
+        settles(lambda: proxy.stats("connections_active")["connections_active"], CROWD_OVER_TLS + 1)
+        proxy.signal(signal.SIGSTOP)
+        for leaving in crowd:
+            end(leaving)
+        proxy.signal(signal.SIGCONT)
+
+        def all_gone() -> bool:
+            return proxy.stats("connections_active") == {"connections_active": 1}
+
+        assert max(waits(foo, all_gone, proxy.pid, server)) < LONGEST
 
 
 def test_a_flood_of_http_connections_holds_nobody_up_and_takes_few_descriptors(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from fooproxy.net import unixport
 from fooproxy.net.inherited import adopted
-from fooproxy.net.private import Listening
+from fooproxy.net.private import Listening, secured
 from fooproxy.net.sockets import meets_itself, reset_on_close
 from fooproxy.net.transport import Transport
 
@@ -79,7 +79,7 @@ class Listener:
         self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """Listen for TLS on a TCP port, in a layer above our transports."""
-        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+        return self.listenTCP(port, secured(TLSMemoryBIOFactory(contextFactory, False, factory)), backlog, interface)
 
     def listenUNIX(
         self, address: str, factory: IProtocolFactory, backlog: int = 50, mode: int = 0o666, wantPID: bool = False

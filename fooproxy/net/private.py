@@ -14,9 +14,11 @@ import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet import tcp
+from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 
 if TYPE_CHECKING:
     from twisted.internet.abstract import FileDescriptor
+    from twisted.python.failure import Failure
 
 
 class Use(NamedTuple):
@@ -69,6 +71,18 @@ USED = (
         "IHandshakeListener and getHandle() say whether the handshake is done, but not whether anything waits for it",
     ),
     Use(
+        "twisted.protocols.tls.TLSMemoryBIOProtocol",
+        "_tlsShutdownFinished",
+        "Secured: connections over TLS that leave no garbage to collect",
+        "Twisted keeps a failure in a variable, in a cycle with the failure's traceback; nothing public sees it",
+    ),
+    Use(
+        "twisted.internet.endpoints._WrapperEndpoint",
+        "_wrapperFactory",
+        "connect_by(): the same for connections to an upstream",
+        "wrapClientTLS() makes the factory itself",
+    ),
+    Use(
         "twisted.internet.endpoints._WrapperEndpoint",
         "_wrappedEndpoint",
         "connect_by(): TLS over our own connections, which remember the addresses of a name",
@@ -102,6 +116,21 @@ class Listening(socket.socket):
         return socket.socket(*self._kind, fileno=fd), address
 
 
+class Secured(BufferingTLSTransport):
+    """TLS above a transport, as Twisted has it; but if thousands of peers reset, no garbage is left to collect."""
+
+    def _tlsShutdownFinished(self, reason: Failure | None) -> None:
+        if reason is not None and reason.value is not None:
+            reason.value.__traceback__ = reason.tb = None
+        super()._tlsShutdownFinished(reason)
+
+
+def secured(factory: TLSMemoryBIOFactory) -> TLSMemoryBIOFactory:
+    """Have the connections of `factory` be `Secured`, and return it."""
+    factory.protocol = Secured
+    return factory
+
+
 def reserve_descriptor() -> None:
     """Do what Twisted does before it listens: keep a file descriptor for when they run out."""
     tcp._reservedFD.reserve()
@@ -114,5 +143,7 @@ def unsent_cleartext(transport: Any) -> int:
 
 def connect_by(endpoint: Any, inner: Any) -> Any:
     """Have an endpoint for TLS make its connections by `inner`, and return it."""
+    secure = endpoint._wrapperFactory
     endpoint._wrappedEndpoint = inner
+    endpoint._wrapperFactory = lambda factory: secured(secure(factory))
     return endpoint

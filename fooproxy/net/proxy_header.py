@@ -27,6 +27,8 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from fooproxy.net.private import secured
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -249,8 +251,8 @@ class BelowTls:
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int, interface: str) -> IListeningPort:
         """Listen for connections that start with a header, and go on with TLS."""
-        secured = TLSMemoryBIOFactory(contextFactory, False, factory)
-        listening: IListeningPort = self._reactor.listenTCP(port, _TlsFactory(secured), backlog, interface)
+        inside = secured(TLSMemoryBIOFactory(contextFactory, False, factory))
+        listening: IListeningPort = self._reactor.listenTCP(port, _TlsFactory(inside), backlog, interface)
         return listening
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import pytest_twisted
 
 from fooproxy.net.deadlines import GRAIN
+from fooproxy.net.private import Secured
+from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT
 from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.anybed import AnyBed
@@ -101,3 +104,29 @@ async def test_a_client_that_reads_slowly_is_not_let_go_before_it_has_everything
     client.transport.resumeProducing()
     await until(lambda: len(client.received) == len(b"ACK 1\nACK 2 \n") + (1 << 24))
     await until(lambda: not bed.bridge.sessions)
+
+
+@pytest.fixture
+def rare_collections() -> Iterator[None]:
+    """Collect no garbage, as happens seldom in the proxy, but drop what there is before."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@ensure
+@pytest.mark.parametrize("end", ["close", "reset", "cut"])
+async def test_an_end_leaves_no_garbage_to_collect(bed: AnyBed, end: str, rare_collections: None) -> None:
+    client, _ = await bed.exchanged()
+    tls: Any = client.transport
+    await until(lambda: not is_writing(tls))
+    if end == "close":
+        client.transport.loseConnection()
+    elif end == "reset":
+        client.reset()
+    else:
+        # Below TLS, whichever way the client has it there.
+        (tls.protocol.transport if tls is bottom_of(tls) else bottom_of(tls)).loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    await until(lambda: not any(isinstance(thing, Secured) for thing in gc.get_objects()))
