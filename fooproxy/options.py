@@ -398,9 +398,10 @@ class Options(usage.Options):
         except usage.UsageError as error:
             # getopt says what is wrong, but not what would be right.
             hint = " (see --help)" if isinstance(error.__context__, GetoptError) else ""
+            message = one_line(f"{error}{hint}")
             if getattr(self, "parent", None) is None:
-                raise usage.UsageError(f"{error}{hint}") from error
-            print(f"fooproxy: {error}{hint}", file=sys.stderr)
+                raise usage.UsageError(message) from error
+            print(f"fooproxy: {message}", file=sys.stderr)
             raise SystemExit(2) from None
 
     def parseArgs(self, *arguments: str) -> None:

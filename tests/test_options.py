@@ -286,3 +286,10 @@ def test_servers_that_cannot_be_told_apart_or_are_the_proxy_are_refused(servers:
 def test_a_unix_path_may_have_commas() -> None:
     (server,) = parsed("--forward", "unix:/run/a,b,weight=2")["forward"]
     assert (server.address, server.weight) == ("unix:/run/a,b", 2)
+
+
+@pytest.mark.parametrize("option", ["forward", "listen", "http", "balance", "recovery-path"])
+def test_a_value_with_control_characters_is_refused_in_one_printable_line(option: str) -> None:
+    assert refusal(f"--{option}", "a\x1b[31mb\n:9", "--nonsense\x1b[0m\n").isprintable()
+    if option != "recovery-path":
+        assert refusal(f"--{option}", "a\x1b[31mb\n:9").isprintable()

@@ -23,6 +23,8 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import ILogObserver, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
+from fooproxy.text import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
@@ -58,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with `message` and status 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {one_line(message)}\n")
 
 
 def duration(text: str) -> float:

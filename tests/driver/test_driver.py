@@ -676,6 +676,7 @@ async def test_a_port_in_use_is_reported_in_one_line() -> None:
         (client.main, ["--requests", "0"], "argument --requests: '0' is not valid; expected a whole number, 1"),
         (client.main, ["--timeout", "0"], "argument --timeout: '0' is too short; expected more than zero"),
         (client.main, ["--requests", "2", "--connections", "3"], "argument --requests: 2 is too few for 3 connections"),
+        (client.main, ["a\n\x1b[31mb"], r"unrecognized arguments: a\n\x1b[31mb"),
         (demo.main, ["--pipeline", "many"], "argument --pipeline: 'many' is not valid"),
     ],
 )
