@@ -110,8 +110,15 @@ class Saver:
         _sync_directory(self.path.parent)
 
     def put_aside(self, suffix: str) -> Path:
-        """Rename the file by adding `suffix`, replacing an earlier file of that name; return the new path."""
-        return self.path.replace(self._beside(suffix))
+        """Rename the file by adding `suffix`, replacing an earlier file of that name; return the new path.
+
+        If a directory has that name, a number is added too.
+        """
+        aside, number = self._beside(suffix), 1
+        while aside.is_dir():
+            number += 1
+            aside = self._beside(f"{suffix}.{number}")
+        return self.path.replace(aside)
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{suffix}")

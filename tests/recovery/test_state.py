@@ -52,6 +52,18 @@ class Process:
         self.saver.release()
 
 
+def test_a_directory_in_the_place_of_the_file_aside_is_left_alone(path: Path) -> None:
+    write(path, b"not a state")
+    taken = [path.with_name("recovery.json.unusable"), path.with_name("recovery.json.unusable.2")]
+    for directory in taken:
+        directory.mkdir()
+    process = Process(path, wall=1e9)
+    process.recovery.load()
+    process.save()
+    assert path.with_name("recovery.json.unusable.3").read_bytes() == b"not a state"
+    assert not any(list(directory.iterdir()) for directory in taken)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "data" / "recovery.json"
