@@ -157,8 +157,12 @@ class Servers:
         return self._latest.unreachable(within) if self.state == "down" else None
 
     async def probe(self, timeout: float) -> None:
-        """Check whether connections can be made within `timeout` seconds and stay open, and close them again."""
-        await gatherResults([Deferred.fromCoroutine(server.probe(timeout)) for server in self.servers])
+        """Check whether connections can be made within `timeout` seconds and stay open, and close them again.
+
+        A server that is paused is left alone: it may be restarting, which is no news.
+        """
+        asked = [server for server in self.servers if server.held != "paused"]
+        await gatherResults([Deferred.fromCoroutine(server.probe(timeout)) for server in asked])
 
     # Connecting.
 

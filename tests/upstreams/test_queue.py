@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.python.failure import Failure
 
@@ -259,3 +260,11 @@ def test_a_server_is_not_taken_out_for_its_requests_if_only_one_that_is_held_cou
     case.all.hold(case.servers[1], "draining", "root")
     case.drop(0, 5)
     assert not case.out
+
+
+def test_a_server_that_is_paused_is_not_probed() -> None:
+    world = World("down", "up")
+    world.all.hold(world.servers[0], "paused", "root")
+    Deferred.fromCoroutine(world.all.probe(1.0))
+    world.pass_time(0.5)
+    assert [len(endpoint.tries) for endpoint in world.endpoints] == [0, 1]

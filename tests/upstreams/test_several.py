@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, reset
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
@@ -311,3 +311,25 @@ def test_what_each_server_did_outlives_a_crash_under_its_name(tmp_path: Path) ->
             assert {name: row["requests"] for name, row in rows.items()} == before
             assert sum(row["latency_seconds"]["count"] for row in rows.values()) == 10
             assert proxy.stats("msg_req") == {"msg_req": 10}
+
+
+def test_no_slot_is_lost_however_clients_and_servers_leave(tmp_path: Path) -> None:
+    with FooServer() as a, fooproxy(tmp_path, "--forward", f"127.0.0.1:{a.port},max=3") as proxy:
+        for turn in range(8):
+            with ExitStack() as stack:
+                clients = [stack.enter_context(connect(proxy.port)) for _ in range(12)]
+                for number, client in enumerate(clients):
+                    if number % 4:
+                        client.sendall((b"REQ 1 a\n", b"REQ 1", b"REQ 1 a\nREQ 2 b\n")[number % 4 - 1])
+                settles(lambda: proxy.stats("clients_waiting"), {"clients_waiting": 9})
+                if turn % 2:
+                    a.forget()
+                for number, client in enumerate(clients):
+                    if number % 3 == turn % 3:
+                        reset(client)
+            settles(
+                lambda: proxy.stats("clients_waiting", "connections_active"),
+                {"clients_waiting": 0, "connections_active": 0},
+            )
+        with holding(proxy, 3), connect(proxy.port):
+            settles(lambda: proxy.stats("clients_waiting"), {"clients_waiting": 1})

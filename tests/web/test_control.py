@@ -171,6 +171,19 @@ def test_what_is_asked_wrongly_is_refused_in_json(
     assert site.states() == ["up", "up"]
 
 
+def test_who_leaves_while_waiting_leaves_nothing_behind(site: Site) -> None:
+    with connect(site.proxy.port) as busy:
+        busy.sendall(b"REQ 1")
+        eventually(lambda: ask(str(site.path), "GET", "connections")["connections"])
+        with closing(socket.socket(socket.AF_UNIX)) as skt:
+            skt.connect(str(site.path))
+            skt.sendall(b"POST /pause?wait=30 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+            settles(site.states, ["paused", "paused"])
+    site.order("resume")
+    assert site.states() == ["up", "up"]
+    # The fixture's end finds no traceback in the log.
+
+
 def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
     with closing(socket.socket(socket.AF_UNIX)) as skt:
         skt.connect(str(site.path))
