@@ -293,7 +293,8 @@ class Servers:
         self._judge()
         if request.is_queued is not self._is_full:
             self._run(request, self._is_full)
-        if self.is_limited and self._timer is None and self._candidates():
+        if self._timer is None and self._candidates():
+            # It may have tried all of them before one was back.
             self._go_on(0)
 
     def _judge(self) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionRefusedError
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from fooproxy.net.failures import NotServed, counted_as
+from fooproxy.upstreams.slots import Slots
 from tests.upstreams.test_ejection import Case as Taken
-from tests.upstreams.test_servers import TIMEOUT, World
+from tests.upstreams.test_servers import TIMEOUT, Watched, World
 
 
 class Case(World):
@@ -268,3 +270,75 @@ def test_a_server_that_is_paused_is_not_probed() -> None:
     Deferred.fromCoroutine(world.all.probe(1.0))
     world.pass_time(0.5)
     assert [len(endpoint.tries) for endpoint in world.endpoints] == [0, 1]
+
+
+def test_whose_attempt_fails_does_not_overtake_who_came_before_and_waits() -> None:
+    case = Case("slow", "slow", "up", limits=(1, 1, 1))
+    for target in range(3):
+        for server in case.servers:
+            case.all.hold(server, "draining", "root")
+        case.all.release(case.servers[target], "draining")
+        case.enter()
+    for server in case.servers:
+        case.all.release(server, "draining")
+    case.endpoints[0].slow[0][0].errback(ConnectionRefusedError())
+    # A slot is free, but the queue has not been looked at yet.
+    case.connections.pop(2).loseConnection()
+    case.endpoints[1].slow[0][0].errback(ConnectionRefusedError())
+    case.clock.advance(0)
+    assert case.order == [2, 0]
+
+
+def test_who_waits_for_room_fails_in_time_if_a_probe_finds_the_server_down() -> None:
+    case = Case("up", queue_timeout=60.0)
+    case.enter(2)
+    case.endpoints[0].mode = "down"
+    Deferred.fromCoroutine(case.all.probe(1.0))
+    case.pass_time(TIMEOUT + 0.3)
+    assert reasons(case) == ["upstream_refused"]
+
+
+def test_a_slot_is_given_back_once_only() -> None:
+    slots = Slots(1)
+    attempts: list[Any] = []
+
+    class Half:
+        def connect(self, factory: Any) -> Any:
+            attempts.append((Deferred(), factory.buildProtocol(None)))
+            return attempts[-1][0]
+
+    endpoint: Any = Half()
+    slots.connect(endpoint, Factory.forProtocol(Watched)).addErrback(lambda _: None)
+    attempt, protocol = attempts[0]
+    protocol.connectionLost()
+    attempt.errback(ConnectionRefusedError())
+    assert slots.taken == 0
+
+
+def test_a_connection_for_who_waits_is_not_used_if_its_server_is_held_meanwhile() -> None:
+    case = Case("down", limits=(0,), queue_timeout=60.0)
+    case.enter(1)
+    case.endpoints[0].mode = "slow"
+    case.pass_time(0.2)
+    case.all.hold(case.servers[0], "paused", "root")
+    case.endpoints[0].answer()
+    case.pass_time(0.2)
+    assert not case.order
+    case.endpoints[0].mode = "up"
+    case.all.release(case.servers[0], "paused")
+    case.pass_time(0.2)
+    assert case.order == [0]
+
+
+def test_who_has_tried_all_servers_is_served_by_one_that_was_back_meanwhile() -> None:
+    world = World("slow", "slow")
+    world.join()
+    first = next(number for number in (0, 1) if world.endpoints[number].slow)
+    world.endpoints[first].slow[0][0].errback(ConnectionRefusedError())
+    world.endpoints[first].mode = "up"
+    world.pass_time(0.5)
+    assert not world.servers[first].failing
+    world.endpoints[1 - first].mode = "down"
+    world.endpoints[1 - first].slow[0][0].errback(ConnectionRefusedError())
+    world.pass_time(0.5)
+    assert (world.served[first], world.failed) == (1, 0)
