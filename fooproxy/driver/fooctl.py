@@ -109,7 +109,7 @@ def make_parser() -> command.Parser:
         help=f"the control socket, as the proxy's --control has it: unix:PATH (default: ${_VARIABLE})",
     )
     parser.add_argument("--json", action="store_true", help="print the proxy's answer as JSON")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=command.Parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=command.Parser)
 
     lists = {
         "upstreams": ("show the Foo servers", listing.upstreams),
