@@ -217,7 +217,12 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("watched")
     with (
         FooServer(holding=True) as server,
-        fooproxy(folder, upstream=server.port) as proxy,
+        # Only of several servers there are statistics of each.
+        fooproxy(
+            folder,
+            *("--forward", f"127.0.0.1:{server.port},name=one"),
+            *("--forward", f"unix:{folder}/nobody,backup,name=spare"),
+        ) as proxy,
         prometheus(folder, shipped_configuration(folder, proxy.http_port)) as watcher,
     ):
         # Rates include the first request only if a scrape has seen the counter at 0.
@@ -467,6 +472,8 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
     assert unseen == {
         "fooproxy_build_info",
         "fooproxy_request_duration_seconds_sum",
+        "fooproxy_server_request_duration_seconds_sum",
+        "fooproxy_server_request_duration_seconds_count",
         "fooproxy_request_duration_seconds_count",
         "fooproxy_upstreams",
         "fooproxy_upstreams_up",
