@@ -62,6 +62,16 @@ def test_the_composed_proxy_has_valid_options_and_time_to_drain() -> None:
     assert servers == {f"{name}:8001" for name in COMPOSE["services"] if name.startswith("server-")}
 
 
+def test_only_the_composed_proxy_is_checked_and_leaves_a_volume() -> None:
+    others = [
+        service
+        for name, service in COMPOSE["services"].items()
+        if name != "proxy" and service["image"] == COMPOSE["services"]["proxy"]["image"]
+    ]
+    assert len(others) == 3
+    assert all(each["tmpfs"] == ["/var/lib/fooproxy"] and each["healthcheck"] == {"disable": True} for each in others)
+
+
 def test_what_compose_mounts_is_there_and_publishes_on_this_machine_only() -> None:
     for service in COMPOSE["services"].values():
         for volume in service.get("volumes", []):
