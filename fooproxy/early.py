@@ -9,6 +9,7 @@ loaded anyway, and knows nothing about the proxy.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import threading
 from contextlib import contextmanager
@@ -17,16 +18,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_HELD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_HELD = (*_STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Held:
-    """A signal handler that only remembers that its signal came."""
+    """A signal handler that only remembers that its signal came; a second one to stop ends the process at once.
+
+    Loading may hang, on a file system that does not answer or a pipe in place of the configuration.
+    """
 
     came = False
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, number: int, _: object) -> None:
         """Handle the signal."""
+        if self.came and number in _STOPPING:
+            os._exit(0)
         self.came = True
 
 

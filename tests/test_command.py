@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -32,6 +33,22 @@ def test_the_command_relays_reports_and_stops_and_has_no_file_but_its_recovery_f
         assert left == {"stdout", "stderr", "recovery.json", "recovery.json.lock"}
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
+
+
+def test_a_second_signal_ends_a_start_that_hangs(tmp_path: Path) -> None:
+    configuration = tmp_path / "never.toml"
+    os.mkfifo(configuration)
+    with started([*COMMAND, "fooproxy", "--config", str(configuration)], cwd=tmp_path) as process:
+        # Opening it waits until the proxy reads, and the proxy reads until it is closed.
+        with configuration.open("wb"):
+            process.send_signal(signal.SIGTERM)
+
+            def ended() -> bool:
+                process.send_signal(signal.SIGTERM)
+                return process.poll() is not None
+
+            eventually(ended)
+        assert process.returncode == 0
 
 
 def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
