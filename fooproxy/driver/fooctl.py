@@ -50,6 +50,8 @@ def _pause(path: str, options: Namespace) -> tuple[Any, str, int]:
         resumed = any(row["state"] != "paused" for row in answer["upstreams"])
         return answer, f"{_states(answer)}; {'not idle' if resumed else f'{what} after {options.timeout} s'}", 1
     ending = "nothing is in flight" if answer["idle"] else f"{counted(open_ones, 'request')} in flight"
+    if sessions := answer["connections_active"]:
+        ending += f", {counted(sessions, 'session')} open"
     return answer, f"{_states(answer)}; {ending}", 0
 
 

@@ -120,8 +120,8 @@ class Control:
         """Drain a server: it gets no more clients, and its sessions go on until they end."""
         server, seconds = self._server(name), _seconds(request)
         self._upstreams.hold(server, "draining", self._note(request, f"drained upstream {server.name}"))
-        await self._until(lambda: server.held is None or not self._open(server), seconds)
-        return as_json(request, 200, {**self._shown([server]), "connections_active": self._open(server)})
+        await self._until(lambda: server.held is None or not self._open([server]), seconds)
+        return as_json(request, 200, self._shown([server]))
 
     @app.route("/upstreams/<path:name>/ready", methods=["POST"])
     def ready(self, request: IRequest, name: str) -> bytes:
@@ -178,6 +178,7 @@ class Control:
         return {
             "upstreams": [{"name": server.name, "state": server.state} for server in servers],
             "requests_in_flight": self._in_flight(servers),
+            "connections_active": self._open(servers),
         }
 
     def _in_flight(self, servers: Sequence[Server]) -> int:
@@ -191,14 +192,19 @@ class Control:
         """Whether none of `servers` has anything to answer, half a request included, or is being connected."""
         if any(server.connecting for server in servers) or self._in_flight(servers) > 0:
             return False
-        return all(session.between_requests for server in servers for session in self._sessions_of(server))
+        return all(session.between_requests for session in self._sessions_of(servers))
 
-    def _open(self, server: Server) -> int:
-        return len(self._sessions_of(server))
+    def _open(self, servers: Sequence[Server]) -> int:
+        """Return how many sessions `servers` have; clients that wait are none of them."""
+        if not self._stats.servers:
+            return sum(session.upstream is not None for session in self._sessions)
+        return len(self._sessions_of(servers))
 
-    def _sessions_of(self, server: Server) -> Collection[Any]:
+    def _sessions_of(self, servers: Sequence[Server]) -> list[Any]:
         stats = self._stats
-        return stats.servers[server.number].sessions if stats.servers else stats.sessions
+        if not stats.servers:
+            return list(stats.sessions)
+        return [session for server in servers for session in stats.servers[server.number].sessions]
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
         """Wait until something holds, `seconds` at most; return whether it does."""

@@ -218,8 +218,14 @@ def test_fooctl_shows_tables_and_gives_orders(site: Site) -> None:
         assert (done.returncode, done.stdout) == (0, f"session {number} is closed\n")
         again = site.fooctl("close", number)
         assert (again.returncode, again.stderr) == (1, "fooctl: no open session has this ID\n")
-    paused = site.fooctl("pause", "first", "--wait")
-    assert (paused.returncode, paused.stdout) == (0, "first is paused; nothing is in flight\n")
+    with connect(site.proxy.port) as client:
+        site.order("upstreams", "unix:/second", "drain")
+        client.sendall(b"REQ 1 a\n")
+        assert read_lines(client, 1) == b"ACK 1 a\n"
+        paused = site.fooctl("pause", "--wait")
+        states = "first is paused, unix:/second is paused"
+        assert (paused.returncode, paused.stdout) == (0, f"{states}; nothing is in flight, 1 session open\n")
+        assert site.fooctl("resume").stdout == "first is up, unix:/second is draining\n"
     answer = json.loads(site.fooctl("resume", "first", "--json").stdout)
     assert answer["upstreams"] == [{"name": "first", "state": "up"}]
     assert site.fooctl("clients").stdout.splitlines()[1].startswith("127.0.0.1")
@@ -237,6 +243,23 @@ def test_fooctl_says_in_one_line_what_is_wrong(site: Site, tmp_path: Path) -> No
     helped = site.fooctl("--help")
     assert helped.returncode == 0
     assert "keep new clients waiting" in helped.stdout
+
+
+def test_a_second_proxy_does_not_take_the_socket_and_a_socket_that_nobody_uses_is_replaced(
+    site: Site, tmp_path: Path
+) -> None:
+    options = ["--listen", "0", "--http", "127.0.0.1:0", "--recovery-path", str(tmp_path / "recovery.json")]
+    second = completed([sys.executable, "-m", "fooproxy", *options, "--control", f"unix:{site.path}"])
+    assert second.returncode == 1
+    assert "choose another address with --control" in second.stderr
+    assert site.states() == ["up", "up"]
+    left = tmp_path / "left"
+    with closing(socket.socket(socket.AF_UNIX)) as skt:
+        skt.bind(str(left))
+    left.chmod(0o777)
+    with FooServer() as server, fooproxy(tmp_path, "--forward", str(server.port), "--control", f"unix:{left}"):
+        assert stat.S_IMODE(left.stat().st_mode) == 0o600
+        assert ask(str(left), "GET", "connections")["total"] == 0
 
 
 def test_an_order_to_drain_ends_the_proxy_and_removes_the_socket(tmp_path: Path) -> None:
