@@ -48,6 +48,7 @@ def find_peers(python: str, reactors: Sequence[str], mitmdump: str) -> list[Peer
         Peer("direct", None),
         *(_fooproxy(python, reactor) for reactor in ("", *reactors)),
         _fooproxy(python, pure=True),
+        *(_fooproxy(python, pool=pool) for pool in ("session", "burst")),
         Peer("haproxy", _haproxy, _no_program("haproxy")),
         Peer("nginx", _nginx, _no_nginx("ngx_stream_module.so")),
         Peer("nginx-njs", _nginx_njs, _no_nginx("ngx_stream_module.so", "ngx_stream_js_module.so")),
@@ -70,7 +71,7 @@ def _no_nginx(*modules: str) -> str | None:
     return _no_program("nginx") or (f"nginx has no {absent[0]} in {NGINX_MODULES}" if absent else None)
 
 
-def _fooproxy(python: str, reactor: str = "", pure: bool = False) -> Peer:
+def _fooproxy(python: str, reactor: str = "", pure: bool = False, pool: str = "off") -> Peer:
     # Beside the interpreter as it was named: a virtual environment's is a link to another place.
     twistd = Path(python).parent / "twistd"
 
@@ -79,12 +80,12 @@ def _fooproxy(python: str, reactor: str = "", pure: bool = False) -> Peer:
             *("env", f"FOOPROXY_PURE={pure:d}", python, str(twistd), "-n", "--pidfile="),
             *(["--reactor", reactor] if reactor else []),
             *("fooproxy", "--forward", f"127.0.0.1:{stage.upstream}"),
-            *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+            *("--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--pool", pool),
             *("--recovery-path", str(stage.directory / "recovery.json")),
         ]
 
     return Peer(
-        "-".join(filter(None, ("fooproxy", reactor, "pure" if pure else ""))),
+        "-".join(filter(None, ("fooproxy", reactor, "pure" if pure else "", "" if pool == "off" else pool))),
         command,
         None if twistd.exists() else f"there is no {twistd}",
         re.compile(r"clients on 127\.0\.0\.1:(?P<clients>\d+)(?s:.*)HTTP on http://127\.0\.0\.1:(?P<http>\d+)"),

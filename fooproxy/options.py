@@ -251,6 +251,41 @@ OPTIONS = (
         meaning="Close a client if the Foo server cannot be reached within this many seconds.",
     ),
     Option(
+        name="pool",
+        group="upstreams",
+        unit="MODE",
+        default="off",
+        check=values.pool,
+        choices=values.POOLS,
+        meaning="Reuse connections to servers: never (off), one client after the other, each until it leaves "
+        "(session), or each only while it has requests outstanding (burst).",
+    ),
+    Option(
+        name="pool-max-age",
+        group="upstreams",
+        unit="SECONDS",
+        default="3600",
+        check=values.positive_seconds,
+        meaning="Reuse no connection that is older than this many seconds.",
+    ),
+    Option(
+        name="pool-idle-timeout",
+        group="upstreams",
+        unit="SECONDS",
+        default="60",
+        check=values.positive_seconds,
+        meaning="Close a pooled connection that no client has needed for this many seconds.",
+    ),
+    Option(
+        name="pool-hold-timeout",
+        group="upstreams",
+        unit="SECONDS",
+        default="10",
+        check=values.positive_seconds,
+        meaning="Close a client that holds a pooled connection without progress for this many seconds while others "
+        "wait.",
+    ),
+    Option(
         name="idle-timeout",
         group="limits",
         unit="SECONDS",

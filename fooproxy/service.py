@@ -43,7 +43,11 @@ from fooproxy.recovery.saving import Saving
 from fooproxy.recovery.state import Recovery
 from fooproxy.relay.admission import Gate, Gates, session_limit
 from fooproxy.relay.bridge import BridgeFactory
+from fooproxy.relay.holding import Holding
 from fooproxy.relay.interceptor import InterceptorFactory, WatchedFactory
+from fooproxy.relay.link import LinkFactory
+from fooproxy.relay.pooled import BurstSession, PooledSession
+from fooproxy.relay.session import Session
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.signals import Signals
@@ -55,6 +59,7 @@ from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.balance import BALANCES
 from fooproxy.upstreams.checks import Checks, Rules
 from fooproxy.upstreams.ejection import Ejection
+from fooproxy.upstreams.pool import Limits, Links
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
 from fooproxy.web.control import Control
@@ -73,6 +78,13 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.forward import Forward
 
 __all__ = ["Options", "ProxyService", "makeService"]
+
+_SESSIONS: dict[str, type[Session[SessionStats]]] = {
+    "off": Session,
+    "session": PooledSession,
+    "burst": BurstSession,
+}
+"""How sessions get their upstream leg, by the names that the option has for it."""
 
 _PATIENCE = 0.001
 """Seconds that the poller, if it has all relay sockets, waits for traffic before timers and HTTP get a turn."""
@@ -123,6 +135,7 @@ class ProxyService(Service):
         )
         self.stats.reachable = lambda: self._upstreams.counts
         self.stats.queue = lambda: self._upstreams.queue
+        self.stats.linked = self._upstreams.links
         self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
         for number, record in enumerate(self.stats.servers):
             record.when_ended = partial(self._ejection.ended, number)
@@ -131,10 +144,21 @@ class ProxyService(Service):
             *(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"]),
             reply=options["reply-timeout"],
         )
-        self.bridge = BridgeFactory(self._connect, lambda: SessionStats(self.stats), reactor, timeouts)
+        is_pooled = options["pool"] != "off"
+        is_limited = self._upstreams.is_limited
+        self._intercepts = LinkFactory if is_pooled else WatchedFactory if is_limited else InterceptorFactory
+        self.bridge = BridgeFactory(
+            *(self._connect, lambda: SessionStats(self.stats), reactor, timeouts),
+            session=_SESSIONS[options["pool"]],
+        )
         self._stopping = Stopping(self.bridge, options["drain-timeout"], reactor)
         knows_writers = self._poller if all_polled else None
         self._sweep = Sweep(self.bridge.sessions, timeouts, reactor, self.stats.catch_up, knows_writers)
+        self._holding = Holding(
+            *(self.bridge.sessions, options["pool-hold-timeout"], reactor, lambda: len(self._upstreams.waiting) > 0)
+        )
+        if options["pool"] == "burst" and self._poller is not None:
+            self._poller.afterwards.insert(0, self.stats.tell_settled)
         self._gates = Gates()
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])
@@ -198,6 +222,8 @@ class ProxyService(Service):
         spare_the_collector()
         keep_large_blocks(LARGEST_READ)
         self._sweep.start()
+        if self._options["pool"] != "off":
+            self._holding.start()
         self._sampling.start()
         self._ejection.start(self._reactor)
         if self._checks is not None:
@@ -218,6 +244,9 @@ class ProxyService(Service):
             server = Server(endpoint, one.name, self._reactor, number=number, **how)
             if self.stats.servers:
                 server.counted_by(self.stats.servers[number])
+            if self._options["pool"] != "off":
+                limits = Limits(self._options["pool-max-age"], self._options["pool-idle-timeout"])
+                server.links = Links(self._reactor, limits, self.stats)
             found.append(server)
         return found
 
@@ -259,7 +288,9 @@ class ProxyService(Service):
         self._sampling.stay_awake()
         await _closed(*self._relay_ports)
         await self._stopping.drain()
+        self._upstreams.close_links()
         self._sweep.stop()
+        self._holding.stop()
         self._ejection.stop()
         if self._checks is not None:
             self._checks.stop()
@@ -290,8 +321,7 @@ class ProxyService(Service):
         return patience
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
-        intercept = WatchedFactory if self._upstreams.is_limited else InterceptorFactory
-        tapped = intercept(factory, _upstream_tap, microseconds)
+        tapped = self._intercepts(factory, _upstream_tap, microseconds)
         # With one server, all is counted in one place.
         client: Any = factory.session.observer if self.stats.servers else None
         return self._upstreams.connect(tapped, client)

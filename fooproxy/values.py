@@ -25,6 +25,7 @@ __all__ = [
     "CHECKS",
     "LEVELS",
     "LOG_FORMATS",
+    "POOLS",
     "balance",
     "check",
     "checks",
@@ -36,6 +37,7 @@ __all__ = [
     "log_format",
     "network",
     "path",
+    "pool",
     "positive_seconds",
     "seconds",
     "sessions",
@@ -47,6 +49,7 @@ _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false"
 
 LEVELS = ("debug", "info", "warn", "error")
 LOG_FORMATS = tuple(FORMATS)
+POOLS = ("off", "session", "burst")
 
 
 def level(text: str) -> Any:
@@ -60,6 +63,13 @@ def log_format(text: str) -> str:
     """Check the name of a format of the log."""
     if text not in LOG_FORMATS:
         raise ValueError(f"{text!r} is not a format of the log; expected one of {', '.join(LOG_FORMATS)}")
+    return text
+
+
+def pool(text: str) -> str:
+    """Check how connections to servers are reused."""
+    if text not in POOLS:
+        raise ValueError(f"{text!r} is no kind of pool; expected one of {', '.join(POOLS)}")
     return text
 
 

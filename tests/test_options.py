@@ -108,6 +108,7 @@ SAMPLES = {
     "ADDRESS": "127.0.0.1:7",
     "SERVER": "127.0.0.1:7,weight=3,backup,name=seven",
     "HOW": "hash",
+    "MODE": "burst",
     "KIND": "foo",
     "CHECKS": "7",
     "SESSIONS": "7",

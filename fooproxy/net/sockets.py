@@ -98,6 +98,27 @@ def has_fin(skt: socket.socket) -> bool:
         return False
 
 
+def is_quiet(transport: Any) -> bool:
+    """Return whether a plain connection has nothing to read: no byte, no FIN, no reset.
+
+    TLS has messages of its own, so over TLS only a connection that has ended is not quiet.
+    """
+    bottom = bottom_of(transport)
+    if bottom is None:
+        return True
+    if bottom.disconnected or bottom.disconnecting:
+        return False
+    if bottom is not transport:
+        return True
+    try:
+        bottom.socket.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def abort_now(transport: Any) -> None:
     """Reset the connection and release its file descriptor before this returns; Twisted does so in a later turn.
 

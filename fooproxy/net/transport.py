@@ -32,7 +32,7 @@ from fooproxy.net.pump import CLOSED, LARGEST_READ
 from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss, reset_on_close
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from twisted.internet.interfaces import IProtocol
 
@@ -60,6 +60,8 @@ class Transport(tcp.Connection):
     options_set_for: float | None = None
     """What `set_options` was last called with, for this connection or the port that accepted it."""
     _clear = True
+    _herald: Callable[[], None] | None = None
+    """Called instead of a read when data has arrived; see `await_data`."""
     _inflow: Tap | None = None
     _sink: Transport | None = None
     """What the pump writes to whatever is read here."""
@@ -165,10 +167,17 @@ class Transport(tcp.Connection):
         """
         protocol: Any = self.protocol
         self._sink = sink
+        self._herald = None
         self._poller.pump.start(self._number, sink, protocol.tap)
+
+    @property
+    def is_pumped(self) -> bool:
+        """Whether what is read is written elsewhere by the pump."""
+        return self._sink is not None
 
     def stop_pumping(self) -> None:
         """Pass what is read to the protocol again."""
+        self._herald = None
         if self._sink is not None:
             # Otherwise the file descriptor may belong to another transport by now.
             self._sink = None
@@ -183,6 +192,26 @@ class Transport(tcp.Connection):
         for broken in (sink, self):
             broken.connectionLost(Failure(ConnectionAborted()))
         return True
+
+    def await_data(self, then: Callable[[], None]) -> None:
+        """Call `then` when data arrives, and leave it in the kernel; an end is passed to the protocol as usual.
+
+        This holds until reading is paused, or what is read is pumped.
+        """
+        self.stop_pumping()
+        self._herald = then
+
+    def _announce(self, herald: Callable[[], None]) -> Any:
+        """Call `herald` if data has arrived; return why if reading is over."""
+        try:
+            if not self.socket.recv(1, socket.MSG_PEEK):
+                return main.CONNECTION_DONE
+        except BlockingIOError:
+            return None
+        except OSError as problem:
+            return loss(problem, self._number)
+        herald()
+        return None
 
     @property
     def brings_traffic(self) -> bool:
@@ -199,6 +228,8 @@ class Transport(tcp.Connection):
 
     def doRead(self) -> Any:
         """Read once and pass the data to the protocol."""
+        if self._herald is not None:
+            return self._announce(self._herald)
         try:
             data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:

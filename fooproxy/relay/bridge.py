@@ -33,7 +33,8 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
     """Creates a session for each client that connects, and keeps the open sessions in `sessions`.
 
     `connect` connects an `UpstreamFactory` to the upstream.  It returns a Deferred that fails when no connection could
-    be made, and that can be cancelled.  `observe` returns the `Observer` of a new session.
+    be made, and that can be cancelled.  `observe` returns the `Observer` of a new session, which is a
+    `session`.
     """
 
     noisy = False
@@ -45,11 +46,13 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
         observe: Callable[[], Seen],
         clock: IReactorTime,
         timeouts: Timeouts = _DEFAULTS,
+        session: type[Session[Seen]] = Session,
     ) -> None:
         self.connect = connect
         self.observe = observe
         self.timeouts = timeouts
-        self.deadlines: Deadlines[Session[Seen]] = Deadlines(clock)
+        self._session = session
+        self.deadlines: Deadlines[Any] = Deadlines(clock)
         self.sessions: set[Session[Seen]] = set()
         self._dismissed: Deadlines[Session[Seen]] = Deadlines(clock)
         self._clock = clock
@@ -58,7 +61,7 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
 
     def buildProtocol(self, addr: IAddress | None) -> Leg:
         """Build the client leg of a new session."""
-        return Session(self, self.observe()).client
+        return self._session(self, self.observe()).client
 
     def drain(self) -> Deferred[None]:
         """Close each session as soon as it is settled; the Deferred fires when no session is left."""

@@ -42,7 +42,7 @@ class Interceptor:
 
     def makeConnection(self, transport: ITransport) -> None:
         """Connect the wrapped protocol directly to the transport: writes need no interception."""
-        self.transport = transport
+        self.transport: Any = transport
         self.wrapped.makeConnection(transport)
 
     def connectionMade(self) -> None:
@@ -102,13 +102,13 @@ class InterceptorFactory(Factory):
 
     def __init__(self, wrapped: Any, tap: Callable[[Any], Tap], clock: Callable[[], int]) -> None:
         self.wrapped = wrapped
-        self._tap = tap
-        self._clock = clock
+        self.tap = tap
+        self.clock = clock
 
     def buildProtocol(self, addr: IAddress | None) -> Interceptor:  # type: ignore[override]
         """Build a protocol with the wrapped factory, and intercept it."""
         protocol = self.wrapped.buildProtocol(addr)
-        return self.interceptor(protocol, self._tap(protocol), self._clock)
+        return self.interceptor(protocol, self.tap(protocol), self.clock)
 
     def doStart(self) -> None:
         """Start the wrapped factory."""

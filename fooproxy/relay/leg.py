@@ -72,6 +72,24 @@ if TYPE_CHECKING:
         def note_resume(self, leg: Leg) -> None:
             """Record that `leg` is read again after a pause."""
 
+    class Lender(Interface):
+        """What has lent a connection, and gets it back."""
+
+        is_used: bool
+        """Whether it was lent before."""
+
+        def take_back(self) -> None:
+            """Take the connection back; the session has left it as if nothing had been said on it."""
+
+        def linger(self, let_go: Callable[[], bool]) -> bool:
+            """Leave the connection to the session until others need it; false if it is to be given back at once."""
+
+        def drop(self) -> None:
+            """Take the connection back and close it, since its server has ended it."""
+
+        def drain(self) -> None:
+            """Note that the session has nobody any more who would get its replies."""
+
 
 def _drop(data: bytes) -> None:
     """Discard `data`: the `forward` of a leg with no other leg to write to."""
@@ -96,6 +114,8 @@ class Leg(Protocol):
     """Whether a PROXY header is still to come."""
     over_tls = False
     """Whether the connection is usable only after a TLS handshake, and cannot close one direction only."""
+    link: Lender | None = None
+    """What has lent the connection, if it is one of a pool."""
     _half_closed = False
     _held: list[bytes] | None = None
 
@@ -129,9 +149,24 @@ class Leg(Protocol):
 
         What was read with the end of a TLS handshake is passed on even to a leg that is paused.
         """
-        self._held = []
-        self.forward = self._held.append
+        if self._held is None:
+            self._held = []
+            self.forward = self._held.append
         self.transport.pauseProducing()
+
+    def await_data(self, then: Callable[[], None]) -> None:
+        """Call `then` once the peer has said something, which is not read before `relay` if the transport can tell."""
+        relays(self.transport)
+        if isinstance(self.transport, Transport):
+            self.transport.await_data(then)
+            return
+
+        def keep(data: bytes) -> None:
+            self.hold()
+            self.forward(data)
+            then()
+
+        self.forward, self.dataReceived = keep, self._hand_on
 
     @property
     def holds(self) -> bool:
@@ -148,6 +183,11 @@ class Leg(Protocol):
             self.transport.pump(other.transport)
         else:
             relays(self.transport)
+
+    @property
+    def is_pumped(self) -> bool:
+        """Whether what is read goes to the other leg without passing here."""
+        return isinstance(self.transport, Transport) and self.transport.is_pumped
 
     def watch(self) -> None:
         """From now on, call the session after each chunk was forwarded."""
@@ -279,6 +319,26 @@ class Leg(Protocol):
         self.session.observer.ignored(self.name)
         self.forward = _drop
         self.take(_drop)
+
+    def stop_relaying(self) -> None:
+        """Have nothing more to do with the other leg."""
+        self.forward = _drop
+        self.take(_drop)
+        self.transport.unregisterProducer()
+
+    def leave(self) -> None:
+        """Leave the connection, which goes on without this leg."""
+        self.stop_relaying()
+        self.lost = self.finished = True
+        if self.paused:
+            self.transport.resumeProducing()
+
+    def read_replies(self, take: Callable[[bytes], None]) -> None:
+        """Read on for a client that is gone, and call `take` with each chunk instead of forwarding it."""
+        self.stop_relaying()
+        self.dataReceived = take
+        if self.paused:
+            self.resumeProducing()
 
     def close(self) -> None:
         """Close after everything written so far was sent."""

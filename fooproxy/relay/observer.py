@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fooproxy.net.pump import Tap
 
 
@@ -38,6 +40,23 @@ class Observer(Protocol):
     @property
     def between_requests(self) -> bool:
         """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether both peers have said nothing but what can be asked and answered: each line has one reply."""
+
+    @property
+    def passed(self) -> int:
+        """Bytes received from both legs."""
+
+    def when_settled(self, then: Callable[[], None] | None) -> None:
+        """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
+
+    def forwarded(self) -> None:
+        """Record that the server gets what the client has sent so far only now."""
+
+    def abandoned(self) -> None:
+        """Record that the client is gone, and that further replies are read and dropped."""
 
     def stop_after(self, chunk: bytes) -> int:
         """Return how much of `chunk`, the client's last, completes requests; if there is any, forget the rest."""

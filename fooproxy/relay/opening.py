@@ -56,10 +56,10 @@ class Opening:
     What `connect` returns may have an attribute `is_waiting`.
     """
 
-    __slots__ = ("_connect", "_connecting", "_session")
+    __slots__ = ("_connect", "_connecting", "session")
 
     def __init__(self, session: Opened, connect: Callable[[UpstreamFactory], Deferred[Any]]) -> None:
-        self._session = session
+        self.session = session
         self._connect = connect
         self._connecting: Deferred[Any] | None = None
 
@@ -75,15 +75,15 @@ class Opening:
 
     def begin(self) -> None:
         """Connect to the upstream, now or after the client's PROXY header and TLS handshake."""
-        client = self._session.client
+        client = self.session.client
         if client.awaits_header or client.over_tls:
-            self._session.expect(HANDSHAKE_TIMEOUT, self._is_late)
+            self.session.expect(HANDSHAKE_TIMEOUT, self._is_late)
         else:
             self.connect()
 
     def connect(self) -> None:
         """Connect to the upstream; the client is held if that takes time."""
-        session = self._session
+        session = self.session
         connecting = self._connect(UpstreamFactory(session))
         if session.upstream is None:
             session.client.hold()
@@ -97,19 +97,19 @@ class Opening:
             self._connecting.cancel()
 
     def _is_late(self) -> None:
-        self._session.because("proxy_header" if self._session.client.awaits_header else "client_tls")
-        self._session.close()
+        self.session.because("proxy_header" if self.session.client.awaits_header else "client_tls")
+        self.session.close()
 
     def _look_after_client(self) -> None:
-        how = self._session.client.departed
+        how = self.session.client.departed
         if how is None:
-            self._session.expect(LOOK_INTERVAL, self._look_after_client)
+            self.session.expect(LOOK_INTERVAL, self._look_after_client)
         else:
-            self._session.because(f"client_{how}")
-            self._session.close()
+            self.session.because(f"client_{how}")
+            self.session.close()
 
     def _failed(self, failure: Failure) -> None:
-        self._session.connect_failed(counted_as(failure.value))
+        self.session.connect_failed(counted_as(failure.value))
 
 
 class UpstreamFactory(ClientFactory):

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
         """What a session needs from the bridge that created it."""
 
         timeouts: Timeouts
-        deadlines: Deadlines[Session[Seen]]
+        deadlines: Deadlines[Any]
         sessions: set[Session[Seen]]
         """The open sessions."""
 
@@ -93,14 +93,16 @@ class Session(Generic[Seen]):
     """One client's connection and the upstream connection made for it."""
 
     log = Logger()
+    opening: type[Opening] = Opening
+    """What leads to the upstream leg."""
 
     __slots__ = (
-        *("client", "ending", "observer", "pauses", "stirred", "upstream"),
-        *("__weakref__", "_closing", "_draining", "_host", "_opening", "_reason"),
+        *("client", "closing", "draining", "ending", "host", "observer", "pauses", "reason", "stirred", "upstream"),
+        *("__weakref__", "_opening"),
     )
 
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
-        self._host = host
+        self.host = host
         self.observer = observer
         self.client = Leg(self, "client")
         self.upstream: Leg | None = None
@@ -110,21 +112,24 @@ class Session(Generic[Seen]):
         """How often reading from a leg was paused because the other leg could not write."""
         self.stirred = _NEVER
         """When data was last seen waiting for a peer, which `Observer.idle` does not cover; set by the sweep."""
-        self._closing = False
-        self._draining = False
+        self.closing = False
+        """Whether the legs are being closed."""
+        self.draining = False
+        """Whether the session closes as soon as it is settled, since the proxy stops."""
         self._opening: Opening | None = None
         """What leads to the upstream leg, until there is one."""
-        self._reason: str | None = None
+        self.reason: str | None = None
+        """Why it ends, once that is known."""
 
     def connected(self, leg: Leg) -> None:
         """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
-        leg.set_options(self._host.timeouts.send)
+        leg.set_options(self.host.timeouts.send)
         if leg is self.client:
             self.observer.accepted(leg.peer)
-            self._host.sessions.add(self)
-            self._opening = Opening(self, self._host.connect)
+            self.host.sessions.add(self)
+            self._opening = self.opening(self, self.host.connect)
             self._opening.begin()
-        elif self._closing:
+        elif self.closing:
             leg.transport.abortConnection()
         elif self.client.lost:
             self.upstream, self._opening = leg, None
@@ -132,25 +137,25 @@ class Session(Generic[Seen]):
             self.close()
         else:
             self.upstream = leg
-            is_held, self._opening = self._is_connecting, None
+            is_held, self._opening = self.is_connecting, None
             self.client.transport.registerProducer(leg, True)
             leg.transport.registerProducer(self.client, True)
             self.client.relay(leg)
             leg.relay(self.client)
             if is_held:
-                self._host.deadlines.clear(self)
+                self.host.deadlines.clear(self)
                 if not self.client.paused:
                     self.client.transport.resumeProducing()
 
     def shaken(self) -> None:
         """Continue once the client has done what comes before its first request: a TLS handshake, a PROXY header."""
-        if self._opening is not None and not self._closing:
-            self._host.deadlines.clear(self)
+        if self._opening is not None and not self.closing:
+            self.host.deadlines.clear(self)
             self._opening.connect()
 
     def connect_failed(self, reason: str) -> None:
         """End the session, since there is no upstream leg, for `reason`."""
-        if not self._closing:
+        if not self.closing:
             how = self.client.departed
             # If the client has left already, that is the reason, not the failed connect.
             self.because(f"client_{how}" if how else reason)
@@ -174,19 +179,24 @@ class Session(Generic[Seen]):
         if leg is self.client:
             self.observer.finished()
         other = self._other(leg)
-        if self._closing or other is None or other.finished or (leg is self.client and self.observer.settled):
+        if self.closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
         elif leg is not self.client and other.over_tls:
             # Else a client over TLS would not learn for a while that nothing more will come.
             self.close()
         else:
-            other.half_close()
-            self._end_soon()
+            if self._passes_on_fin(leg):
+                other.half_close()
+            self.end_soon()
             self._await_upstream()
+
+    def _passes_on_fin(self, leg: Leg) -> bool:
+        """Return whether the other leg gets a FIN, now that `leg` has sent one."""
+        return True
 
     def proceed(self, leg: Leg) -> None:
         """Check, while the session is ending, whether what `leg` just did was the last thing to wait for."""
-        if self.observer.settled and (self.client.finished or self._draining):
+        if self.observer.settled and (self.client.finished or self.draining):
             self.because("drained")
             if self.client.paused:
                 # The client may have sent more than was read.
@@ -196,9 +206,9 @@ class Session(Generic[Seen]):
             else:
                 self.close()
         elif leg is not self.client:
-            if self in self._host.deadlines:
+            if self in self.host.deadlines:
                 self._await_upstream()
-        elif self._draining and self.observer.between_requests and not leg.paused:
+        elif self.draining and self.observer.between_requests and not leg.paused:
             leg.pause()
 
     def lost(self, leg: Leg, reason: Failure) -> None:
@@ -212,10 +222,10 @@ class Session(Generic[Seen]):
                 why=one_line(words(why)),
                 limited="TLS failures of clients",
             )
-        if self._reason is None:
-            self._reason = "send_timeout" if isinstance(why, TimeoutError) else f"{leg.name}_{how}"
-        if not self._closing:
-            if leg is self.client and leg.holds and how == "closed" and self._is_connecting:
+        if self.reason is None:
+            self.reason = "send_timeout" if isinstance(why, TimeoutError) else f"{leg.name}_{how}"
+        if not self.closing:
+            if leg is self.client and leg.holds and how == "closed" and self.is_connecting:
                 # It has left, but what it said is still to be forwarded.
                 return
             if leg is self.client:
@@ -232,7 +242,7 @@ class Session(Generic[Seen]):
         """Handle the case that the other leg accepts no more of what `leg` receives, though it may not be lost yet."""
         other = self._other(leg)
         # If it is gone, `lost` follows at once and knows how it ended.
-        if self._closing or other is None or other.is_gone:
+        if self.closing or other is None or other.is_gone:
             return
         if other.timed_out:
             self.because("send_timeout")
@@ -242,7 +252,7 @@ class Session(Generic[Seen]):
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
             leg.ignore()
-            self._end_soon()
+            self.end_soon()
             self._await_upstream()
             leg.resumeProducing()
         else:
@@ -250,7 +260,7 @@ class Session(Generic[Seen]):
 
     def unread(self, leg: Leg) -> None:
         """Abort the connection of `leg`, whose peer has read nothing for too long."""
-        self._reason = "send_timeout"
+        self.reason = "send_timeout"
         leg.transport.abortConnection()
 
     def expire(self) -> None:
@@ -265,12 +275,12 @@ class Session(Generic[Seen]):
 
     def drain(self) -> None:
         """Close as soon as the session is settled; one that is still connecting closes now."""
-        self._draining = True
+        self.draining = True
         if self.upstream is None:
             self.because("drained")
             self.close()
-        elif not self._closing:
-            self._end_soon()
+        elif not self.closing:
+            self.end_soon()
             if not self.client.is_ignored:
                 self.client.take(self._take_last_request)
             self.proceed(self.client)
@@ -286,7 +296,8 @@ class Session(Generic[Seen]):
         if self.ending:
             self.proceed(self.client)
 
-    def _end_soon(self) -> None:
+    def end_soon(self) -> None:
+        """Check after each chunk from now on whether it was the last one."""
         self.ending = True
         for leg in self._left():
             leg.watch()
@@ -305,7 +316,7 @@ class Session(Generic[Seen]):
     def _let_go_soon(self) -> None:
         upstream_over_tls = self.upstream is not None and self.upstream.over_tls
         if (self.client.over_tls or upstream_over_tls) and any(leg.over_tls for leg in self._left()):
-            self.expect(LINGER_TIMEOUT if self._draining else FIN_TIMEOUT, self._let_go)
+            self.expect(LINGER_TIMEOUT if self.draining else FIN_TIMEOUT, self._let_go)
 
     def _let_go(self) -> None:
         """Wait no longer for peers over TLS to answer our close_notify; many never do, or not before they read."""
@@ -316,9 +327,9 @@ class Session(Generic[Seen]):
 
     def abort(self) -> None:
         """End now and drop what was not delivered, unless the kernel has all of it and can deliver it alone."""
-        is_served = self._closing and self._reason in ("drained", "closed_by_operator") and self.client.can_let_go
-        if self._reason in (None, "drained") and not is_served:
-            self._reason = "aborted"
+        is_served = self.closing and self.reason in ("drained", "closed_by_operator") and self.client.can_let_go
+        if self.reason in (None, "drained") and not is_served:
+            self.reason = "aborted"
         self._begin_to_close()
         for leg in self._left():
             if is_served and leg is self.client:
@@ -327,7 +338,8 @@ class Session(Generic[Seen]):
                 leg.transport.abortConnection()
 
     @property
-    def _is_connecting(self) -> bool:
+    def is_connecting(self) -> bool:
+        """Whether the client waits for its upstream leg."""
         return self._opening is not None and self._opening.is_connecting
 
     def _dismiss_client(self, timeout: float, then: Callable[[], None]) -> None:
@@ -355,23 +367,23 @@ class Session(Generic[Seen]):
 
     def because(self, reason: str) -> None:
         """Record why the session ends; the first reason wins."""
-        if self._reason is None:
-            self._reason = reason
+        if self.reason is None:
+            self.reason = reason
 
     def _begin_to_close(self) -> None:
-        self._closing = True
+        self.closing = True
         self.ending = False
-        self._host.deadlines.clear(self)
+        self.host.deadlines.clear(self)
         if self._opening is not None:
             self._opening.cancel()
 
     def expect(self, timeout: float, then: Callable[[], None]) -> None:
         """Call `then` in `timeout` seconds, in place of any earlier deadline of this session."""
-        self._host.deadlines.set(self, timeout, then)
+        self.host.deadlines.set(self, timeout, then)
 
     def _await_upstream(self) -> None:
         """Set or renew the deadline for the upstream to send something."""
-        timeout = self._host.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
+        timeout = self.host.timeouts.client_fin if self.client.finished else FIN_TIMEOUT
         self.expect(timeout, self._upstream_is_silent)
 
     def _upstream_is_silent(self) -> None:
@@ -380,17 +392,17 @@ class Session(Generic[Seen]):
             self._await_upstream()
         else:
             if self.client.finished:
-                self._reason = "half_close_timeout"
+                self.reason = "half_close_timeout"
             self.close()
 
     def _ended(self) -> None:
-        if self not in self._host.sessions:
+        if self not in self.host.sessions:
             # Called twice if closing a leg loses it at once: `lost` is then called from within `lost`.
             return
-        self._host.deadlines.clear(self)
-        self._host.sessions.discard(self)
-        self.observer.ended(self._reason or "aborted")
-        self._host.session_ended()
+        self.host.deadlines.clear(self)
+        self.host.sessions.discard(self)
+        self.observer.ended(self.reason or "aborted")
+        self.host.session_ended()
         self._opening = None
         # Break the reference cycles here: garbage collector runs would delay all sessions.
         del self.client.session
@@ -400,11 +412,11 @@ class Session(Generic[Seen]):
     @property
     def state(self) -> str:
         """The state of the session, as shown to operators."""
-        if self._closing:
+        if self.closing:
             return "closing"
         if self.upstream is None:
             return "waiting" if self._opening is not None and self._opening.is_waiting else "connecting"
-        if self._draining:
+        if self.draining:
             return "draining"
         return "half-closed" if self.client.finished or self.upstream.finished else "open"
 

@@ -132,7 +132,7 @@ class Sweep:
 
     def _is_idle(self, session: Session[Any], now: float) -> bool:
         """Return whether an open session had no traffic for too long; one that is ending has deadlines of its own."""
-        return session.state == "open" and now - session.stirred >= self._timeouts.idle
+        return session.state in ("open", "idle") and now - session.stirred >= self._timeouts.idle
 
 
 def _taken(leg: Leg, session: Session[Any]) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from fooproxy.foo.numbers import LARGEST, zeros
 from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
-from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
+from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES, LINK_STATES, LINKS_DISCARDED
 from fooproxy.stats.servers import SHARED, SavedServer, ServerStats, give_back
 from fooproxy.stats.timetable import TimeTable
 from fooproxy.stats.traffic import Figures, Traffic, total
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from fooproxy.foo.counting import Twin
+    from fooproxy.foo.latency import Exchange
     from fooproxy.stats.clients import Session
 
 _LEGS = ("client", "upstream")
@@ -157,6 +158,12 @@ class Stats(Declared):
         title="Unanswered requests",
     )
 
+    replies_dropped = Counter(
+        "messages",
+        "Replies read and dropped because their client was gone, so that its link could be used again.",
+        title="Dropped replies",
+    )
+
     @computed("counter", "messages", label="type", labels=("ack", "nak"), in_report=False)
     def replies(self) -> dict[str, int]:
         """Replies from the upstream, by type."""
@@ -195,6 +202,17 @@ class Stats(Declared):
     def upstreams_total(self) -> int:
         """Servers that the proxy forwards to."""
         return self.reachable()[1]
+
+    @computed("gauge", "links", label="state", labels=tuple(LINK_STATES))
+    def links(self) -> dict[str, int]:
+        """Pooled connections to servers, by state."""
+        return self.linked()
+
+    links_taken = Counter("links", "Times a session was lent a pooled connection, new or used.", title="Links taken")
+    links_reused = Counter("links", "Times that one had served another session before.", title="Links reused")
+    links_discarded = Counters(
+        "links", "Pooled connections that were closed, by reason.", "reason", LINKS_DISCARDED, title="Links discarded"
+    )
 
     @computed("gauge", "sessions")
     def clients_waiting(self) -> int:
@@ -326,6 +344,9 @@ class Stats(Declared):
         """Returns how many servers are up, and how many there are."""
         self.queue: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
         """Returns how many clients wait for a server, and for how many seconds the first of them has."""
+        self.linked: Callable[[], dict[str, int]] = lambda: dict.fromkeys(LINK_STATES, 0)
+        """Returns how many links are in which state."""
+        self._when_settled: dict[Exchange, Callable[[], None]] = {}
         self.sessions: set[Session] = set()
         self.clients = Clients()
         self.times = TimeTable(clock, lambda: (self.msg_req, self.responses), self._seen)
@@ -408,6 +429,27 @@ class Stats(Declared):
     def catch_up(self) -> None:
         """Count all chunks fed to the analyzers; every figure of traffic above does this first."""
         self._last.replies.catch_up()
+
+    def watch(self, exchange: Exchange, then: Callable[[], None] | None) -> None:
+        """Have `tell_settled` call `then` whenever `exchange` has become settled; or cease to."""
+        self.traffic.requests.watch(exchange, then is not None)
+        if then is None:
+            self._when_settled.pop(exchange, None)
+        else:
+            self._when_settled[exchange] = then
+
+    def tell_settled(self) -> None:
+        """Tell whoever waits for it which exchanges have become settled, and still are."""
+        if not self._when_settled:
+            return
+        self.catch_up()
+        settled = self.traffic.requests.settled
+        told = settled[:]
+        settled.clear()
+        for exchange in told:
+            then = self._when_settled.get(exchange)
+            if then is not None and exchange.settled:
+                then()
 
     def digest(self) -> None:
         """Count the chunks fed to the analyzers if many wait; for callers that have time for it."""

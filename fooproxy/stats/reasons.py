@@ -22,6 +22,7 @@ CLOSED = {
     "idle_timeout": "no data passed in either direction for --idle-timeout",
     "reply_timeout": "a request had waited for its reply for --reply-timeout",
     "send_timeout": "the client or the upstream did not read any of its waiting data for --send-timeout",
+    "hold_timeout": "the client had a pooled link and made no progress for --pool-hold-timeout while others waited",
     "proxy_header": "the connection did not start with a valid PROXY header, which every haproxy: listener expects",
     "not_allowed": "the client's address is not among those in --allow",
     "loop": "the client was the proxy itself, because --forward leads back to --listen",
@@ -43,3 +44,21 @@ CONNECT_FAILURES = {
     "timeout": "connect_timeout",
 }
 """Why connecting to the upstream failed (a label in the exposition), and the matching reason in `CLOSED`."""
+
+LINK_STATES = {
+    "idle": "waits for a client",
+    "in_use": "is lent to a session",
+    "draining": "its client has gone, and its replies are read and dropped",
+}
+"""The states of a pooled connection, with their meanings."""
+
+LINKS_DISCARDED = {
+    "age": "it was older than --pool-max-age",
+    "idle": "nobody needed it for --pool-idle-timeout",
+    "closed": "the server closed or reset it",
+    "unsolicited": "the server sent something on it while nobody had asked",
+    "unclean": "its session left requests unanswered or a line unfinished, or said something other than requests",
+    "surplus": "too many others were idle",
+    "stopped": "the proxy was stopping",
+}
+"""Why pooled connections are closed, with their meanings."""

@@ -123,7 +123,12 @@ class ServerStats(Declared):
     @property
     def load(self) -> int:
         """Open sessions and requests in flight together: what servers are compared by."""
-        return len(self.sessions) + max(self.figures.in_flight, 0)
+        return len(self.sessions) + self.in_flight
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in flight."""
+        return max(self.figures.in_flight, 0)
 
     def joined(self, session: Session) -> None:
         """Count a session that the server gets."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Protocol
 
     from fooproxy.stats.counters import Stats
@@ -35,7 +36,10 @@ class SessionStats:
     `address` is the client's; `opened` is a time on the clock of `stats`.
     """
 
-    __slots__ = ("_stats", "address", "client", "exchange", "is_held_up", "number", "opened", "server", "upstream")
+    __slots__ = (
+        *("address", "client", "exchange", "is_held_up", "number", "opened", "server", "upstream"),
+        *("_dropped_from", "_stats"),
+    )
 
     def __init__(self, stats: Stats) -> None:
         self._stats = stats
@@ -43,6 +47,8 @@ class SessionStats:
         self.server: ServerStats | None = None
         self.address = ""
         self.is_held_up = False
+        self._dropped_from: int | None = None
+        """How many replies had been read when the client was gone and further ones were dropped."""
         self.opened = stats.clock()
         self.number = stats.connections_total = stats.connections_total + 1
         stats.sessions.add(self)
@@ -54,6 +60,9 @@ class SessionStats:
     def served_by(self, server: Server) -> None:
         """Record that `server`, one of several, is about to get the session."""
         stats = self._stats
+        if self.server is stats.servers[server.number]:
+            # It gets another link to the same one.
+            return
         stats.catch_up()
         # Bytes that came with a TLS handshake are still to be forwarded.
         early = stats.traffic if self.server is None else None
@@ -94,6 +103,40 @@ class SessionStats:
         """Whether the client has sent only whole lines; a last line that its FIN ends is whole too."""
         return not self.client.mid_line
 
+    @property
+    def is_regular(self) -> bool:
+        """Whether there was nothing of which nobody knows whether it is answered, or what it answers.
+
+        That is an invalid line, a message from the wrong side, a last request without a newline, a reply too many.
+        """
+        self._stats.catch_up()
+        client, upstream = self.client, self.upstream
+        noise = client.invalid or client.ack or client.nak or upstream.invalid or upstream.req
+        return not (noise or self.exchange.cut or self.exchange.unmatched)
+
+    @property
+    def passed(self) -> int:
+        """Bytes received from both legs."""
+        self._stats.catch_up()
+        return self.client.bytes + self.upstream.bytes
+
+    def when_settled(self, then: Callable[[], None] | None) -> None:
+        """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
+        self._stats.watch(self.exchange, then)
+
+    def forwarded(self) -> None:
+        """Record that the server gets the open requests only now: the wait for a link is none of its latency."""
+        self._stats.catch_up()
+        opened, *rest = self.exchange.state()
+        if opened:
+            now = round(self._stats.clock() * 1e6)
+            self.exchange.restore([[now, sum(count for _, count in opened)]], *rest)
+
+    def abandoned(self) -> None:
+        """Record that further replies are read and dropped."""
+        self._stats.catch_up()
+        self._dropped_from = self.upstream.replies
+
     def stop_after(self, chunk: bytes) -> int:
         """Return how much of `chunk`, the client's last, completes lines; if any, take the rest off the counts."""
         self._stats.catch_up()
@@ -125,6 +168,8 @@ class SessionStats:
         stats.catch_up()
         stats.sessions.discard(self)
         stats.connections_closed[reason] += 1
+        if self._dropped_from is not None:
+            stats.replies_dropped += self.upstream.replies - self._dropped_from
         if unanswered := self.exchange.in_flight:
             stats.requests_unanswered[reason] += unanswered
         server, dropped = self.server, self.is_dropped(reason)

@@ -112,7 +112,7 @@ class Retry:
             probing.addBoth(self._probed)
             return
         first = First(self._owner.waiting, self._server)
-        self._attempt = attempt = self._server.connect(first)
+        self._attempt = attempt = self._server.connect(first, fresh=True)
         self._deadlines.set(attempt, self._patience, attempt.cancel)
         attempt.addCallbacks(self._let_in, self._not_let_in, callbackArgs=(attempt, first), errbackArgs=(attempt,))
 

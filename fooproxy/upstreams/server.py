@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
 from twisted.internet import error
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         IStreamClientEndpoint,
     )
     from twisted.python.failure import Failure
+
+    from fooproxy.upstreams.pool import Links
 
 _LINGER = 0.2
 """Seconds that a probe waits for the peer to close: what accepts for a dead server, or for itself, does so at once."""
@@ -91,6 +93,10 @@ class Counts(Interface):
         """Open sessions and requests in flight together."""
 
     @property
+    def in_flight(self) -> int:
+        """Requests in flight."""
+
+    @property
     def stuck(self) -> int:
         """1 if requests wait and the server answers nobody, else 0."""
 
@@ -132,6 +138,8 @@ class Server:
         self._clock = clock
         self._deadlines: Deadlines[Any] = Deadlines(clock)
         self._counts: Counts | None = None
+        self.links: Links | None = None
+        """The links to it, if they are pooled."""
         self.connecting = 0
         """Clients for which an attempt is in progress, if there are several servers."""
         self.patience = 1
@@ -205,7 +213,7 @@ class Server:
     @property
     def has_room(self) -> bool:
         """Whether it may have one more connection."""
-        return self.slots is None or self.slots.has_room
+        return self.slots is None or self.slots.has_room or (self.links is not None and self.links.has_any)
 
     @property
     def silence(self) -> float:
@@ -218,8 +226,15 @@ class Server:
 
     @property
     def load(self) -> int:
-        """Open sessions, clients that are being connected and requests in flight together."""
-        return self.connecting + (0 if self._counts is None else self._counts.load)
+        """Open sessions, clients that are being connected and requests in flight together.
+
+        With a pool, links that are lent count, since a session may be without one.
+        """
+        if self._counts is None:
+            return self.connecting
+        if self.links is not None:
+            return self.connecting + self.links.lent + self._counts.in_flight
+        return self.connecting + self._counts.load
 
     @property
     def share(self) -> float:
@@ -227,8 +242,19 @@ class Server:
         warm = (self._clock.seconds() - self._warmed_at) / _WARM_UP
         return self.weight if warm >= 1 else self.weight * (_COLD + (1 - _COLD) * warm)
 
-    def connect(self, factory: IProtocolFactory, client: Client | None = None) -> Deferred[Any]:
-        """Make one attempt to connect `factory`; `client` is told as soon as there is a connection."""
+    def connect(self, factory: IProtocolFactory, client: Client | None = None, fresh: bool = False) -> Deferred[Any]:
+        """Make one attempt to connect `factory`; `client` is told as soon as there is a connection.
+
+        If there are idle links, it gets one of those, unless it must be a `fresh` connection.
+        """
+        if self.links is not None:
+            link = None if fresh else self.links.take()
+            if link is not None:
+                if client is not None:
+                    client.served_by(self)
+                link.lend(factory)
+                return succeed(link)
+            factory = self.links.making(factory)
         if client is not None:
             factory = _For(client, self, factory)
         if self.slots is not None:

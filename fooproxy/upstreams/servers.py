@@ -100,6 +100,9 @@ class Servers:
             server.when_failed, server.when_opened = self._failed, self._opened
             if server.slots is not None:
                 server.slots.when_free = self._freed
+            if server.links is not None:
+                server.links.when_free = self._freed
+                server.links.are_needed = partial(self._needs_links, server)
 
     # What is known of them, together.
 
@@ -148,6 +151,20 @@ class Servers:
     def queue(self) -> tuple[int, float]:
         """How many wait, and for how many seconds the first of them has."""
         return len(self.waiting), self.oldest_wait or 0.0
+
+    def links(self) -> dict[str, int]:
+        """Return how many pooled links to all servers are in which state."""
+        found = {"idle": 0, "in_use": 0, "draining": 0}
+        for server in self.servers:
+            for state, count in server.links.states.items() if server.links is not None else ():
+                found[state] += count
+        return found
+
+    def close_links(self) -> None:
+        """Close the idle links, and each of the others once it is given back."""
+        for server in self.servers:
+            if server.links is not None:
+                server.links.close()
 
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
@@ -330,6 +347,8 @@ class Servers:
     def hold(self, server: Server, how: str, who: str) -> None:
         """Keep new clients away from a server: it is ``paused`` or ``draining`` from now on, because `who` says so."""
         server.hold(how, who)
+        if server.links is not None:
+            server.links.end_lingering()
         self._judge()
 
     def release(self, server: Server, *hows: str) -> None:
@@ -343,6 +362,10 @@ class Servers:
         if self.waiting:
             # Not at once: whoever reports this may be about to report more.
             self._go_on(0)
+
+    def _needs_links(self, server: Server) -> bool:
+        """Return whether links of a server must not be left with the sessions that have had them."""
+        return not server.is_usable or bool(self.waiting)
 
     def _go_on(self, pause: float) -> None:
         if self._timer is None:

@@ -46,6 +46,7 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
             "connections_limit": None if server.slots is None else server.slots.limit,
             "outlier": outlier,
             "check": None if server.check is None else server.check.report(),
+            "links": None if server.links is None else server.links.states,
             **record,
         }
         for server, record, outlier in zip(servers, records, outliers, strict=True)

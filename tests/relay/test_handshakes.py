@@ -136,7 +136,7 @@ async def test_what_comes_with_the_end_of_the_handshake_is_forwarded_first(bed: 
 async def test_a_client_whose_connection_breaks_while_the_upstream_is_down_is_noticed(bed: AnyBed, how: str) -> None:
     client = await shaking(bed)
     client.send()
-    await until(lambda: bed.session().state == "connecting" and bed.session()._is_connecting)
+    await until(lambda: bed.session().state == "connecting" and bed.session().is_connecting)
     getattr(client.wire.transport, how)()
 
     def gone() -> bool:

@@ -76,7 +76,7 @@ class Watched(Protocol):
 
 class Counts:
     def __init__(self) -> None:
-        self.load = self.stuck = self.ejections = 0
+        self.load = self.in_flight = self.stuck = self.ejections = 0
         self.waits = 0
         self.replied = float("-inf")
         self.checks = {"passed": 0, "failed": 0}

@@ -83,7 +83,7 @@ class Watching(Server):
     attempts: list[Deferred[Any]]
     world: Queued
 
-    def connect(self, factory: Any, client: Any = None) -> Deferred[Any]:
+    def connect(self, factory: Any, client: Any = None, fresh: bool = False) -> Deferred[Any]:
         if client is not None:
             place = self.world.clients.index(client)
             for request in self.world.all.waiting:

@@ -1,0 +1,177 @@
+"""A link: one connection to a server that outlives the session it is lent to.
+
+It is the interceptor of that connection.  While a session has it, its tap and its leg are those of the session; while
+nobody has, whatever its server does ends it.  `fooproxy.upstreams.pool` keeps the links of a server; nothing here
+decides how long.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from fooproxy.net.sockets import bottom_of, is_quiet
+from fooproxy.relay.interceptor import InterceptorFactory, WatchedInterceptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    from twisted.internet.interfaces import ITransport
+
+    class Keeper(Protocol):
+        """What keeps the links of a server."""
+
+        def made(self, link: Link) -> None:
+            """Note a new link."""
+
+        def linger(self, link: Link, let_go: Callable[[], bool]) -> bool:
+            """Note that a link can be had, though its session still has it; false if it is to be given back."""
+
+        def drains(self, link: Link) -> None:
+            """Note that replies are still to come, to which nobody listens any more."""
+
+        def give_back(self, link: Link) -> None:
+            """Keep a clean link for the next session."""
+
+        def discard(self, link: Link, why: str) -> None:
+            """Close an idle link."""
+
+        def let_go_of(self, link: Link) -> None:
+            """Abort a link unless it is closed soon."""
+
+        def lost(self, link: Link, why: str) -> None:
+            """Forget a link that has ended."""
+
+
+class Link(WatchedInterceptor):
+    """One connection to a server: an interceptor whose tap and leg are those of whoever it is lent to."""
+
+    __slots__ = ("_has_fin", "_why", "expires", "idle_since", "is_used", "links", "seen")
+
+    links: Keeper
+    expires: float
+    idle_since: float
+    seen: int
+    """The value of `ticks` when it last began to linger."""
+
+    def makeConnection(self, transport: ITransport) -> None:
+        """Connect the leg of the first session."""
+        self._why = ""
+        self._has_fin = self.is_used = False
+        self.links.made(self)
+        self.wrapped.link = self
+        super().makeConnection(transport)
+
+    def lend(self, factory: Any) -> None:
+        """Connect the leg that `factory`, a `LinkFactory`, builds."""
+        leg = factory.wrapped.buildProtocol(None)
+        leg.link = self
+        self.tap, self.wrapped = factory.tap(leg), leg
+        leg.makeConnection(self.transport)
+
+    def take_back(self) -> None:
+        """Become idle, since the session needs the link no more and has left it clean."""
+        self.links.give_back(self)
+
+    def linger(self, let_go: Callable[[], bool]) -> bool:
+        """Stay with the session until another one needs the link, or for a moment; false if that is not worth it.
+
+        `let_go` gives it back if it is still clean, and returns whether it is.  The session calls this again whenever
+        it has become settled again.
+        """
+        return self.is_used and self.links.linger(self, let_go)
+
+    def drain(self) -> None:
+        """Note that replies are still to come, to which nobody listens any more."""
+        self.links.drains(self)
+
+    def rest(self) -> None:
+        """Wait for the next session; whatever comes meanwhile ends the link."""
+        self.is_used = True
+        self.tap, self.wrapped = _NOBODY, _Idle(self)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived, which over TLS nobody can tell."""
+        return is_quiet(self.transport)
+
+    def abort(self) -> None:
+        """Close with a reset."""
+        self.transport.abortConnection()
+
+    def drop(self) -> None:
+        """Close, since the server has closed, or is about to."""
+        self.rest()
+        self.close("closed")
+
+    def close(self, why: str, at_once: bool = False) -> None:
+        """Close an idle link, for a reason by which that is counted; `at_once` only if it is not what reports this."""
+        self._why = self._why or why
+        if bottom_of(self.transport) is not self.transport:
+            self.transport.loseConnection()
+            # Over TLS this waits for the peer.
+            self.links.let_go_of(self)
+        elif at_once:
+            self.transport.connectionLost(Failure(ConnectionDone()))
+        else:
+            self.transport.loseConnection()
+
+    def readConnectionLost(self) -> None:
+        """Pass on the FIN of the server."""
+        self._has_fin = True
+        super().readConnectionLost()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Pass on the end, and have it counted."""
+        is_theirs = self._has_fin or not isinstance(reason.value, (ConnectionAborted, ConnectionDone))
+        self.links.lost(self, self._why or ("closed" if is_theirs else "unclean"))
+        super().connectionLost(reason)
+
+
+class _Idle:
+    """In the place of a session's leg while there is none: whatever happens ends the link."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def dataReceived(self, data: bytes) -> None:
+        """Close the link, since its server says something that nobody has asked for."""
+        self._link.links.discard(self._link, "unsolicited")
+
+    def readConnectionLost(self) -> None:
+        """Close the link, since its server has."""
+        self._link.links.discard(self._link, "closed")
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: a FIN of ours comes with a close."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Do nothing: the link has told already."""
+
+
+class _Nobody:
+    """A tap for what nobody is to count."""
+
+    waiting: list[Any]
+    outlet = room = -1
+
+    def __init__(self) -> None:
+        self.waiting = []
+
+    def feed(self, chunk: bytes, time: int) -> None:
+        """Drop a chunk."""
+
+
+_NOBODY = _Nobody()
+
+
+class LinkFactory(InterceptorFactory):
+    """Wraps the factory of a session's upstream leg, and makes its connection a link."""
+
+    interceptor = Link

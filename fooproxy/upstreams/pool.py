@@ -1,0 +1,278 @@
+"""The pool: links to servers that outlive the sessions they are lent to, so that later clients need not connect.
+
+A link is lent to one session at a time.  A session gives it back only if it is clean: no request open, no line
+unfinished on either leg, and nothing said that was not asked for.  While a link is idle, any byte, FIN or reset from
+its server ends it, and so do its age and its idleness; so does what is found waiting on it when it is taken.  The link
+that was given back last is taken first, so that those which are not needed expire.
+
+It knows nothing about messages: the session decides what is clean.  `fooproxy.upstreams.server` takes links from here
+and has new ones made.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from twisted.internet.protocol import Factory
+
+from fooproxy.net.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from typing import Protocol
+
+    from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
+
+    class Stats(Protocol):
+        """What is counted of all links together."""
+
+        links_taken: int
+        links_reused: int
+
+        @property
+        def links_discarded(self) -> MutableMapping[str, int]:
+            """Links that were closed, by reason."""
+
+    class Link(Protocol):
+        """A connection that can be lent; `fooproxy.relay.link` has them."""
+
+        expires: float
+        """When it is too old."""
+        idle_since: float
+        seen: int
+        """The value of `Links.ticks` when it last began to linger."""
+
+        @property
+        def is_quiet(self) -> bool:
+            """Whether nothing has arrived, as far as anybody can tell."""
+
+        def lend(self, factory: Any) -> None:
+            """Connect the leg of a session."""
+
+        def rest(self) -> None:
+            """Wait for the next session."""
+
+        def close(self, why: str, at_once: bool = False) -> None:
+            """Close, for a reason by which that is counted; `at_once` only if it is not what reports this."""
+
+        def abort(self) -> None:
+            """Close with a reset."""
+
+
+_JITTER = 0.2
+"""The part of the maximum age by which that of a link may be less, so that links made together do not end together."""
+
+_LOOK = 1.0
+"""Seconds between two looks for idle links that have expired, at most."""
+
+_MOMENT = 0.005
+"""Seconds between two looks for links that have lingered; each lingers for one or two of these."""
+
+_MOST_IDLE = 1024
+"""Idle links that are kept for one server; beyond that, the one that has been idle for longest is closed."""
+
+_LET_GO = 10.0
+"""Seconds that a server has to answer our close_notify."""
+
+
+class Limits(NamedTuple):
+    """When a link is not kept any longer."""
+
+    age: float = 3600.0
+    """Seconds after which a link is closed instead of being given back."""
+    idle: float = 60.0
+    """Seconds that a link may be idle."""
+
+
+class Links:
+    """The links to one server, of which it keeps those that are idle.
+
+    What becomes of them is counted in `stats`.
+    """
+
+    def __init__(self, clock: IReactorTime, limits: Limits, stats: Stats) -> None:
+        self.idle: list[Link] = []
+        """Those that nobody has, the one that was given back last at the end."""
+        self.open: set[Link] = set()
+        """All links."""
+        self.lingering: dict[Link, Callable[[], bool]] = {}
+        """Those that their session can give back, and would use again if it were the first to need one.
+
+        Most clients that ask one thing after the other find theirs; so nothing has to be done for each of them.  Some
+        may be in use again."""
+        self.ticks = 0
+        """Counts the looks for links that have lingered for long enough."""
+        self.draining: set[Link] = set()
+        """Those whose session has ended, while its replies are still to come."""
+        self._clock = clock
+        self._limits = limits
+        self._stats = stats
+        self.when_free: Callable[[], object] = lambda: None
+        """Called when a link has become idle."""
+        self.are_needed: Callable[[], bool] = lambda: False
+        """Returns whether others need links, or nobody may have any; then none is left with its last session."""
+        self._timer: IDelayedCall | None = None
+        self._ticking: IDelayedCall | None = None
+        self._deadlines: Deadlines[Any] = Deadlines(clock)
+        self._is_closing = False
+
+    @property
+    def lent(self) -> int:
+        """How many links are lent, or are being made clean after that."""
+        return len(self.open) - len(self.idle) - len(self.lingering)
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many links are in which state."""
+        idle, draining = len(self.idle), len(self.draining)
+        return {"idle": idle, "in_use": len(self.open) - idle - draining, "draining": draining}
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a link is idle, or was until now as good as idle."""
+        while not self.idle and self.lingering:
+            self.lingering.popitem()[1]()
+        return bool(self.idle)
+
+    def linger(self, link: Link, let_go: Callable[[], bool]) -> bool:
+        """Note that a link can be had, and have it given back soon if it still can; false if others need it."""
+        if self._is_closing or self.are_needed():
+            self.lingering.pop(link, None)
+            return False
+        link.seen = self.ticks
+        self.lingering[link] = let_go
+        if self._ticking is None:
+            self._ticking = self._clock.callLater(_MOMENT, self._tick)
+        return True
+
+    def end_lingering(self) -> None:
+        """Have all links given back that linger."""
+        while self.lingering:
+            self.lingering.popitem()[1]()
+
+    def _tick(self) -> None:
+        """Have those links given back that have lingered since before the last look."""
+        self._ticking = None
+        self.ticks += 1
+        for link, let_go in list(self.lingering.items()):
+            if link.seen < self.ticks - 1:
+                self.lingering.pop(link, None)
+                let_go()
+        if self.lingering:
+            self._ticking = self._clock.callLater(_MOMENT, self._tick)
+
+    def take(self) -> Link | None:
+        """Return an idle link that can be lent, if there is one."""
+        now = self._clock.seconds()
+        while self.has_any:
+            link = self.idle[-1]
+            why = self._has_expired(link, now)
+            if not why and not link.is_quiet:
+                why = "closed"
+            self.idle.pop()
+            if why:
+                # At once, since another one may take its place.
+                link.close(why, at_once=True)
+                continue
+            self._stats.links_taken += 1
+            self._stats.links_reused += 1
+            return link
+        return None
+
+    def making(self, factory: IProtocolFactory) -> Factory:
+        """Wrap `factory`, so that the link that it builds is one of these."""
+        return _Making(factory, self)
+
+    def made(self, link: Link) -> None:
+        """Note a new link."""
+        age = self._limits.age * random.uniform(1 - _JITTER, 1)
+        link.expires = self._clock.seconds() + age
+        self.open.add(link)
+        self._stats.links_taken += 1
+
+    def drains(self, link: Link) -> None:
+        """Note that replies are still to come, to which nobody listens any more."""
+        self.lingering.pop(link, None)
+        self.draining.add(link)
+
+    def give_back(self, link: Link) -> None:
+        """Keep a clean link for the next session, unless it is too old."""
+        self.draining.discard(link)
+        self.lingering.pop(link, None)
+        now = self._clock.seconds()
+        link.rest()
+        if now >= link.expires or self._is_closing:
+            link.close("stopped" if self._is_closing else "age")
+            return
+        link.idle_since = now
+        self.idle.append(link)
+        if len(self.idle) > _MOST_IDLE:
+            self.discard(self.idle[0], "surplus")
+        if self._timer is None:
+            self._timer = self._clock.callLater(min(self._limits.idle, _LOOK), self._look)
+        self.when_free()
+
+    def discard(self, link: Link, why: str) -> None:
+        """Close an idle link for a reason; called twice for one that a server closes after it has said something."""
+        if link in self.idle:
+            self.idle.remove(link)
+        link.close(why)
+
+    def lost(self, link: Link, why: str) -> None:
+        """Forget a link that has ended, and count why."""
+        self._deadlines.clear(link)
+        self.open.discard(link)
+        self.draining.discard(link)
+        self.lingering.pop(link, None)
+        if link in self.idle:
+            self.idle.remove(link)
+        self._stats.links_discarded[why] += 1
+
+    def let_go_of(self, link: Link) -> None:
+        """Abort a link unless it is closed soon."""
+        self._deadlines.set(link, _LET_GO, link.abort)
+
+    def close(self) -> None:
+        """Close all idle links, and each of the others when it is given back."""
+        self._is_closing = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self.idle:
+            self.discard(self.idle[-1], "stopped")
+
+    def _has_expired(self, link: Link, now: float) -> str:
+        if now >= link.expires:
+            return "age"
+        return "idle" if now - link.idle_since >= self._limits.idle else ""
+
+    def _look(self) -> None:
+        """Close the links that have expired."""
+        self._timer = None
+        now = self._clock.seconds()
+        for link in self.idle[:]:
+            if why := self._has_expired(link, now):
+                self.discard(link, why)
+        if self.idle:
+            self._timer = self._clock.callLater(min(self._limits.idle, _LOOK), self._look)
+
+
+class _Making(Factory):
+    """Builds the protocol of `factory`; if it is a link, it is one of `links`."""
+
+    noisy = False
+
+    def __init__(self, factory: IProtocolFactory, links: Links) -> None:
+        self._factory = factory
+        self._links = links
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Build the protocol."""
+        protocol: Any = self._factory.buildProtocol(addr)
+        # Without effect if it is none.
+        protocol.links = self._links
+        return protocol

@@ -1,0 +1,105 @@
+"""A test bed whose sessions are lent links by a pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fooproxy.net.addresses import client_endpoint
+from fooproxy.relay.bridge import BridgeFactory
+from fooproxy.relay.link import LinkFactory
+from fooproxy.relay.pooled import BurstSession, PooledSession
+from fooproxy.relay.sweep import Sweep
+from fooproxy.relay.timeouts import Timeouts
+from fooproxy.stats.session import SessionStats
+from fooproxy.upstreams.pool import Limits, Links
+from fooproxy.upstreams.server import Server
+from fooproxy.upstreams.servers import Servers
+from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+
+_LIMITS = Limits()
+
+
+class PoolBed(Bed):
+    """A bed with a pool of links to its upstream."""
+
+    def __init__(
+        self,
+        transports: str,
+        timeouts: Timeouts = TIMEOUTS,
+        limits: Limits = _LIMITS,
+        burst: bool = False,
+        most: int = 0,
+    ) -> None:
+        super().__init__(transports, timeouts)
+        self._most = most
+        self.links = Links(self.clock, limits, self.stats)
+        self.stats.linked = lambda: self.links.states
+        self.bridge = BridgeFactory(
+            *(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts),
+            session=BurstSession if burst else PooledSession,
+        )
+        if self.poller is not None:
+            self.poller.afterwards.append(self.stats.tell_settled)
+        self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
+        self.servers: Servers
+
+    async def start(self) -> None:
+        await super().start()
+        endpoint = client_endpoint(reactor, self.forward(), self.poller)
+        server = Server(endpoint, "8001", self.clock, limit=self._most)
+        server.links = self.links
+        self.servers = Servers([server], self.clock, 5.0)
+
+    async def stop(self) -> None:
+        self.links.close()
+        await super().stop()
+        assert not self.links.open
+        assert self.made == sum(self.stats.links_discarded.values())
+
+    @property
+    def made(self) -> int:
+        """How many links were made."""
+        return self.stats.links_taken - self.stats.links_reused
+
+    def connect_upstream(self, factory: Any) -> Deferred[Any]:
+        return self.servers.connect(LinkFactory(factory, lambda leg: leg.session.observer.upstream, self.tick))
+
+    async def asks(self, client: Peer, line: bytes = b"REQ 1\n") -> Peer:
+        """Have a client send a line, and return the end of the link that it arrives on."""
+        before = {peer: len(peer.received) for peer in self.upstreams.built}
+        client.transport.write(line)
+        await until(lambda: [peer for peer in self.upstreams.built if len(peer.received) > before.get(peer, 0)])
+        link = next(peer for peer in self.upstreams.built if len(peer.received) > before.get(peer, 0))
+        await until(lambda: link.received.endswith(line))
+        return link
+
+    async def exchange(self, client: Peer, number: int = 1) -> Peer:
+        """Have a client ask, be answered, and return the end of its link."""
+        link = await self.asks(client, b"REQ %d\n" % number)
+        link.transport.write(b"ACK %d\n" % number)
+        await until(lambda: client.received.endswith(b"ACK %d\n" % number))
+        return link
+
+    async def leaves(self, client: Peer) -> None:
+        """Have a client close, and wait until its session has ended."""
+        before = len(self.bridge.sessions)
+        client.transport.loseConnection()
+        await until(lambda: len(self.bridge.sessions) < before)
+
+    async def states(self, **expected: int) -> None:
+        """Wait until the links are in these states; a moment passes, in which those that linger are given back."""
+        wanted = {"idle": 0, "in_use": 0, "draining": 0, **expected}
+
+        def are_reached() -> bool:
+            self.clock.advance(0.0001)
+            return self.links.states == wanted
+
+        await until(are_reached)
+
+    def discarded(self) -> dict[str, int]:
+        """Return how many links were closed, by reason."""
+        return {reason: count for reason, count in self.stats.links_discarded.items() if count}
