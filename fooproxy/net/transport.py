@@ -167,7 +167,7 @@ class Transport(tcp.Connection):
         """
         protocol: Any = self.protocol
         self._sink = sink
-        self._herald = None
+        self._drop_herald()
         self._poller.pump.start(self._number, sink, protocol.tap)
 
     @property
@@ -177,7 +177,7 @@ class Transport(tcp.Connection):
 
     def stop_pumping(self) -> None:
         """Pass what is read to the protocol again."""
-        self._herald = None
+        self._drop_herald()
         if self._sink is not None:
             # Otherwise the file descriptor may belong to another transport by now.
             self._sink = None
@@ -200,6 +200,11 @@ class Transport(tcp.Connection):
         """
         self.stop_pumping()
         self._herald = then
+
+    def _drop_herald(self) -> None:
+        # Deleted, not set: an attribute of its own would cost each transport memory.
+        if self._herald is not None:
+            del self._herald
 
     def _announce(self, herald: Callable[[], None]) -> Any:
         """Call `herald` if data has arrived; return why if reading is over."""

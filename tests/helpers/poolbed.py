@@ -14,30 +14,29 @@ from fooproxy.stats.session import SessionStats
 from fooproxy.upstreams.pool import Limits, Links
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
+from tests.helpers.anybed import AnyBed
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from twisted.internet.defer import Deferred
 
 
 _LIMITS = Limits()
 
 
-class PoolBed(Bed):
-    """A bed with a pool of links to its upstream."""
+class Pooled(Bed):
+    """What makes a bed one with a pool of links to its upstream; `set_up_pool` must be called first."""
 
-    def __init__(
-        self,
-        transports: str,
-        timeouts: Timeouts = TIMEOUTS,
-        limits: Limits = _LIMITS,
-        burst: bool = False,
-        most: int = 0,
-    ) -> None:
-        super().__init__(transports, timeouts)
+    servers: Servers
+
+    def set_up_pool(self, limits: Limits, burst: bool, most: int) -> None:
+        """Have sessions get their links from a pool, of `most` links if that is not 0."""
         self._most = most
         self.links = Links(self.clock, limits, self.stats)
         self.stats.linked = lambda: self.links.states
+        timeouts = self.bridge.timeouts
         self.bridge = BridgeFactory(
             *(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts),
             session=BurstSession if burst else PooledSession,
@@ -45,7 +44,6 @@ class PoolBed(Bed):
         if self.poller is not None:
             self.poller.afterwards.append(self.stats.tell_settled)
         self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
-        self.servers: Servers
 
     async def start(self) -> None:
         await super().start()
@@ -103,3 +101,26 @@ class PoolBed(Bed):
     def discarded(self) -> dict[str, int]:
         """Return how many links were closed, by reason."""
         return {reason: count for reason, count in self.stats.links_discarded.items() if count}
+
+
+class PoolBed(Pooled):
+    """A bed with a pool."""
+
+    def __init__(
+        self,
+        transports: str,
+        timeouts: Timeouts = TIMEOUTS,
+        limits: Limits = _LIMITS,
+        burst: bool = False,
+        most: int = 0,
+    ) -> None:
+        super().__init__(transports, timeouts)
+        self.set_up_pool(limits, burst, most)
+
+
+class AnyPoolBed(Pooled, AnyBed):
+    """A bed with a pool whose clients connect over any kind of transport."""
+
+    def __init__(self, transports: str, folder: Path, burst: bool) -> None:
+        AnyBed.__init__(self, transports, folder)
+        self.set_up_pool(_LIMITS, burst, 0)
