@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from tests.helpers.bed import Bed
 from tests.helpers.interrupts import Interrupts, ignore_no_signal
+from tests.helpers.nursery import NURSERY
 from tests.helpers.processes import ROOT, Watch
 from tests.helpers.twins import are_told_apart, twin
 
@@ -45,6 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
     declared.read(ROOT / "setup.cfg")
     config.stash[COVERED] = {source.split(".")[1] for source in declared["coverage:run"]["source"].split()}
     config.stash[WATCH] = Watch()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """With -n auto, run slow tests by more processes than there are cores: much of their time they only wait."""
+    cores = len(os.sched_getaffinity(0))
+    return cores if config.option.markexpr == "not slow" else cores * 3 // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,6 +107,7 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    NURSERY.close()
     left = session.config.stash[WATCH].end()
     # With -n, the processes that run tests have no reporter.
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from tests.helpers.fooserver import PATIENCE
+from tests.helpers.nursery import NURSERY, Child
 from tests.helpers.processes import completed, started
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ def settles(read: Callable[[], T], expected: T) -> None:
 class Proxy:
     """A running proxy that logs to the file `log` and prints to the file `stdout`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, stdout: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | Child, log: Path, stdout: Path) -> None:
         self.process = process
         self.pid = process.pid
         self.stdout = stdout
@@ -163,20 +164,25 @@ def fooproxy(
     folder: Path,
     *more: str,
     upstream: int | None = None,
-    command: Sequence[str] = (*TWISTD, "-n"),
+    command: Sequence[str] = (),
     log: str = "stderr",
     stdout: int | None = None,
     inherited: Sequence[int] = (),
 ) -> Iterator[Proxy]:
-    """Run the proxy in `folder` with the options `more`; `log` is the file there that the proxy logs to."""
-    arguments = [*command, "fooproxy", *options(folder, upstream, *more)]
-    with (
-        (folder / "stdout").open("wb") as out,
-        (folder / "stderr").open("wb") as err,
-        started(arguments, stdout=stdout or out, stderr=err, cwd=folder, pass_fds=inherited) as process,
-    ):
-        proxy = Proxy(process, folder / log, folder / "stdout")
-        yield proxy
+    """Run the proxy in `folder` with the options `more`; `log` is the file there that the proxy logs to.
+
+    Without a `command`, it is a fork that runs ``twistd -n``: see `tests.helpers.nursery`.
+    """
+    arguments = [*command, *(() if command else ["-n"]), "fooproxy", *options(folder, upstream, *more)]
+    with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+        running: AbstractContextManager[subprocess.Popen[bytes] | Child]
+        if command:
+            running = started(arguments, stdout=stdout or out, stderr=err, cwd=folder, pass_fds=inherited)
+        else:
+            running = NURSERY.started(arguments, stdout=stdout or out, stderr=err, cwd=folder)
+        with running as process:
+            proxy = Proxy(process, folder / log, folder / "stdout")
+            yield proxy
     assert "Traceback" not in proxy.log
 
 
