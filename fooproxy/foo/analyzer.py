@@ -61,7 +61,7 @@ _BYTES, _REQ, _ACK = Counts.bytes.place, Counts.req.place, Counts.ack.place
 _NAK, _INVALID = Counts.nak.place, Counts.invalid.place
 
 
-class Leg:
+class Derived:
     """What follows from the figures of an `Analyzer`, whichever twin it is."""
 
     __slots__ = ()
@@ -113,7 +113,7 @@ class Leg:
             self.exchange.cut_short(time)
 
 
-class Analyzer(Leg):
+class Analyzer(Derived):
     """Counts one leg of one session, and reports its requests or replies to the session's `exchange`.
 
     Feed it every chunk of the leg in order; how the stream is cut makes no difference.  No input raises, and memory use

@@ -709,7 +709,7 @@ analyzer_move(Analyzer *self, PyObject *analysis)
     Py_RETURN_NONE;
 }
 
-/* Replace everything by what was in another analyzer: see Leg.state in analyzer.py. */
+/* Replace everything by what was in another analyzer: see Derived.state in analyzer.py. */
 static PyObject *
 analyzer_restore(Analyzer *self, PyObject *args)
 {

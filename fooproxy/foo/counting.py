@@ -48,7 +48,7 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
 
         catch_up = digest
 
-    class _Analyzer(core.Analyzer, analyzer.Leg):
+    class _Analyzer(core.Analyzer, analyzer.Derived):
         __slots__ = ()
 
     class _Exchange(core.Exchange, latency.Waiting):
