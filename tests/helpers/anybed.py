@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_twisted
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,6 +20,7 @@ from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from twisted.internet.interfaces import IListeningPort
@@ -85,6 +87,19 @@ class AnyBed(Bed):
             ours = self.session().client.transport
             await until(lambda: theirs._handshakeDone and not (is_writing(ours) or unacknowledged(ours)))
         return peers
+
+
+def any_bed(*kinds: Any, timeouts: Timeouts = TIMEOUTS) -> Any:
+    """Return the fixture `bed` of a module: a relay whose clients connect over each of these kinds of transport."""
+
+    @pytest_twisted.async_yield_fixture(params=kinds)
+    async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
+        bed = AnyBed(request.param, tmp_path, timeouts)
+        await bed.start()
+        yield bed
+        await bed.stop()
+
+    return bed
 
 
 def certificate(host: str = "localhost", key: Any = None) -> bytes:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from twisted.internet.task import Clock
 
 from fooproxy.net.turns import SHARE
 from fooproxy.net.turnstile import Turnstile
-from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.anybed import KINDS, AnyBed, any_bed
 from tests.helpers.bed import until
 
 # Twisted causes this pyOpenSSL warning, not our code.
@@ -112,13 +110,7 @@ def test_the_turnstile_is_the_socket_in_everything_else() -> None:
     assert port_with(0, 0).socket.getsockname() == "the socket's own"
 
 
-@pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay whose clients connect over each kind of transport."""
-    bed = AnyBed(request.param, tmp_path)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed(*KINDS)
 
 
 @pytest_twisted.ensureDeferred

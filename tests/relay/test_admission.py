@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -25,7 +25,7 @@ from fooproxy.net.trail import Trail
 from fooproxy.net.turns import SHARE
 from fooproxy.net.turnstile import Turnstile
 from fooproxy.relay.admission import RESERVE, Gate, Gates, network
-from tests.helpers.anybed import KINDS, AnyBed
+from tests.helpers.anybed import KINDS, AnyBed, any_bed
 from tests.helpers.bed import Peer, Peers, publisher, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
@@ -342,13 +342,7 @@ def test_listeners_take_turns_when_a_session_ends() -> None:
 # The gate on real ports
 
 
-@pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay whose clients connect over each kind of transport."""
-    bed = AnyBed(request.param, tmp_path)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed(*KINDS)
 
 
 def put_up(bed: AnyBed, limit: int, *allowed: Any) -> None:

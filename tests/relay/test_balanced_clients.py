@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from fooproxy.net.deadlines import GRAIN
 from fooproxy.net.sockets import bottom_of, has_fin, is_writing
 from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
 from fooproxy.web.overview import clients
-from tests.helpers.anybed import AnyBed
+from tests.helpers.anybed import AnyBed, any_bed
 from tests.helpers.bed import reactor, until
 from tests.helpers.fooserver import FooServer, connect, read_lines
 from tests.helpers.proxyprocess import fooproxy, settles
@@ -26,12 +25,7 @@ ensure = pytest_twisted.ensureDeferred
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
-@pytest_twisted.async_yield_fixture(params=["haproxy", "haproxy, ssl"])
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    bed = AnyBed(request.param, tmp_path)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed("haproxy", "haproxy, ssl")
 
 
 def hosts(bed: AnyBed) -> dict[str, int]:

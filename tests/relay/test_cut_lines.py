@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.task import deferLater
 
 from fooproxy.relay.timeouts import Timeouts
-from tests.helpers.anybed import KINDS, AnyBed, only
+from tests.helpers.anybed import KINDS, AnyBed, any_bed, only
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, reset
 from tests.helpers.proxyprocess import fooproxy, settles
@@ -26,12 +26,7 @@ TIMEOUTS = Timeouts(idle=30.0, send=20.0)
 CUT = b"REQ 7 transfer 100"
 
 
-@pytest_twisted.async_yield_fixture(params=KINDS)
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    bed = AnyBed(request.param, tmp_path, TIMEOUTS)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed(*KINDS, timeouts=TIMEOUTS)
 
 
 async def sent(bed: AnyBed, data: bytes) -> tuple[Peer, Peer]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from twisted.logger import capturedLogs
 
 from fooproxy.net.deadlines import GRAIN
 from fooproxy.relay.opening import HANDSHAKE_TIMEOUT, LOOK_INTERVAL
-from tests.helpers.anybed import AnyBed
+from tests.helpers.anybed import AnyBed, any_bed
 from tests.helpers.bed import reactor, until
 
 ensure = pytest_twisted.ensureDeferred
@@ -26,13 +24,7 @@ ensure = pytest_twisted.ensureDeferred
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
-@pytest_twisted.async_yield_fixture(params=["ssl", "haproxy, ssl"])
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay whose clients connect over TLS."""
-    bed = AnyBed(request.param, tmp_path)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed("ssl", "haproxy, ssl")
 
 
 async def connected(bed: AnyBed) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from fooproxy.relay.leg import Leg
 from fooproxy.relay.session import FIN_TIMEOUT
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
-from tests.helpers.anybed import KINDS, AnyBed, only
+from tests.helpers.anybed import KINDS, AnyBed, any_bed, only
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, read_to_end
 from tests.helpers.proxyprocess import Proxy, fooproxy, settles
@@ -43,15 +43,9 @@ LATE = 2 * TIMEOUTS.interval
 
 
 # Filling the kernel's buffers takes time, and with TLS each megabyte is encrypted and decrypted here too.
-@pytest_twisted.async_yield_fixture(
-    params=[kind if kind == "ours" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+bed = any_bed(
+    *(kind if kind == "ours" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS), timeouts=TIMEOUTS
 )
-async def bed(twin: str, request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay with short timeouts, whose clients connect over each kind of transport."""
-    bed = AnyBed(request.param, tmp_path, TIMEOUTS)
-    await bed.start()
-    yield bed
-    await bed.stop()
 
 
 async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from fooproxy.net.private import Secured
 from fooproxy.net.sockets import bottom_of, is_writing
 from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT
 from fooproxy.relay.timeouts import Timeouts
-from tests.helpers.anybed import AnyBed
+from tests.helpers.anybed import AnyBed, any_bed
 from tests.helpers.bed import Peer, until
 
 ensure = pytest_twisted.ensureDeferred
@@ -24,13 +23,7 @@ ensure = pytest_twisted.ensureDeferred
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
 
-@pytest_twisted.async_yield_fixture(params=["ssl", "haproxy, ssl"])
-async def bed(request: Any, tmp_path: Path) -> AsyncIterator[AnyBed]:
-    """A relay whose clients connect over TLS."""
-    bed = AnyBed(request.param, tmp_path, Timeouts(send=1000))
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = any_bed("ssl", "haproxy, ssl", timeouts=Timeouts(send=1000))
 
 
 async def absent_minded(bed: AnyBed) -> tuple[Peer, Peer]:
