@@ -599,7 +599,7 @@ def test_several_servers_have_a_table_and_a_single_one_has_none(browser: Any, pa
                 return [...document.querySelectorAll("#upstream-rows tr")].map((row) =>
                     [...row.cells].map((cell) => cell.textContent));
             """
-            settles(lambda: sum(int(row[6]) for row in table.run(script)), 16)
+            settles(lambda: sum(int(row[7]) for row in table.run(script)), 16)
             assert [row[0] for row in table.run(script)] == ["<b>one", "other"]
             assert not table.run("return document.getElementById('upstreams').hidden")
             assert table.fits(1200)
