@@ -63,7 +63,9 @@ systemd:domain=INET:index=0 or haproxy:tcp:8002."""
 SERVERS = """\
 A SERVER is an ADDRESS, and behind commas weight=N (1 to 9999, its share of the clients), backup (it is used only if \
 no other server can be reached) and name=TEXT, each of them or none: foo.example:8001,weight=3,name=first.
-Commas before these belong to the address."""
+Commas before these belong to the address.
+dns:foo.example:8001 stands for a server at each address of a host, srv:_foo._tcp.example for one at each target of a \
+service; both are looked up again as the answer's TTL says."""
 
 SECTIONS = (
     ("ADDRESSES", ADDRESSES),

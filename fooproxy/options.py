@@ -122,7 +122,7 @@ OPTIONS = (
         unit="SERVER",
         default=":8001",
         check=values.upstream,
-        look=lambda text: checking.connecting(read_forward(text).address),
+        look=lambda text: "" if read_forward(text).source else checking.connecting(read_forward(text).address),
         repeats=True,
         meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and behind commas max=N for "
         "the most connections to it, name=TEXT, and, if there are several, weight=N for its share, and backup if it is "
@@ -153,6 +153,16 @@ OPTIONS = (
         default="10",
         check=values.positive_seconds,
         meaning="Close a client that has waited in the queue for this many seconds.",
+    ),
+    Option(
+        name="name-server",
+        group="upstreams",
+        unit="HOST",
+        default="",
+        absence="/etc/resolv.conf",
+        check=values.name_server,
+        repeats=True,
+        meaning="IP address of a name server, with :port if it is not 53, to ask for servers given as dns: or srv:.",
     ),
     Option(
         name="check",
@@ -381,6 +391,7 @@ An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
 
 A SERVER is an ADDRESS, with commas and more behind it if you like: foo.example:8001,weight=3,name=first.
+dns:foo.example:8001 is a server at each address of the host, srv:_foo._tcp.example one at each target of the service.
 
 An option not given on the command line is read from the environment (FOOPROXY_CONNECT_TIMEOUT for --connect-timeout),
 and then from the file that --config names (connect-timeout = 2.5)."""

@@ -27,6 +27,7 @@ from fooproxy.launch import Launch
 from fooproxy.logs.formats import FORMATS
 from fooproxy.logs.log import Log
 from fooproxy.net.addresses import client_endpoint, connects_polled, host_port, listens_polled, server_endpoint
+from fooproxy.net.dns import NameServers
 from fooproxy.net.listening import listen_now
 from fooproxy.net.peers import shown
 from fooproxy.net.poller import Poller, is_available, microseconds
@@ -50,6 +51,7 @@ from fooproxy.relay.pooled import BurstSession, PooledSession
 from fooproxy.relay.session import Session
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
+from fooproxy.roster import MOST, Roster
 from fooproxy.signals import Signals
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.sampling import Sampling
@@ -58,6 +60,7 @@ from fooproxy.stopping import Stopping
 from fooproxy.supervisor import Supervisor
 from fooproxy.upstreams.balance import BALANCES
 from fooproxy.upstreams.checks import Checks, Rules
+from fooproxy.upstreams.discovery import Discovery
 from fooproxy.upstreams.ejection import Ejection
 from fooproxy.upstreams.pool import Limits, Links
 from fooproxy.upstreams.server import Server
@@ -119,9 +122,11 @@ class ProxyService(Service):
         self._is_stopping = False
         forward: list[Forward] = options["forward"]
         # One server needs no numbers of its own.
-        names = [server.name for server in forward] if len(forward) > 1 else []
-        self.stats = Stats(time.monotonic, self._session_ended, servers=names)
-        connects = all(connects_polled(server.address) for server in forward)
+        found = [one for one in forward if one.source is not None]
+        fixed = [one for one in forward if one.source is None]
+        names = [one.name for one in fixed] if len(forward) > 1 or found else []
+        self.stats = Stats(time.monotonic, self._session_ended, servers=names, rows=MOST if found else 0)
+        connects = all(connects_polled(one.address) for one in fixed)
         all_polled = is_available() and connects and all(map(listens_polled, options["listen"]))
         self._poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None
         self._sampling = Sampling(self.stats, reactor, may_rest=all_polled)
@@ -131,15 +136,21 @@ class ProxyService(Service):
         self._trail = Trail()
         balance = BALANCES[options["balance"]](random.Random())
         self._upstreams = Servers(
-            *(self._servers(forward), reactor, options["connect-timeout"], balance, options["queue-timeout"])
+            *([self._server(one, number) for number, one in enumerate(fixed)], reactor, options["connect-timeout"]),
+            *(balance, options["queue-timeout"]),
+            may_grow=bool(found),
         )
+        self._upstreams.is_limited |= any(map(self._limit, found))
         self.stats.reachable = lambda: self._upstreams.counts
         self.stats.queue = lambda: self._upstreams.queue
         self.stats.linked = self._upstreams.links
-        self._ejection = Ejection(self._upstreams.servers, self.stats.servers, time.monotonic)
+        self._ejection = Ejection(self._upstreams.servers, self.stats.rows, time.monotonic)
         for number, record in enumerate(self.stats.servers):
             record.when_ended = partial(self._ejection.ended, number)
         self._checks = self._check_servers() if options["check"] != "off" else None
+        roster = Roster(self.stats, self._upstreams, self._ejection, self._checks, self._server)
+        name_servers = NameServers(reactor, options["name-server"])
+        self._discovery = Discovery(found, name_servers, self._upstreams, roster, reactor)
         timeouts = Timeouts(
             *(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"]),
             reply=options["reply-timeout"],
@@ -169,6 +180,7 @@ class ProxyService(Service):
             "only_naks": lambda: self.stats.only_naks,
             "upstream_down": lambda: 0 < self._upstreams.count("down") < len(self._upstreams.servers),
             "upstream_held": lambda: any(server.held for server in self._upstreams.servers),
+            "discovery_failing": lambda: self._discovery.is_failing,
             "clients_waiting": lambda: not self._gates.are_open,
             "recovery_failing": lambda: self._saving.failing,
         }
@@ -177,7 +189,7 @@ class ProxyService(Service):
         reserve_descriptor()
         self._web = Web(
             *(self.stats, self.health, self._upstreams, self.bridge.sessions),
-            *(self._saving.report, time.time, options.in_force),
+            *(self._saving.report, time.time, options.in_force, self._discovery.report),
         )
         self._control = Control(self.stats, self._upstreams, self.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []
@@ -228,27 +240,29 @@ class ProxyService(Service):
         self._ejection.start(self._reactor)
         if self._checks is not None:
             self._checks.start()
+        self._discovery.start()
         self._signals.report(self._report)
         self._signals.stop(self._stop)
         self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
 
-    def _servers(self, forward: list[Forward]) -> list[Server]:
-        """Return the servers to forward to; each of several has its own statistics."""
-        found = []
-        for number, one in enumerate(forward):
-            endpoint = client_endpoint(self._reactor, one.address, self._poller, self._trail)
-            limit = self._options["upstream-max-connections"] if one.most is None else one.most
-            how: dict[str, Any] = {"weight": one.weight, "backup": one.backup, "limit": limit}
-            server = Server(endpoint, one.name, self._reactor, number=number, **how)
-            if self.stats.servers:
-                server.counted_by(self.stats.servers[number])
-            if self._options["pool"] != "off":
-                limits = Limits(self._options["pool-max-age"], self._options["pool-idle-timeout"])
-                server.links = Links(self._reactor, limits, self.stats)
-            found.append(server)
-        return found
+    def _server(self, forward: Forward, number: int) -> Server:
+        """Return a server to forward to; each of several has its own statistics."""
+        endpoint = client_endpoint(self._reactor, forward.address, self._poller, self._trail)
+        how: dict[str, Any] = {"weight": forward.weight, "backup": forward.backup, "limit": self._limit(forward)}
+        server = Server(endpoint, forward.name, self._reactor, number=number, **how)
+        if self.stats.most_servers:
+            server.counted_by(self.stats.rows[number])
+        if self._options["pool"] != "off":
+            limits = Limits(self._options["pool-max-age"], self._options["pool-idle-timeout"])
+            server.links = Links(self._reactor, limits, self.stats)
+        return server
+
+    def _limit(self, forward: Forward) -> int:
+        """Return how many connections a server may have; 0 for any number."""
+        most: int = self._options["upstream-max-connections"] if forward.most is None else forward.most
+        return most
 
     def _check_servers(self) -> Checks:
         options = self._options
@@ -292,6 +306,7 @@ class ProxyService(Service):
         self._sweep.stop()
         self._holding.stop()
         self._ejection.stop()
+        self._discovery.stop()
         if self._checks is not None:
             self._checks.stop()
         self._sampling.stop()
@@ -323,7 +338,7 @@ class ProxyService(Service):
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = self._intercepts(factory, _upstream_tap, microseconds)
         # With one server, all is counted in one place.
-        client: Any = factory.session.observer if self.stats.servers else None
+        client: Any = factory.session.observer if self.stats.most_servers else None
         return self._upstreams.connect(tapped, client)
 
     def _listen(self, option: str, address: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:

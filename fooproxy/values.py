@@ -9,10 +9,11 @@ import math
 import re
 from typing import Any
 
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.logger import LogLevel
 
 from fooproxy.logs.formats import FORMATS
-from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.addresses import client_endpoint, host_port, server_endpoint
 from fooproxy.net.descriptions import check_listening, word
 from fooproxy.relay.admission import network
 from fooproxy.upstreams.balance import BALANCES
@@ -35,6 +36,7 @@ __all__ = [
     "level",
     "listening",
     "log_format",
+    "name_server",
     "network",
     "path",
     "pool",
@@ -87,8 +89,21 @@ def upstream(text: str) -> Forward:
     from twisted.internet import reactor
 
     found = read_forward(text)
-    client_endpoint(reactor, found.address)
+    if found.source is None:
+        client_endpoint(reactor, found.address)
     return found
+
+
+def name_server(text: str) -> tuple[str, int]:
+    """Read the address of a name server: an IP address, with a port if it is not 53."""
+    try:
+        place = host_port(text)
+    except ValueError:
+        place = None
+    host, port = (text, 53) if place is None else place
+    if not (isIPAddress(host) or isIPv6Address(host)) or not port:
+        raise ValueError(f"{text!r} is not an IP address; expected one such as 192.0.2.53, or 127.0.0.1:5353")
+    return host, port
 
 
 def balance(text: str) -> str:

@@ -78,7 +78,7 @@ _LISTENING_ONLY = {*_LISTENING, "haproxy", "stdio"} - set(_CONNECTING)
 _IPV6 = ("tcp6", "tls")
 """Those that listen by IPv6 only."""
 
-WORDS = frozenset({*_LISTENING, *_CONNECTING, "haproxy", "stdio", "tcp4"})
+WORDS = frozenset({*_LISTENING, *_CONNECTING, "haproxy", "stdio", "tcp4", "dns", "srv"})
 """The words that start a description: "tcp:8001" names no host called tcp."""
 
 

@@ -60,7 +60,7 @@ class SessionStats:
     def served_by(self, server: Server) -> None:
         """Record that `server`, one of several, is about to get the session."""
         stats = self._stats
-        if self.server is stats.servers[server.number]:
+        if self.server is stats.rows[server.number]:
             # It gets another link to the same one.
             return
         stats.catch_up()

@@ -65,17 +65,34 @@ class Ejection:
         self._servers = servers
         self._records = records
         self._clock = clock
-        self._streaks = [_Streak() for _ in records]
+        self._watched: dict[int, tuple[Server, _Streak]] = {}
         self._looping = LoopingCall(self.look)
+        self._is_started = False
+        for server in servers if records else ():
+            self.join(server)
+
+    def join(self, server: Server) -> None:
+        """Watch a server too; its record is that of its number."""
+        self._watched[server.number] = server, _Streak()
+        self._run()
+
+    def leave(self, server: Server) -> None:
+        """Watch a server no more."""
+        del self._watched[server.number]
 
     def start(self, reactor: IReactorTime) -> None:
         """Look every second from now on for servers that answer nobody."""
-        if self._records:
-            self._looping.clock = reactor
+        self._looping.clock = reactor
+        self._is_started = True
+        self._run()
+
+    def _run(self) -> None:
+        if self._is_started and self._watched and not self._looping.running:
             self._looping.start(1.0, now=False)
 
     def stop(self) -> None:
         """Cease to look."""
+        self._is_started = False
         if self._looping.running:
             self._looping.stop()
 
@@ -83,14 +100,15 @@ class Ejection:
         """Take note that a session of a server has ended: `dropped`, or served, with its last reply at `replied`."""
         if dropped:
             self._blame(number, 1, "it ends sessions with requests unanswered", "upstream_drops_requests")
-        elif replied > self._streaks[number].began:
-            self._streaks[number].failures = 0
+        elif replied > self._watched[number][1].began:
+            self._watched[number][1].failures = 0
 
     def look(self) -> None:
         """Count the sessions that wait on servers that answer nobody."""
         now = self._clock()
-        for number, (record, streak) in enumerate(zip(self._records, self._streaks, strict=True)):
-            if self._servers[number].failing or not record.stuck:
+        for number, (server, streak) in self._watched.items():
+            record = self._records[number]
+            if server.failing or not record.stuck:
                 continue
             # The first of many may be seen a second before the others.
             waiting = record.waiting(now - STUCK)
@@ -100,7 +118,7 @@ class Ejection:
                 self._blame(number, waiting, why, "upstream_stuck")
 
     def _blame(self, number: int, failures: int, why: str, reason: str) -> None:
-        server, streak = self._servers[number], self._streaks[number]
+        server, streak = self._watched[number]
         if server.failing:
             # It is out already.
             return
@@ -119,6 +137,6 @@ class Ejection:
 
     def _can_be_spared(self, server: Server) -> bool:
         """Return whether another server may take the clients, and half of all servers are not taken out by this."""
-        others = [each for each in self._servers if each is not server]
+        others = [each for each in self._servers if each is not server and not each.gone]
         out = 1 + sum(each.ejected for each in others)
-        return 2 * out <= len(self._servers) and any(each.is_usable and not each.doubted for each in others)
+        return 2 * out <= len(others) + 1 and any(each.is_usable and not each.doubted for each in others)

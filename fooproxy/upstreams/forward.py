@@ -22,9 +22,15 @@ _WORD = re.compile(
 )
 
 
+_NAME = re.compile(r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
+
+_FOUND = re.compile(r"(?P<how>dns|srv):(?P<what>.*)", re.S | re.I)
+"""An address that stands for all servers which a name server names."""
+
+
 @dataclass(frozen=True)
 class Forward:
-    """One server to forward to."""
+    """One server to forward to, or all that are found under a name."""
 
     address: str
     weight: int = 1
@@ -41,9 +47,43 @@ class Forward:
     def __str__(self) -> str:
         return self.address
 
+    @property
+    def source(self) -> Source | None:
+        """Where to look the servers up; `None` if this is one."""
+        return source(self.address)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A name under which servers are found: the addresses of a host, with a `port`, or, without one, a service."""
+
+    name: str
+    port: int | None
+
+
+def source(address: str) -> Source | None:
+    """Read an address that stands for the servers found under a name; `None` if it is one of a server.
+
+    :raises ValueError: it is wrong; the message says what would be right.
+    """
+    match = _FOUND.fullmatch(address)
+    if match is None:
+        return None
+    if match["how"].lower() == "srv":
+        labels = match["what"].split(".")
+        if _NAME.fullmatch(match["what"]) and len(labels) > 2 and all(each.startswith("_") for each in labels[:2]):
+            return Source(match["what"], None)
+        raise ValueError(f"{address!r} does not name a service; expected one such as srv:_foo._tcp.example")
+    name, _, port = match["what"].rpartition(":")
+    is_number = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
+    is_address = name.rpartition(".")[2].isdecimal()
+    if not (is_number and _NAME.fullmatch(name)) or is_address:
+        raise ValueError(f"{address!r} does not name a host and a port; expected them such as dns:foo.example:8001")
+    return Source(name, int(port))
+
 
 def read_forward(text: str) -> Forward:
-    """Read one server.
+    """Read one server, or where to find several.
 
     :raises ValueError: a word is given twice.
     """

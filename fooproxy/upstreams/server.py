@@ -10,6 +10,7 @@ It knows nothing about other servers, sessions or messages.  `fooproxy.upstreams
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
@@ -133,6 +134,10 @@ class Server:
         self.number = number
         self.weight = weight
         self.backup = backup
+        self.priority = 0
+        """Of several backups, those with a lower one come first."""
+        self.gone = False
+        """Whether a name server names it no more, so that it gets no new sessions."""
         self.slots = Slots(limit) if limit else None
         """Its connections, if they are limited."""
         self._clock = clock
@@ -192,9 +197,14 @@ class Server:
 
     @property
     def state(self) -> str:
-        """``up`` or ``down``; ``unknown`` before the first success; ``paused`` or ``draining`` as operators say."""
+        """``up`` or ``down``; ``unknown`` before the first success; ``paused`` or ``draining`` as operators say.
+
+        It is also ``draining`` while it still has sessions, but a name server names it no more.
+        """
         if self.held is not None:
             return self.held
+        if self.gone:
+            return "draining"
         if self.error is not None:
             return "down"
         return "up" if self._has_worked else "unknown"
@@ -209,6 +219,16 @@ class Server:
     def is_usable(self) -> bool:
         """Whether it may get a client, if it has room."""
         return not self.failing and self.held is None
+
+    @property
+    def reluctance(self) -> int:
+        """How much others come first: 1 if its checks fail, 2 if it is gone, else 0."""
+        return 2 if self.gone else int(self.doubted)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it has worked, and did so the last time."""
+        return self._has_worked and not self.failing
 
     @property
     def has_room(self) -> bool:
@@ -235,6 +255,11 @@ class Server:
         if self.links is not None:
             return self.connecting + self.links.lent + self._counts.in_flight
         return self.connecting + self._counts.load
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no sessions, and no links that are lent."""
+        return self.load == 0 and (self.links is None or self.links.lent == 0)
 
     @property
     def share(self) -> float:
@@ -377,6 +402,20 @@ class Server:
     def _find_hold(self) -> None:
         self.held = next((how for how in ("paused", "draining") if how in self._holds), None)
         self.held_by = "" if self.held is None else self._holds[self.held][0]
+
+    def is_back(self, is_back: bool) -> None:
+        """Take note whether a name server names it."""
+        if self.gone is is_back:
+            self.gone = not is_back
+            self._since = self._clock.seconds()
+
+    def close(self) -> None:
+        """Do, say and count nothing more, also if an attempt is still in progress."""
+        self._relapse()
+        if self.links is not None:
+            self.links.close()
+        self._counts = self.error = None
+        self.patience = sys.maxsize
 
     def _relapse(self) -> None:
         if self._recovering is not None:

@@ -24,14 +24,15 @@ from __future__ import annotations
 import math
 import random
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet import error
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from fooproxy.net.deadlines import Deadlines
-from fooproxy.net.failures import NotServed
+from fooproxy.net.failures import NotServed, counted_as, words
 from fooproxy.upstreams.balance import Least
 from fooproxy.upstreams.queue import Queue
 from fooproxy.upstreams.retry import NEXT, Retry
@@ -74,10 +75,13 @@ class Servers:
         timeout: float,
         balance: Balance | None = None,
         queue_timeout: float = 10.0,
+        may_grow: bool = False,
     ) -> None:
-        self.servers = servers
-        self._only = servers[0] if len(servers) == 1 else None
-        self._tiers = [[each for each in servers if each.backup is backup] for backup in (False, True)]
+        self.servers: list[Server] = []
+        self._only = servers[0] if len(servers) == 1 and not may_grow else None
+        self._tiers: list[list[Server]] = []
+        self.absence: Exception | None = None
+        """Why there is no server, if there is none."""
         self._balance: Balance = balance or Least(random.Random())
         self._clock = clock
         self._timeout = timeout
@@ -94,15 +98,36 @@ class Servers:
         """Whether those who wait do so because no server has room, or an operator keeps them away."""
         self.is_limited = any(server.slots is not None for server in servers)
         """Whether any server has a limit, so that protocols must be `Watched`."""
-        self._retries = {server: Retry(self, server, clock, min(timeout, _LONGEST_KNOCK)) for server in servers}
+        self._retries: dict[Server, Retry] = {}
         for server in servers:
-            server.patience = 1 if self._only else _PATIENCE
-            server.when_failed, server.when_opened = self._failed, self._opened
-            if server.slots is not None:
-                server.slots.when_free = self._freed
-            if server.links is not None:
-                server.links.when_free = self._freed
-                server.links.are_needed = partial(self._needs_links, server)
+            self.add(server)
+
+    def add(self, server: Server) -> None:
+        """Connect clients to this server too."""
+        self.servers.append(server)
+        self._retries[server] = Retry(self, server, self._clock, min(self._timeout, _LONGEST_KNOCK))
+        server.patience = 1 if self._only else _PATIENCE
+        server.when_failed, server.when_opened = self._failed, self._opened
+        if server.slots is not None:
+            server.slots.when_free = self._freed
+        if server.links is not None:
+            server.links.when_free = self._freed
+            server.links.are_needed = partial(self._needs_links, server)
+        self.sort()
+        if self.waiting:
+            self._opened(server)
+
+    def remove(self, server: Server) -> None:
+        """Forget a server that has no sessions."""
+        server.when_failed = server.when_opened = lambda server: None
+        self.servers.remove(server)
+        self._retries.pop(server).stop()
+        self.sort()
+
+    def sort(self) -> None:
+        """Take account of which servers are backups, and of their priorities."""
+        ranks = sorted({(server.backup, server.priority) for server in self.servers})
+        self._tiers = [[each for each in self.servers if (each.backup, each.priority) == rank] for rank in ranks]
 
     # What is known of them, together.
 
@@ -110,32 +135,38 @@ class Servers:
     def state(self) -> str:
         """The best state that any server is in: ``up``, ``unknown``, ``paused``, ``draining`` or ``down``."""
         states = {server.state for server in self.servers}
-        return next(state for state in ("up", "unknown", "paused", "draining", "down") if state in states)
+        nobody = "unknown" if self.absence is None else "down"
+        return next((state for state in ("up", "unknown", "paused", "draining", "down") if state in states), nobody)
 
     @property
-    def _latest(self) -> Server:
+    def _latest(self) -> Server | None:
         """The server that was the last to fail."""
-        return max(self.servers, key=lambda server: server.failed_at)
+        return max(self.servers, key=lambda server: server.failed_at, default=None)
 
     @property
     def error(self) -> str | None:
         """Why no server can be reached; `None` if one can."""
+        if self._latest is None:
+            return None if self.absence is None else words(self.absence)
         return self._latest.error if self.state == "down" else None
 
     @property
     def reason(self) -> str | None:
         """The same in a word, by which the sessions that fail for it are counted."""
+        if self._latest is None:
+            return None if self.absence is None else counted_as(self.absence)
         return self._latest.reason if self.state == "down" else None
 
     @property
     def silence(self) -> float:
         """Seconds since the last attempt succeeded or failed; infinite before the first."""
-        return min(server.silence for server in self.servers)
+        return min((server.silence for server in self.servers), default=0.0)
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many servers are up or not tried yet, and how many there are."""
-        return sum(server.state in ("up", "unknown") for server in self.servers), len(self.servers)
+        """How many servers are up or not tried yet, and how many there are, but for those that are gone."""
+        states = [server.state for server in self.servers if not server.gone]
+        return states.count("up") + states.count("unknown"), len(states)
 
     def count(self, state: str) -> int:
         """Return how many servers are in a state."""
@@ -168,9 +199,11 @@ class Servers:
 
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
-        if any(server.doubted and not server.failing for server in self.servers):
+        if any(server.doubted and server.is_usable for server in self.servers):
             # Its clients are served as long as it can be connected.
             return None
+        if self._latest is None:
+            return self.error
         return self._latest.unreachable(within) if self.state == "down" else None
 
     async def probe(self, timeout: float) -> None:
@@ -218,10 +251,11 @@ class Servers:
 
     def _candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
         """Return the servers that are worth an attempt and have room; `None` if not even one that is held is."""
-        # Rather one whose checks fail than none.
-        for tier, may_fail in [*((tier, False) for tier in self._tiers), *((tier, True) for tier in self._tiers)]:
-            usable = [server for server in tier if server.is_usable and server not in tried]
-            worth = usable if may_fail else [server for server in usable if not server.doubted]
+        # Rather one whose checks fail, or which a name server names no more, than none.
+        for most, tier in product(range(3), self._tiers):
+            worth = [
+                server for server in tier if server.is_usable and server.reluctance <= most and server not in tried
+            ]
             if worth:
                 return [server for server in worth if server.has_room] if self.is_limited else worth
         return [] if any(not server.failing and server not in tried for server in self.servers) else None
@@ -294,7 +328,9 @@ class Servers:
             request.is_late = True
             request.attempt.cancel()
         self._leave(request)
-        request.result.errback(NotServed("queue_timeout") if request.is_queued else self._latest.last)
+        latest = self._latest
+        why = (self.absence or error.TimeoutError()) if latest is None else latest.last
+        request.result.errback(NotServed("queue_timeout") if request.is_queued else why)
 
     # The queue.
 

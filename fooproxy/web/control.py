@@ -184,9 +184,9 @@ class Control:
     def _in_flight(self, servers: Sequence[Server]) -> int:
         stats = self._stats
         stats.catch_up()
-        if not stats.servers:
+        if not stats.most_servers:
             return stats.requests_in_flight
-        return sum(stats.servers[server.number].requests_in_flight for server in servers)
+        return sum(stats.rows[server.number].requests_in_flight for server in servers)
 
     def _is_idle(self, servers: Sequence[Server]) -> bool:
         """Whether none of `servers` has anything to answer, half a request included, or is being connected."""
@@ -196,15 +196,15 @@ class Control:
 
     def _open(self, servers: Sequence[Server]) -> int:
         """Return how many sessions `servers` have; clients that wait are none of them."""
-        if not self._stats.servers:
+        if not self._stats.most_servers:
             return sum(session.upstream is not None for session in self._sessions)
         return len(self._sessions_of(servers))
 
     def _sessions_of(self, servers: Sequence[Server]) -> list[Any]:
         stats = self._stats
-        if not stats.servers:
+        if not stats.most_servers:
             return list(stats.sessions)
-        return [session for server in servers for session in stats.servers[server.number].sessions]
+        return [session for server in servers for session in stats.rows[server.number].sessions]
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
         """Wait until something holds, `seconds` at most; return whether it does."""

@@ -59,7 +59,8 @@ class Health(Protocol):
 class Web:
     """The routes; they show `stats`, `health`, the `upstreams` and the open `sessions`.
 
-    `clock` returns the wall clock time, `recovery` the state of the recovery file, and `options` those in force.
+    `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` those in force, and
+    `discovery` what is known of the names under which servers are found.
 
     The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
@@ -75,6 +76,7 @@ class Web:
         recovery: Callable[[], dict[str, Any]],
         clock: Callable[[], float],
         options: Callable[[], dict[str, Any]],
+        discovery: Callable[[], list[dict[str, Any]]] = list,
     ) -> None:
         self._stats = stats
         self._health = health
@@ -83,6 +85,7 @@ class Web:
         self._recovery = recovery
         self._clock = clock
         self._options = options
+        self._discovery = discovery
         self._started = clock()
         self._static = page.files()
 
@@ -128,7 +131,7 @@ class Web:
     @app.route("/upstreams", methods=["GET"])
     def upstreams(self, request: IRequest) -> bytes:
         """The Foo servers: their states, sessions, traffic, latencies and failures."""
-        return as_json(request, 200, upstreams.report(self._stats, self._upstreams))
+        return as_json(request, 200, {**upstreams.report(self._stats, self._upstreams), "discovery": self._discovery()})
 
     @app.route("/clients", methods=["GET"])
     def clients(self, request: IRequest) -> bytes:
@@ -150,13 +153,15 @@ class Web:
             "report": self._stats.report(),
             "health": self._health.report(),
             "upstream": {
-                "address": ", ".join(server.name for server in servers.servers),
+                "address": ", ".join(
+                    [server.name for server in servers.servers] or [found["name"] for found in self._discovery()]
+                ),
                 "state": servers.state,
                 "reason": servers.reason,
                 "error": servers.error,
             },
             # Of a single server, the rest of the page has the figures.
-            "upstreams": upstreams.rows(self._stats, servers) if len(servers.servers) > 1 else [],
+            "upstreams": upstreams.rows(self._stats, servers) if self._stats.most_servers else [],
             "recovery": self._recovery(),
             "history": self._history(query),
             "latency_buckets": list(self._stats.history.recent().upper_bounds()),

@@ -6,6 +6,7 @@ complete -c fooproxy -s f -l forward -x -d 'Forward to this Foo server: its ADDR
 complete -c fooproxy -l balance -x -a 'least round-robin hash' -d 'How to choose among several servers: the less loaded one of two (least), one after the other (round-robin), or the same one for the same client address (hash). Default: least.'
 complete -c fooproxy -l upstream-max-connections -x -d 'Maximum number of connections to each server (0: any number); beyond that, clients wait in a queue. Default: 0.'
 complete -c fooproxy -l queue-timeout -x -d 'Close a client that has waited in the queue for this many seconds. Default: 10.'
+complete -c fooproxy -l name-server -x -d 'IP address of a name server, with :port if it is not 53, to ask for servers given as dns: or srv:. May be repeated. Default: /etc/resolv.conf.'
 complete -c fooproxy -l check -x -a 'off tcp foo' -d 'Check each server regularly: whether it accepts connections (tcp), or whether it also answers a REQ with an ACK or a NAK (foo). Default: off.'
 complete -c fooproxy -l check-interval -x -d 'Seconds from one check of a server to the next, and the time that a check has at most. Default: 5.'
 complete -c fooproxy -l check-rise -x -d 'Checks in a row that must pass before a server whose checks have failed is used like others again. Default: 2.'

@@ -133,6 +133,9 @@ function judge({ health: { ready, reasons, warnings }, upstream, upstreams, reco
     if (["up", "unknown"].includes(upstream.state)) return ["degraded", `Clients are being served, but an operator keeps them from ${held}.`];
     return ["degraded", `New clients wait: an operator keeps them from ${held}.`];
   }
+  if (warnings.includes("discovery_failing")) {
+    return ["degraded", "Clients are being served, but a name of servers cannot be looked up: the servers found before are kept."];
+  }
   if (recovery.failing || warnings.includes("recovery_failing")) {
     const lost = "a restart would lose the counts since the last save";
     return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];

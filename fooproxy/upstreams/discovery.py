@@ -1,0 +1,363 @@
+"""Discovery: finds servers by the name that stands for them, and follows what name servers say.
+
+A *host* stands for all its addresses, a *service* for the targets of its records, with their priorities and weights.
+It is looked up again when the answer's time is over, within `_SHORTEST` and `_LONGEST`.  An answer that names no server
+(empty, wrong, missing) changes nothing: the servers found before are kept, and asked about again soon.  A server that a
+good answer names no more gets no new sessions, unless no other server can be had; it is forgotten when it has none, and
+one of those that the answer names has worked.  So no answer takes the last server away that works.
+
+The owner makes servers and forgets them; nothing here knows how they are connected or counted.  The service calls it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import DNSLookupError
+from twisted.logger import Logger
+from twisted.names import dns
+
+from fooproxy.net.dns import LookupFailed, address_of, target_of
+from fooproxy.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+    from fooproxy.net.dns import Answer
+    from fooproxy.upstreams.forward import Forward, Source
+    from fooproxy.upstreams.server import Server
+    from fooproxy.upstreams.servers import Servers
+
+    class NameServers(Interface):
+        """Whoever answers questions."""
+
+        async def look_up(self, name: str, kind: int) -> Answer:
+            """Return the records of a kind that a name has; raise `LookupFailed` if there is no answer."""
+
+    class Owner(Interface):
+        """Whoever makes servers."""
+
+        def join(self, forward: Forward) -> Server | None:
+            """Make a server and use it; return `None` if there is no room for one more."""
+
+        def leave(self, server: Server) -> None:
+            """Forget a server that has no sessions."""
+
+
+_SHORTEST = 1.0
+"""Seconds after which a name is looked up again at the earliest, however soon its answer is over."""
+
+_LONGEST = 300.0
+"""Seconds after which it is looked up again at the latest."""
+
+_LONGEST_PAUSE = 30.0
+"""Seconds between two look-ups that fail, at most; each pause is twice as long as the one before."""
+
+_LONGEST_WAIT = 5.0
+"""The same while no server is known."""
+
+_LOOK = 1.0
+"""Seconds between two looks whether a server that is gone can be forgotten."""
+
+_PROBE = 1.0
+"""Seconds that a server has which is tried because another one is gone."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A server that an answer names: what to make of it, its priority, and the target of the service that it is."""
+
+    forward: Forward
+    priority: int = 0
+    target: str = ""
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it has an IPv6 address."""
+        return self.forward.address.startswith("[")
+
+
+class Discovery:
+    """Looks up what `forwards` stand for, and keeps `servers` as `names` says, by way of `owner`."""
+
+    def __init__(
+        self, forwards: Sequence[Forward], names: NameServers, servers: Servers, owner: Owner, clock: IReactorTime
+    ) -> None:
+        self.sources = [Found(forward, names, self, clock) for forward in forwards]
+        self.servers = servers
+        self.owner = owner
+        self._clock = clock
+        self._looking: IDelayedCall | None = None
+        self._is_running = False
+
+    def start(self) -> None:
+        """Look all names up, and again when it is time."""
+        self._is_running = True
+        for source in self.sources:
+            source.look_up()
+
+    def stop(self) -> None:
+        """Cease to look names up."""
+        self._is_running = False
+        for source in self.sources:
+            source.stop()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    def report(self) -> list[dict[str, Any]]:
+        """Return what is known of each name."""
+        return [source.report() for source in self.sources]
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether a name cannot be looked up."""
+        return any(source.error is not None for source in self.sources)
+
+    def changed(self) -> None:
+        """Take account of servers that have joined, are gone or cannot be found."""
+        failed = [source.error for source in self.sources if source.error is not None]
+        self.servers.absence = DNSLookupError(failed[0]) if failed else None
+        self.servers.sort()
+        if self._looking is None and self._is_running and any(source.gone for source in self.sources):
+            self._looking = self._clock.callLater(_LOOK, self._look)
+
+    def _look(self) -> None:
+        """Forget those that are gone and not needed any more."""
+        self._looking = None
+        for source in self.sources:
+            if source.gone and not source.is_proven:
+                source.prove()
+            for server in source.gone if source.is_proven else ():
+                if server.is_idle:
+                    source.forget(server)
+        self.changed()
+
+
+class Found:
+    """The servers that are found under the name of one option."""
+
+    log = Logger()
+
+    def __init__(self, forward: Forward, names: NameServers, owner: Discovery, clock: IReactorTime) -> None:
+        source = forward.source
+        assert source is not None
+        self.forward = forward
+        self._source: Source = source
+        self._names = names
+        self._owner = owner
+        self._clock = clock
+        self._servers: dict[str, tuple[Member, Server]] = {}
+        """Those that are used, and those that are gone but not forgotten, by their names."""
+        self._timer: IDelayedCall | None = None
+        self._asking: Deferred[None] | None = None
+        self.error: str | None = None
+        """Why the last look-up failed."""
+        self._found_at: float | None = None
+        self._failed_at = 0.0
+        self._pause = _SHORTEST
+        self._left_out = 0
+
+    @property
+    def present(self) -> list[Server]:
+        """The servers that the last good answer names."""
+        return [server for _, server in self._servers.values() if not server.gone]
+
+    @property
+    def gone(self) -> list[Server]:
+        """Those that it does not name, and that are not forgotten yet."""
+        return [server for _, server in self._servers.values() if server.gone]
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether one of the servers works that the last good answer names."""
+        return any(server.is_proven for server in self.present)
+
+    def prove(self) -> None:
+        """Try those of which it is not known whether they work."""
+        for server in self.present:
+            if not server.failing:
+                Deferred.fromCoroutine(server.probe(_PROBE))
+
+    def report(self) -> dict[str, Any]:
+        """Return what is known of the name."""
+        now = self._clock.seconds()
+        return {
+            "name": self.forward.name,
+            "servers": [server.name for server in self.present],
+            "found_seconds_ago": None if self._found_at is None else now - self._found_at,
+            "failing_seconds": None if self.error is None else now - self._failed_at,
+            "error": self.error,
+            "left_out": self._left_out,
+        }
+
+    def stop(self) -> None:
+        """Ask no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        asking, self._asking = self._asking, None
+        if asking is not None:
+            asking.cancel()
+
+    def forget(self, server: Server) -> None:
+        """Forget a server that is gone."""
+        del self._servers[server.name]
+        self._owner.owner.leave(server)
+
+    def look_up(self) -> None:
+        """Ask, and again when it is time."""
+        self._timer = None
+        asking = self._asking = Deferred.fromCoroutine(self._ask())
+        asking.addErrback(self._went_wrong)
+
+    def _went_wrong(self, failure: Any) -> None:
+        if self._asking is not None:
+            self.log.failure("a look-up failed; this is a bug in fooproxy", failure, limited="failed look-ups")
+            self._again(_LONGEST_PAUSE)
+
+    def _again(self, seconds: float) -> None:
+        self._asking = None
+        self._timer = self._clock.callLater(seconds, self.look_up)
+
+    async def _ask(self) -> None:
+        try:
+            members, ttl = await (self._service() if self._source.port is None else self._host())
+        except LookupFailed as error:
+            self._failed(str(error))
+            return
+        self._take(members)
+        self._again(min(max(ttl, _SHORTEST), _LONGEST))
+
+    async def _host(self) -> tuple[list[Member], float]:
+        """Return the servers at the addresses of the host, and for how many seconds that holds."""
+        addresses, missing, ttl = await self._addresses(self._source.name)
+        members = [self._member(address, self._source.port or 0) for address in addresses]
+        return [*members, *self._known(lambda member: member.is_ipv6 in missing)], ttl
+
+    async def _service(self) -> tuple[list[Member], float]:
+        """Return the targets of the service likewise."""
+        answer = await self._names.look_up(self._source.name, dns.SRV)
+        records = [record for record in answer.records if target_of(record) and record.port]
+        if not records:
+            raise LookupFailed("the answer names no server")
+        members: list[Member] = []
+        ttl, why = answer.ttl, ""
+        lowest = min(record.priority for record in records)
+        for record in records:
+            target = target_of(record)
+            try:
+                # A target is a complete name.
+                addresses, _, seconds = await self._addresses(f"{target}.")
+            except LookupFailed as error:
+                why = f"{target}: {error}"
+                members += self._known(lambda member, target=target: member.target == target)  # type: ignore[misc]
+                continue
+            ttl = min(ttl, seconds)
+            priority = record.priority if record.priority > lowest else 0
+            how = target, record.weight or 1, priority, record.priority > lowest
+            members += [self._member(address, record.port, *how) for address in addresses]
+        if not members:
+            raise LookupFailed(why)
+        return members, min(ttl, _LONGEST_PAUSE) if why else ttl
+
+    def _known(self, which: Callable[[Member], bool]) -> list[Member]:
+        """Return servers that are used now, since it could not be asked whether they still are to be."""
+        return [member for member, server in self._servers.values() if not server.gone and which(member)]
+
+    def _member(
+        self, address: str, port: int, target: str = "", weight: int = 1, priority: int = 0, is_backup: bool = False
+    ) -> Member:
+        """Return a server; what it is called is never that of another address."""
+        forward = self.forward
+        place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        called = forward.label or target
+        label = f"{called}@{place}" if called else place
+        backup = forward.backup or is_backup
+        made = replace(forward, address=place, label=label, weight=forward.weight * weight, backup=backup)
+        return Member(made, priority, target)
+
+    async def _addresses(self, name: str) -> tuple[list[str], list[bool], float]:
+        """Return the addresses of a host, which kinds could not be asked for (IPv6 or not), and how long it holds."""
+        asked = [Deferred.fromCoroutine(self._records(name, kind)) for kind in (dns.A, dns.AAAA)]
+        answers = await gatherResults(asked, consumeErrors=True)
+        good = [answer for answer in answers if not isinstance(answer, LookupFailed)]
+        errors = [answer for answer in answers if isinstance(answer, LookupFailed)]
+        addresses = [address_of(record) for answer in good for record in answer.records]
+        if not addresses:
+            raise errors[0] if errors else LookupFailed("the answer names no address")
+        ttl = min(answer.ttl for answer in good if answer.records)
+        missing = [is_ipv6 for is_ipv6, answer in enumerate(answers) if isinstance(answer, LookupFailed)]
+        return addresses, list(map(bool, missing)), ttl
+
+    async def _records(self, name: str, kind: int) -> Answer | LookupFailed:
+        try:
+            return await self._names.look_up(name, kind)
+        except LookupFailed as error:
+            return error
+
+    def _take(self, members: Sequence[Member]) -> None:
+        """Use the servers that a good answer names."""
+        before = sorted(server.name for server in self.present)
+        named = {member.forward.name: member for member in members}
+        for name, (_, here) in self._servers.items():
+            here.is_back(name in named)
+        left_out = 0
+        # In the same order each time, so that the same ones are left out.
+        for name, member in sorted(named.items()):
+            known = self._servers.get(name)
+            server = known[1] if known else self._owner.owner.join(member.forward)
+            if server is None:
+                left_out += 1
+                continue
+            server.weight, server.backup = member.forward.weight, member.forward.backup
+            server.priority = member.priority
+            self._servers[name] = member, server
+        self._say(before, left_out)
+        self._owner.changed()
+
+    def _say(self, before: Sequence[str], left_out: int) -> None:
+        self._found_at, self._pause = self._clock.seconds(), _SHORTEST
+        if self.error is not None:
+            self.error = None
+            self.log.info("looked up {name} again", name=self.forward.name)
+        names = sorted(server.name for server in self.present)
+        if names != before:
+            words = "servers" if len(names) > 1 else "server"
+            self.log.info(
+                "{name} has {count} {words} now: {servers}",
+                name=self.forward.name,
+                count=len(names),
+                words=words,
+                servers=", ".join(names),
+            )
+        if left_out and not self._left_out:
+            self.log.warn(
+                "{name} names {count} more servers than the proxy can have; they are not used",
+                name=self.forward.name,
+                count=left_out,
+            )
+        self._left_out = left_out
+
+    def _failed(self, why: str) -> None:
+        """Keep what was found, and ask again soon."""
+        now = self._clock.seconds()
+        why = one_line(why)
+        if self.error is None:
+            self._failed_at = now
+            line = "cannot look up {name}: {error}; "
+            if self._found_at is None:
+                line += "no server is known yet, and clients wait"
+            else:
+                line += "keeping the {count} found {age:.0f} s ago"
+            age = 0.0 if self._found_at is None else now - self._found_at
+            self.log.warn(line, name=self.forward.name, error=why, count=len(self.present), age=age)
+        self.error = why
+        self._owner.changed()
+        self._again(self._pause)
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE if self.present else _LONGEST_WAIT)

@@ -1,0 +1,189 @@
+"""Asking real name servers on loopback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.names import dns
+
+from fooproxy.net.dns import LookupFailed, NameServers, NoSuchName, Settings, address_of, read_settings, target_of
+from tests.helpers.bed import reactor
+from tests.helpers.nameserver import NameServer
+
+NAME = "foo.example"
+
+
+@pytest.fixture
+def server() -> Iterator[NameServer]:
+    with NameServer() as server:
+        yield server
+
+
+def asking(*servers: NameServer | int, lines: str = "", path: Path = Path("/nowhere")) -> NameServers:
+    ports = [server if isinstance(server, int) else server.port for server in servers]
+    found = NameServers(reactor, [("127.0.0.1", port) for port in ports], path, times=(0.3, 0.3))
+    found._settings = read_settings(lines.splitlines())
+    return found
+
+
+async def addresses(names: NameServers, name: str = NAME, kind: int = dns.A) -> list[str]:
+    return sorted(address_of(record) for record in (await names.look_up(name, kind)).records)
+
+
+async def refusal(names: NameServers, name: str = NAME) -> str:
+    with pytest.raises(LookupFailed) as failed:
+        await names.look_up(name, dns.A)
+    return str(failed.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_addresses_of_a_name_are_found_with_the_shortest_time_that_they_hold(server: NameServer) -> None:
+    server.records[NAME] = [(NAME, dns.Record_A(f"192.0.2.{n}", ttl), ttl) for n, ttl in ((1, 60), (2, 20))]
+    answer = await asking(server).look_up(NAME, dns.A)
+    assert sorted(map(address_of, answer.records)) == ["192.0.2.1", "192.0.2.2"]
+    assert answer.ttl == 20
+
+
+@pytest_twisted.ensureDeferred
+async def test_ipv6_addresses_and_services_are_found(server: NameServer) -> None:
+    server.host(NAME, "2001:db8::1")
+    server.service("_foo._tcp.example", (10, 5, 8001, "a.example"))
+    names = asking(server)
+    assert await addresses(names, NAME, dns.AAAA) == ["2001:db8::1"]
+    (record,) = (await names.look_up("_foo._tcp.example", dns.SRV)).records
+    assert (record.priority, record.weight, record.port, target_of(record)) == (10, 5, 8001, "a.example")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_truncated_answer_is_asked_for_by_tcp(server: NameServer) -> None:
+    server.host(NAME, *[f"192.0.2.{number}" for number in range(100)])
+    server.truncates = True
+    assert len(await addresses(asking(server))) == 100
+    assert server.asked == [(NAME, "udp"), (NAME, "tcp")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_aliases_are_followed_in_an_answer_and_over_several(server: NameServer) -> None:
+    server.host("b.example", "192.0.2.1", ttl=50)
+    server.alias("a.example", "b.example", ttl=7)
+    answer = await asking(server).look_up("a.example", dns.A)
+    assert (list(map(address_of, answer.records)), answer.ttl) == (["192.0.2.1"], 7)
+    server.records["a.example"] = server.records["a.example"][:1]
+    assert await addresses(asking(server), "a.example") == ["192.0.2.1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_aliases_without_an_end_are_given_up(server: NameServer) -> None:
+    server.alias("a.example", "b.example")
+    server.alias("b.example", "a.example")
+    assert "alias" in await refusal(asking(server), "a.example")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answer_without_records_has_none(server: NameServer) -> None:
+    server.records[NAME] = "empty"
+    assert not (await asking(server).look_up(NAME, dns.A)).records
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("SERVFAIL", "SERVFAIL from 127.0.0.1"),
+        ("REFUSED", "REFUSED from 127.0.0.1"),
+        ("NXDOMAIN", "NXDOMAIN"),
+        ("silent", "no answer within 0.3 s from 127.0.0.1"),
+        ("noise", "no answer within 0.3 s from 127.0.0.1"),
+        ("other", "no answer within 0.3 s from 127.0.0.1"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_no_good_answer_fails_and_says_why(server: NameServer, word: str, why: str) -> None:
+    server.records[NAME] = word
+    assert (await refusal(asking(server))).startswith(why)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_cannot_answer_is_passed_over(server: NameServer) -> None:
+    server.host(NAME, "192.0.2.1")
+    with NameServer() as bad, socket.socket(type=socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        closed.close()
+        bad.records[NAME] = "SERVFAIL"
+        assert await addresses(asking(bad, port, server)) == ["192.0.2.1"]
+        assert await refusal(asking(port)) == "nobody listens from 127.0.0.1"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_truncated_answer_without_tcp_fails(server: NameServer) -> None:
+    server.host(NAME, "192.0.2.1")
+    server.truncates = True
+    server._streams.shutdown(socket.SHUT_RDWR)
+    server._streams.close()
+    assert (await refusal(asking(server))).startswith("TCP: ")
+
+
+@pytest.mark.parametrize("name", ["a" * 64 + ".example", "a..example", ".".join(["a" * 60] * 5)])
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_cannot_be_is_not_asked_for(server: NameServer, name: str) -> None:
+    with pytest.raises(NoSuchName):
+        await asking(server).look_up(name, dns.A)
+    assert not server.asked
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_search_list_completes_names(server: NameServer) -> None:
+    lines = "search one.example two.example."
+    server.host("foo.two.example", "192.0.2.2")
+    server.records["foo.one.example"] = "empty"
+    names = asking(server, lines=lines)
+    assert await addresses(names, "foo") == ["192.0.2.2"]
+    assert [name for name, _ in server.asked] == ["foo.one.example", "foo.two.example"]
+    with pytest.raises(NoSuchName):
+        await names.look_up("foo.", dns.A)
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "candidates"),
+    [
+        ("search a b", "foo", ["foo.a", "foo.b", "foo"]),
+        ("search a", "foo.bar", ["foo.bar", "foo.bar.a"]),
+        ("search a\noptions edns0 ndots:5", "foo.bar", ["foo.bar.a", "foo.bar"]),
+        ("search a", "foo.", ["foo"]),
+        ("domain a", "foo", ["foo.a", "foo"]),
+        ("", "foo", ["foo"]),
+        ("options ndots:x", "foo.bar", ["foo.bar"]),
+    ],
+)
+def test_names_are_completed_as_the_system_does(lines: str, name: str, candidates: list[str]) -> None:
+    assert read_settings(lines.splitlines()).candidates(name) == candidates
+
+
+def test_the_first_three_servers_of_the_file_are_asked() -> None:
+    lines = ["# comment", "", "nameserver", *[f"nameserver 192.0.2.{number}" for number in range(5)]]
+    assert read_settings(lines).servers == [("192.0.2.0", 53), ("192.0.2.1", 53), ("192.0.2.2", 53)]
+    assert read_settings([]).servers == Settings().servers
+
+
+def test_a_file_that_cannot_be_read_leaves_what_was_known(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\nsearch a\n")
+    names = NameServers(reactor, path=path)
+    assert names.settings().servers == [("192.0.2.1", 53)]
+    path.unlink()
+    assert names.settings().search == ["a"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_look_up_can_be_cancelled(server: NameServer) -> None:
+    server.records[NAME] = "silent"
+    asked: Deferred[Any] = Deferred.fromCoroutine(asking(server).look_up(NAME, dns.A))
+    asked.cancel()
+    with pytest.raises(CancelledError):
+        await asked
