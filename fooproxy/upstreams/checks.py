@@ -224,6 +224,7 @@ class _Conversation(Protocol):
     def __init__(self, question: Question, deadlines: Deadlines[Any]) -> None:
         self._question = question
         self._deadlines = deadlines
+        self._is_done = False
         self.over: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -241,12 +242,13 @@ class _Conversation(Protocol):
             self.over.errback(CheckFailed("its answer to a request is not a reply"))
 
     def close(self) -> None:
-        """Close in order: what was sent is complete, so a FIN leaves nothing half done."""
+        """Close in order, as what was sent is complete; nobody waits for `over` any more."""
+        self._is_done = True
         self._deadlines.set(self, _CLOSING, self.transport.abortConnection)
         self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail if there was no reply."""
         self._deadlines.clear(self)
-        if not self.over.called:
+        if not self.over.called and not self._is_done:
             self.over.errback(CheckFailed("it closes the connection and does not answer a request"))

@@ -461,19 +461,21 @@ class _Probe(Protocol):
 
     def __init__(self) -> None:
         self.over: Deferred[None] = Deferred()
+        self._is_done = False
 
     def stayed(self) -> None:
         """End: the peer has kept the connection."""
         self.over.callback(None)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open; nobody waits for `over` any more."""
+        self._is_done = True
         if self.transport is not None:
             self.transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail if the peer has closed first."""
-        if not self.over.called:
+        if not self.over.called and not self._is_done:
             tls = is_tls(reason.value)
             self.over.errback(HandshakeError(words(reason.value)) if tls else _ClosedAtOnce())
 
