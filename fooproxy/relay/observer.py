@@ -52,6 +52,9 @@ class Observer(Protocol):
     def when_settled(self, then: Callable[[], None] | None) -> None:
         """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
 
+    def released(self) -> None:
+        """Record that the session has no connection to a server for now."""
+
     def forwarded(self) -> None:
         """Record that the server gets what the client has sent so far only now."""
 

@@ -119,6 +119,7 @@ class PooledSession(Session[Seen]):
     def _leave(self, leg: Leg) -> None:
         """Part with a link."""
         self.upstream = None
+        self.observer.released()
         self.client.stop_relaying()
         leg.leave()
 

@@ -59,6 +59,7 @@ LINKS_DISCARDED = {
     "unsolicited": "the server sent something on it while nobody had asked",
     "unclean": "its session left requests unanswered or a line unfinished, or said something other than requests",
     "surplus": "too many others were idle",
+    "held": "an operator had paused or drained the server",
     "stopped": "the proxy was stopping",
 }
 """Why pooled connections are closed, with their meanings."""

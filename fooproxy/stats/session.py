@@ -62,6 +62,7 @@ class SessionStats:
         stats = self._stats
         if self.server is stats.rows[server.number]:
             # It gets another link to the same one.
+            self.server.sessions.add(self)
             return
         stats.catch_up()
         # Bytes that came with a TLS handshake are still to be forwarded.
@@ -71,6 +72,11 @@ class SessionStats:
         self.server = stats.rows[server.number]
         self.server.joined(self)
         self.server.traffic.take_over(early, self.exchange, self.client, self.upstream)
+
+    def released(self) -> None:
+        """Record that no server has the session for now; it still counts where it was last."""
+        if self.server is not None:
+            self.server.left(self)
 
     @property
     def host(self) -> str:

@@ -116,6 +116,7 @@ class Links:
         self._ticking: IDelayedCall | None = None
         self._deadlines: Deadlines[Any] = Deadlines(clock)
         self._is_closing = False
+        self._is_held = False
 
     @property
     def lent(self) -> int:
@@ -150,6 +151,13 @@ class Links:
         """Have all links given back that linger."""
         while self.lingering:
             self.lingering.popitem()[1]()
+
+    def hold(self, is_held: bool) -> None:
+        """Keep no links while an operator holds the server, so that it can be stopped."""
+        self._is_held = is_held
+        if is_held:
+            self.end_lingering()
+            self._empty("held")
 
     def _tick(self) -> None:
         """Have those links given back that have lingered since before the last look."""
@@ -202,8 +210,8 @@ class Links:
         self.lingering.pop(link, None)
         now = self._clock.seconds()
         link.rest()
-        if now >= link.expires or self._is_closing:
-            link.close("stopped" if self._is_closing else "age")
+        if now >= link.expires or self._is_closing or self._is_held:
+            link.close("stopped" if self._is_closing else "held" if self._is_held else "age")
             return
         link.idle_since = now
         self.idle.append(link)
@@ -242,8 +250,11 @@ class Links:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._empty("stopped")
+
+    def _empty(self, why: str) -> None:
         while self.idle:
-            self.discard(self.idle[-1], "stopped")
+            self.discard(self.idle[-1], why)
 
     def _has_expired(self, link: Link, now: float) -> str:
         if now >= link.expires:

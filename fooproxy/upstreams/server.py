@@ -402,6 +402,8 @@ class Server:
     def _find_hold(self) -> None:
         self.held = next((how for how in ("paused", "draining") if how in self._holds), None)
         self.held_by = "" if self.held is None else self._holds[self.held][0]
+        if self.links is not None:
+            self.links.hold(self.held is not None)
 
     def is_back(self, is_back: bool) -> None:
         """Take note whether a name server names it."""

@@ -99,6 +99,8 @@ class Servers:
         self.is_limited = any(server.slots is not None for server in servers)
         """Whether any server has a limit, so that protocols must be `Watched`."""
         self._retries: dict[Server, Retry] = {}
+        self._paused_by: str | None = None
+        """Who has paused all servers."""
         for server in servers:
             self.add(server)
 
@@ -114,6 +116,8 @@ class Servers:
             server.links.when_free = self._freed
             server.links.are_needed = partial(self._needs_links, server)
         self.sort()
+        if self._paused_by is not None:
+            server.hold("paused", self._paused_by)
         if self.waiting:
             self._opened(server)
 
@@ -383,9 +387,19 @@ class Servers:
     def hold(self, server: Server, how: str, who: str) -> None:
         """Keep new clients away from a server: it is ``paused`` or ``draining`` from now on, because `who` says so."""
         server.hold(how, who)
-        if server.links is not None:
-            server.links.end_lingering()
         self._judge()
+
+    def pause_all(self, who: str) -> None:
+        """Keep new clients away from all servers, those that are found later included."""
+        self._paused_by = who
+        for server in self.servers:
+            self.hold(server, "paused", who)
+
+    def resume_all(self) -> None:
+        """Let all servers have clients again that were paused."""
+        self._paused_by = None
+        for server in self.servers:
+            self.release(server, "paused")
 
     def release(self, server: Server, *hows: str) -> None:
         """Let a server have clients again, as far as these holds are concerned."""

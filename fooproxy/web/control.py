@@ -8,6 +8,7 @@ shown is the same as on the web side.  The service listens, with a mode that let
 from __future__ import annotations
 
 import pwd
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from klein import Klein
@@ -96,24 +97,27 @@ class Control:
     @app.route("/pause", methods=["POST"])
     async def pause_all(self, request: IRequest) -> bytes:
         """Pause all servers: new clients wait, and what is under way is answered."""
-        return await self._pause(request, self._upstreams.servers, "all upstreams")
+        return await self._pause(request, self._upstreams.servers, "all upstreams", self._upstreams.pause_all)
 
     @app.route("/resume", methods=["POST"])
     def resume_all(self, request: IRequest) -> bytes:
         """Resume all servers."""
-        return self._release(request, self._upstreams.servers, "resumed all upstreams", "paused")
+        self._note(request, "resumed all upstreams")
+        self._upstreams.resume_all()
+        return as_json(request, 200, self._shown(self._upstreams.servers))
 
     @app.route("/upstreams/<path:name>/pause", methods=["POST"])
     async def pause(self, request: IRequest, name: str) -> bytes:
         """Pause a server: new clients go to others, or wait, and what is under way is answered."""
         server = self._server(name)
-        return await self._pause(request, [server], f"upstream {server.name}")
+        hold = partial(self._upstreams.hold, server, "paused")
+        return await self._pause(request, [server], f"upstream {server.name}", hold)
 
     @app.route("/upstreams/<path:name>/resume", methods=["POST"])
     def resume(self, request: IRequest, name: str) -> bytes:
         """Resume a server that was paused."""
         server = self._server(name)
-        return self._release(request, [server], f"resumed upstream {server.name}", "paused")
+        return self._release(request, server, f"resumed upstream {server.name}", "paused")
 
     @app.route("/upstreams/<path:name>/drain", methods=["POST"])
     async def drain(self, request: IRequest, name: str) -> bytes:
@@ -127,7 +131,7 @@ class Control:
     def ready(self, request: IRequest, name: str) -> bytes:
         """Give clients to a server again, whether it was draining or paused."""
         server = self._server(name)
-        return self._release(request, [server], f"made upstream {server.name} ready", "draining", "paused")
+        return self._release(request, server, f"made upstream {server.name} ready", "draining", "paused")
 
     @app.route("/connections/<int:number>/close", methods=["POST"])
     async def close(self, request: IRequest, number: int) -> bytes:
@@ -152,20 +156,19 @@ class Control:
 
     answer_errors(app)
 
-    async def _pause(self, request: IRequest, servers: Sequence[Server], what: str) -> bytes:
+    async def _pause(
+        self, request: IRequest, servers: Sequence[Server], what: str, hold: Callable[[str], None]
+    ) -> bytes:
         seconds = _seconds(request)
-        who = self._note(request, f"paused {what}")
-        for server in servers:
-            self._upstreams.hold(server, "paused", who)
+        hold(self._note(request, f"paused {what}"))
         is_over = await self._until(lambda: self._is_idle(servers) or not _are_paused(servers), seconds)
         is_idle = is_over and _are_paused(servers)
         return as_json(request, 200, {**self._shown(servers), "idle": is_idle})
 
-    def _release(self, request: IRequest, servers: Sequence[Server], what: str, *hows: str) -> bytes:
+    def _release(self, request: IRequest, server: Server, what: str, *hows: str) -> bytes:
         self._note(request, what)
-        for server in servers:
-            self._upstreams.release(server, *hows)
-        return as_json(request, 200, self._shown(servers))
+        self._upstreams.release(server, *hows)
+        return as_json(request, 200, self._shown([server]))
 
     def _server(self, name: str) -> Server:
         """Return the server that is called `name`."""
@@ -191,6 +194,8 @@ class Control:
     def _is_idle(self, servers: Sequence[Server]) -> bool:
         """Whether none of `servers` has anything to answer, half a request included, or is being connected."""
         if any(server.connecting for server in servers) or self._in_flight(servers) > 0:
+            return False
+        if any(server.links is not None and server.links.draining for server in servers):
             return False
         return all(session.between_requests for session in self._sessions_of(servers))
 

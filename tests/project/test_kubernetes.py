@@ -68,7 +68,7 @@ def test_kubectl_builds_the_kustomization(manifests: dict[str, dict[str, Any]]) 
 
 
 def test_kubernetes_gives_the_proxy_valid_options_and_time_to_drain(manifests: dict[str, dict[str, Any]]) -> None:
-    options = configured(KUBERNETES / "fooproxy.toml", "--forward", "8001")
+    options = configured(KUBERNETES / "fooproxy.toml")
     (container,) = pod(manifests)["containers"]
     wait = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod(manifests)["terminationGracePeriodSeconds"] >= wait + drain_timeout(options) + DISK
@@ -82,12 +82,11 @@ def test_kubernetes_gives_the_proxy_valid_options_and_time_to_drain(manifests: d
 
 
 def test_the_options_for_kubernetes_are_valid() -> None:
-    pytest.importorskip("fooproxy.net.dns", reason="this fooproxy does not find servers by dns: yet")
     configured(KUBERNETES / "fooproxy.toml")
 
 
 def test_probes_and_ports_are_the_proxys(manifests: dict[str, dict[str, Any]]) -> None:
-    options = configured(KUBERNETES / "fooproxy.toml", "--forward", "8001")
+    options = configured(KUBERNETES / "fooproxy.toml")
     (container,) = pod(manifests)["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert options.in_force()["options"]["listen"]["value"] == [f":{ports['foo']}"]

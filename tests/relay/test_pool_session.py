@@ -285,3 +285,24 @@ async def test_links_are_closed_when_they_are_given_back_while_the_proxy_stops(b
     bed.links.close()
     await bed.leaves(client)
     await until(lambda: bed.discarded() == {"stopped": 1})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_is_held_keeps_no_links(bed: PoolBed) -> None:
+    idle, busy = await bed.client(), await bed.client()
+    await bed.exchange(idle)
+    link = await bed.asks(busy)
+    await bed.leaves(idle)
+    await bed.states(idle=1, in_use=1)
+    (server,) = bed.servers.servers
+    bed.servers.hold(server, "paused", "root")
+    await until(lambda: bed.discarded() == {"held": 1})
+    link.transport.write(b"ACK 1\n")
+    await until(lambda: busy.received == b"ACK 1\n")
+    await bed.leaves(busy)
+    await until(lambda: bed.discarded() == {"held": 2})
+    bed.servers.release(server, "paused")
+    later = await bed.client()
+    await bed.exchange(later)
+    await bed.leaves(later)
+    await bed.states(idle=1)

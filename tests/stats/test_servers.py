@@ -300,3 +300,18 @@ def test_the_report_says_how_many_servers_can_be_reached(world: World) -> None:
     world.stats.reachable = lambda: (1, 2)
     report = world.stats.report()
     assert (report["upstreams_up"], report["upstreams_total"]) == (1, 2)
+
+
+def test_a_session_without_a_link_is_no_load_and_keeps_its_counts(world: World) -> None:
+    session = world.session(A)
+    world.ask(session)
+    world.answer(session)
+    session.released()
+    assert (world.a.load, world.a.requests, world.a.connections_total) == (0, 1, 1)
+    session.served_by(A)
+    assert (world.a.load, world.a.connections_total) == (1, 1)
+    session.released()
+    session.served_by(B)
+    world.ask(session)
+    world.answer(session)
+    assert (world.a.requests, world.b.requests, world.b.load) == (1, 1, 1)

@@ -11,6 +11,7 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from fooproxy.net.failures import NotServed, counted_as
+from fooproxy.upstreams.servers import Servers
 from fooproxy.upstreams.slots import Slots
 from tests.upstreams.test_ejection import Case as Taken
 from tests.upstreams.test_servers import TIMEOUT, Watched, World
@@ -342,3 +343,18 @@ def test_who_has_tried_all_servers_is_served_by_one_that_was_back_meanwhile() ->
     world.endpoints[1 - first].slow[0][0].errback(ConnectionRefusedError())
     world.pass_time(0.5)
     assert (world.served[first], world.failed) == (1, 0)
+
+
+def test_a_server_that_joins_while_all_are_paused_is_paused() -> None:
+    world = World("up", "up")
+    late = world.servers.pop()
+    world.all = Servers(world.servers, world.clock, TIMEOUT, may_grow=True)
+    world.all.pause_all("root")
+    world.all.add(late)
+    world.join()
+    assert late.state == "paused"
+    assert not world.results
+    world.all.resume_all()
+    world.pass_time(1)
+    assert late.state in ("unknown", "up")
+    assert world.results
