@@ -25,7 +25,7 @@ from fooproxy.foo.numbers import LARGEST, zeros
 from fooproxy.stats.clients import Clients
 from fooproxy.stats.fields import Counted, Counter, Counters, Declared, computed
 from fooproxy.stats.history import History, Totals
-from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES, LINK_STATES, LINKS_DISCARDED
+from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES, FAILURES, LINK_STATES, LINKS_DISCARDED
 from fooproxy.stats.servers import SHARED, SavedServer, ServerStats, give_back
 from fooproxy.stats.timetable import TimeTable
 from fooproxy.stats.traffic import Figures, Traffic, total
@@ -45,6 +45,12 @@ _OPEN = "requests_in_flight"
 
 MANY_NAKS = 10
 """Rejected requests, without one that is accepted among them, from which on an operator should look."""
+
+SLOW = 1.0
+"""Seconds from which on replies are slow, if one in a hundred of the last 10 seconds took longer."""
+
+LONG_WAIT = 1.0
+"""Seconds for which a client may wait for a server before an operator should look."""
 
 
 def _ignore(session: Any, reason: str) -> None:
@@ -486,6 +492,12 @@ class Stats(Declared):
         return self.history.rejections() >= MANY_NAKS
 
     @property
+    def is_slow(self) -> bool:
+        """Whether one in a hundred of the replies of the last 10 seconds was slow."""
+        p99 = self.history.recent().quantile(0.99)
+        return p99 is not None and p99 > SLOW
+
+    @property
     def drops_requests(self) -> bool:
         """Whether the upstream has dropped a session in the last 10 seconds: it left requests open, or left at once."""
         now = self.clock() * 1e6
@@ -525,5 +537,10 @@ class Stats(Declared):
         self._restored = self.numbers[:]
 
     def _totals(self) -> Totals:
-        upstream = self.upstream
-        return Totals(self.msg_req, self.responses, self.msg_nak, len(self.sessions), upstream.ack, upstream.nak)
+        client, upstream, closed = self.client, self.upstream, self.connections_closed
+        return Totals(
+            *(client.req + upstream.req, client.replies + upstream.replies, client.nak + upstream.nak),
+            *(len(self.sessions), upstream.ack, upstream.nak),
+            *(self.connections_total, client.bytes, upstream.bytes),
+            tuple(closed[reason] for reason in FAILURES),
+        )

@@ -8,10 +8,13 @@ window.  It does not know about files or HTTP, and its clock is passed in.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fooproxy.foo.latency import Histogram
+from fooproxy.stats.reasons import FAILURES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +29,10 @@ _LATELY = 60.0
 
 
 class Second(NamedTuple):
-    """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end."""
+    """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end.
+
+    Then what is new in it: sessions, bytes, and sessions that failed, by reason.
+    """
 
     requests: int
     responses: int
@@ -34,13 +40,20 @@ class Second(NamedTuple):
     p50: int | None
     p99: int | None
     sessions: int
+    opened: int = 0
+    bytes_from_clients: int = 0
+    bytes_from_upstream: int = 0
+    failures: Mapping[str, int] = MappingProxyType({})
 
 
 _NOTHING = Second(0, 0, 0, None, None, 0)
 
+_OLDER = 6
+"""The number of fields that earlier versions saved for each second."""
+
 
 class Totals(NamedTuple):
-    """All messages counted so far, and the number of open sessions."""
+    """All messages counted so far, the number of open sessions, and those that have failed, as in `FAILURES`."""
 
     requests: int
     responses: int
@@ -48,6 +61,15 @@ class Totals(NamedTuple):
     sessions: int
     upstream_acks: int
     upstream_naks: int
+    opened: int
+    bytes_from_clients: int
+    bytes_from_upstream: int
+    failures: tuple[int, ...]
+
+    @property
+    def answers(self) -> tuple[int, int]:
+        """The ACKs and NAKs of the upstream."""
+        return self.upstream_acks, self.upstream_naks
 
 
 class History:
@@ -66,7 +88,7 @@ class History:
         self._texts: deque[str] = deque(maxlen=LENGTH)
         self._latencies = deque([Histogram()], maxlen=_RECENT + 1)
         self._replies = deque([(0, 0)], maxlen=_RECENT + 1)
-        self._counted = Totals(0, 0, 0, 0, 0, 0)
+        self._counted = Totals(*(0,) * 9, (0,) * len(FAILURES))
         self._naks_at_ack = 0
         """The NAKs counted when an ACK was last seen."""
         self._nak_seen_at = float("-inf")
@@ -80,7 +102,7 @@ class History:
         self._latencies.clear()
         self._latencies.append(self._answered())
         self._replies.clear()
-        self._replies.append(self._counted[-2:])
+        self._replies.append(self._counted.answers)
         self._naks_at_ack = self._counted.upstream_naks
         self._began, self._recorded = self._clock(), 0
 
@@ -105,13 +127,12 @@ class History:
             self._nak_seen_at = self._clock()
         answered = self._answered()
         p50, p99 = _microseconds(answered.since(self._latencies[-1]))
-        requests, responses, naks, *_ = (now - then for now, then in zip(self._counted, before, strict=True))
         for _ in range(min(missed, _RECENT)):
             self._latencies.append(self._latencies[-1])
             self._replies.append(self._replies[-1])
         self._latencies.append(answered)
-        self._replies.append(self._counted[-2:])
-        self._append(Second(requests, responses, naks, p50, p99, self._counted.sessions))
+        self._replies.append(self._counted.answers)
+        self._append(_second(before, self._counted, p50, p99))
 
     def skip(self, seconds: float) -> None:
         """Add `seconds` (rounded) empty seconds."""
@@ -140,6 +161,9 @@ class History:
         report: dict[str, Any] = dict(zip(Second._fields, map(list, columns), strict=True))
         for name in ("p50", "p99"):
             report[name] = [value if value is None else value / 1e6 for value in report[name]]
+        failures = report["failures"]
+        seen = [reason for reason in FAILURES if any(reason in second for second in failures)]
+        report["failures"] = {reason: [second.get(reason, 0) for second in failures] for reason in seen}
         return {"last": self.last, "time": time, **report}
 
     def state(self) -> str:
@@ -155,7 +179,11 @@ class History:
     def _append(self, second: Second) -> None:
         self.last += 1
         self._seconds.append(second)
-        self._texts.append(",".join("" if value is None else str(value) for value in second))
+        failures = " ".join(f"{reason}:{count}" for reason, count in second.failures.items())
+        new = (second.opened, second.bytes_from_clients, second.bytes_from_upstream)
+        # New counts are mostly 0, which is left out, since all of this is saved every second.
+        numbers = [*("" if value is None else str(value) for value in second[:_OLDER]), *(str(n or "") for n in new)]
+        self._texts.append(",".join([*numbers, failures]))
 
 
 def parse(text: str) -> list[Second]:
@@ -165,11 +193,47 @@ def parse(text: str) -> list[Second]:
     """
     seconds = []
     for entry in text.split(";") if text else ():
-        requests, responses, naks, p50, p99, sessions = [_number(value) for value in entry.split(",")]
+        fields = entry.split(",")
+        requests, responses, naks, p50, p99, sessions = [_number(value) for value in fields[:_OLDER]]
         if None in (requests, responses, naks, sessions):
             raise ValueError("a count is missing")
-        seconds.append(Second(requests or 0, responses or 0, naks or 0, p50, p99, sessions or 0))
+        older = Second(requests or 0, responses or 0, naks or 0, p50, p99, sessions or 0)
+        seconds.append(older if len(fields) == _OLDER else _newer(older, *fields[_OLDER:]))
     return seconds[-LENGTH:]
+
+
+def _newer(older: Second, *fields: str) -> Second:
+    """Return a second with the fields that earlier versions did not save."""
+    if len(fields) != len(Second._fields) - _OLDER:
+        raise ValueError("the number of fields is wrong")
+    opened, from_clients, from_upstream = [_number(field) or 0 for field in fields[:-1]]
+    failures: dict[str, int] = {}
+    for entry in fields[-1].split():
+        reason, _, count = entry.partition(":")
+        number = _number(count)
+        if reason not in FAILURES or not number:
+            raise ValueError("a failure is not a reason and a count")
+        failures[reason] = number
+    return older._replace(
+        opened=opened, bytes_from_clients=from_clients, bytes_from_upstream=from_upstream, failures=failures
+    )
+
+
+def _second(before: Totals, now: Totals, p50: int | None, p99: int | None) -> Second:
+    """Return the second in which the totals have grown from `before` to `now`."""
+    failed = zip(FAILURES, now.failures, before.failures, strict=True)
+    return Second(
+        requests=now.requests - before.requests,
+        responses=now.responses - before.responses,
+        naks=now.naks - before.naks,
+        p50=p50,
+        p99=p99,
+        sessions=now.sessions,
+        opened=now.opened - before.opened,
+        bytes_from_clients=now.bytes_from_clients - before.bytes_from_clients,
+        bytes_from_upstream=now.bytes_from_upstream - before.bytes_from_upstream,
+        failures={reason: count - earlier for reason, count, earlier in failed if count != earlier},
+    )
 
 
 def _number(text: str) -> int | None:

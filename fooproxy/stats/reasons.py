@@ -36,6 +36,9 @@ CLOSED = {
 CLEAN = frozenset({"client_closed", "upstream_closed", "closed_by_operator", "drained"})
 """The reasons that need no attention."""
 
+FAILURES = tuple(reason for reason in CLOSED if reason not in CLEAN)
+"""All others."""
+
 CONNECT_FAILURES = {
     "refused": "upstream_refused",
     "unresolved": "upstream_unresolved",

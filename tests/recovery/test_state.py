@@ -487,7 +487,7 @@ def test_the_largest_state_there_can_be_is_read_again(path: Path) -> None:
     latencies = Histogram(buckets, total, LONGEST)
     process.stats.restore({**dict.fromkeys(process.stats.counters(), most), "closed_crashed": most >> 1}, latencies)
     process.stats.times.restore([most // 11] * 10, [most // 11] * 10, 0)
-    process.stats.history.restore([Second(*[most] * 6)] * LENGTH, 0)
+    process.stats.history.restore([Second(most, most, most, most, most, most)] * LENGTH, 0)
     process.save()
     assert path.stat().st_size < (1 << 20) / 5
     second = Process(path, wall=1e9)
