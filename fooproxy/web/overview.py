@@ -48,14 +48,31 @@ COLUMNS: dict[str, Callable[[Session[SessionStats], SessionStats], Any]] = {
 }
 """The fields of a session in the answer, by name."""
 
+_SOUGHT = ("client", "state", "upstream", "upstream_name")
+"""The fields that are searched."""
+
+LONGEST_SOUGHT = 100
+"""The longest text that is searched for."""
+
 SORTABLE = [name for name in COLUMNS if name != "paused"]
 
 
 def connections(
-    stats: Stats, sessions: Collection[Session[SessionStats]], sort: str, descending: bool, limit: int
+    stats: Stats,
+    sessions: Collection[Session[SessionStats]],
+    sort: str,
+    descending: bool,
+    limit: int,
+    sought: str = "",
 ) -> dict[str, Any]:
-    """Return the first `limit` of `sessions`, sorted by the column `sort`; sessions without a value come last."""
+    """Return the first `limit` of `sessions`, sorted by the column `sort`; sessions without a value come last.
+
+    Only those that have the text `sought` in their client, state or server are shown.
+    """
     stats.catch_up()
+    total = len(sessions)
+    if sought:
+        sessions = [session for session in sessions if _has(session, sought.lower())]
     value = COLUMNS[sort]
     # This runs for all sessions, perhaps thousands: each saved step saves milliseconds.
     valued = [(value(session, session.observer), session) for session in sessions]
@@ -65,7 +82,8 @@ def connections(
     first = (heapq.nlargest if descending else heapq.nsmallest)(limit, valued, key=itemgetter(0))
     shown = [session for _, session in first] + others[: limit - len(first)]
     return {
-        "total": len(sessions),
+        "total": total,
+        "matching": len(sessions),
         "connections": [{name: read(session, session.observer) for name, read in COLUMNS.items()} for session in shown],
     }
 
@@ -74,7 +92,12 @@ def listed(stats: Stats, sessions: Collection[Session[SessionStats]], query: Que
     """Return the sessions that `query` asks for, sorted as it says."""
     sort = query.choice("sort", "age_seconds", SORTABLE)
     descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
-    return connections(stats, sessions, sort, descending, query.number("limit", 100, MOST))
+    sought = query.text("filter", LONGEST_SOUGHT)
+    return connections(stats, sessions, sort, descending, query.number("limit", 100, MOST), sought)
+
+
+def _has(session: Session[SessionStats], sought: str) -> bool:
+    return any(sought in str(COLUMNS[name](session, session.observer) or "").lower() for name in _SOUGHT)
 
 
 def clients(stats: Stats, limit: int) -> dict[str, Any]:

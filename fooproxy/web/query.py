@@ -25,6 +25,13 @@ class Query:
             raise BadQuery(f"{name} must be a number from 0 to {most}")
         return int(text)
 
+    def text(self, name: str, most: int) -> str:
+        """Return the parameter `name`, at most `most` characters; raise `BadQuery` for a longer one."""
+        text = self._arguments.get(name.encode(), [b""])[-1].decode("utf-8", "replace")
+        if len(text) > most:
+            raise BadQuery(f"{name} must be at most {most} characters")
+        return text
+
     def choice(self, name: str, default: str, choices: Sequence[str]) -> str:
         """Return the parameter `name`, one of `choices`; raise `BadQuery` for anything else."""
         text = self._arguments.get(name.encode(), [default.encode()])[-1].decode("latin-1")

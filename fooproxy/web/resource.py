@@ -25,6 +25,7 @@ from fooproxy.web.exposition import exposition
 from fooproxy.web.hosts import Hosts
 from fooproxy.web.query import Query
 from fooproxy.web.site import QuietSite
+from fooproxy.web.verdict import Situation, judge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,8 +60,9 @@ class Health(Protocol):
 class Web:
     """The routes; they show `stats`, `health`, the `upstreams` and the open `sessions`.
 
-    `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` those in force, and
-    `discovery` what is known of the names under which servers are found.
+    `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` those in force,
+    `discovery` what is known of the names under which servers are found, and `identity` the host, the process ID and the
+    addresses of the proxy.
 
     The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
@@ -77,6 +79,7 @@ class Web:
         clock: Callable[[], float],
         options: Callable[[], dict[str, Any]],
         discovery: Callable[[], list[dict[str, Any]]] = list,
+        identity: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._stats = stats
         self._health = health
@@ -86,6 +89,7 @@ class Web:
         self._clock = clock
         self._options = options
         self._discovery = discovery
+        self._identity = identity
         self._started = clock()
         self._static = page.files()
 
@@ -147,27 +151,31 @@ class Web:
     @app.route("/live", methods=["GET"])
     def live(self, request: IRequest) -> bytes:
         """Everything the page shows, in one answer."""
-        query, servers = Query(request), self._upstreams
+        query = Query(request)
+        now = self._situation()
         content = {
             "started": self._started,
-            "report": self._stats.report(),
-            "health": self._health.report(),
-            "upstream": {
-                "address": ", ".join(
-                    [server.name for server in servers.servers] or [found["name"] for found in self._discovery()]
-                ),
-                "state": servers.state,
-                "reason": servers.reason,
-                "error": servers.error,
-            },
-            # Of a single server, the rest of the page has the figures.
-            "upstreams": upstreams.rows(self._stats, servers) if self._stats.most_servers else [],
-            "recovery": self._recovery(),
+            "process": self._identity(),
+            **now._asdict(),
+            "verdict": judge(now),
             "history": self._history(query),
             "latency_buckets": list(self._stats.history.recent().upper_bounds()),
             "connections": self._connections(query),
         }
         return as_json(request, 200, content)
+
+    def _situation(self) -> Situation:
+        servers = self._upstreams
+        together = {
+            "address": ", ".join(
+                [server.name for server in servers.servers] or [found["name"] for found in self._discovery()]
+            ),
+            "state": servers.state,
+            "reason": servers.reason,
+            "error": servers.error,
+        }
+        rows = upstreams.rows(self._stats, servers)
+        return Situation(self._stats.report(), self._health.report(), together, rows, self._recovery())
 
     def _history(self, query: Query) -> dict[str, Any]:
         return self._stats.history.report(query.number("since", 0, 1 << 40), self._clock())

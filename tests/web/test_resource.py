@@ -33,7 +33,8 @@ class Reachability:
     error: str | None = None
     reason: str | None = None
     state = "up"
-    silence = 0.0
+    silence = since = 0.0
+    weight, backup, slots, check = 1, False, None, None
 
     def __init__(self) -> None:
         self.probes = 0
@@ -73,7 +74,10 @@ class Site:
         warnings = {"recovery_failing": lambda: self.recovery["failing"]}
         self.health = Health(upstream, lambda: self.busy, lambda: self.loops, warnings)
         self.health.starting = False
-        self._web = Web(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0, lambda: OPTIONS)
+        self._web = Web(
+            *(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0, lambda: OPTIONS),
+            identity=lambda: {"host": "here", "pid": 7},
+        )
         self._treq: Any = StubTreq(self._web.app.resource())
 
     def say(self, head: bytes) -> bytes:
@@ -284,7 +288,7 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     # Apart from values that depend on the instant, it equals the answers of the other resources.
     assert answer["report"] == site.ask("/stats").json
     assert answer["history"] == site.ask("/history").json
-    assert answer["connections"] == site.ask("/connections").json == {"total": 0, "connections": []}
+    assert answer["connections"] == site.ask("/connections").json == {"total": 0, "matching": 0, "connections": []}
     assert answer["health"] == site.ask("/ready").json
     assert answer["recovery"] == site.recovery
     assert answer["upstream"] == {
@@ -295,6 +299,8 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     }
     assert answer["history"]["responses"] == [1]
     assert answer["started"] == 1000.0
+    assert answer["process"] == {"host": "here", "pid": 7}
+    assert answer["verdict"]["state"] == "ok"
     (bucket,) = answer["latency_buckets"]
     assert bucket[0] == pytest.approx(0.002, rel=0.07)
     assert bucket[1] == 1
@@ -308,7 +314,14 @@ def test_clients_are_listed(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/history?since=1e5", "/clients?limit=2000", "/connections?sort=paused", f"/clients?limit={'9' * 5000}"]
+    "path",
+    [
+        "/history?since=1e5",
+        "/clients?limit=2000",
+        "/connections?sort=paused",
+        f"/connections?filter={'x' * 101}",
+        f"/clients?limit={'9' * 5000}",
+    ],
 )
 def test_a_wrong_parameter_is_a_400_that_says_what_would_be_right(site: Site, path: str) -> None:
     answer = site.ask(path)
