@@ -68,8 +68,8 @@ def listening(text: str) -> str:
 
 
 def listening_locally(text: str) -> str:
-    """Resolve an address to listen on; 127.0.0.1 if it names no host."""
-    return _listening(text, "127.0.0.1")
+    """Resolve an address to listen on, unless it is off; 127.0.0.1 if it names no host."""
+    return "" if text == "off" else _listening(text, "127.0.0.1")
 
 
 def _listening(text: str, default: str) -> str:

@@ -203,9 +203,9 @@ OPTIONS = (
         group="HTTP",
         unit="ADDRESS",
         default="127.0.0.1:8088",
-        check=values.listening,
+        check=values.listening_if_at_all,
         look=checking.listening_locally,
-        meaning="ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host).",
+        meaning="ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host), or off.",
     ),
     Option(
         name="http-host",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import time
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.roster import MOST, Roster
 from fooproxy.signals import Signals
-from fooproxy.stats.counters import Stats
+from fooproxy.stats.counters import LONG_WAIT, Stats
 from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
 from fooproxy.stopping import Stopping
@@ -65,6 +66,7 @@ from fooproxy.upstreams.ejection import Ejection
 from fooproxy.upstreams.pool import Limits, Links
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
+from fooproxy.values import OFF
 from fooproxy.web.control import Control
 from fooproxy.web.hosts import Hosts
 from fooproxy.web.resource import Web
@@ -181,7 +183,9 @@ class ProxyService(Service):
             "upstream_down": lambda: 0 < self._upstreams.count("down") < len(self._upstreams.servers),
             "upstream_held": lambda: any(server.held for server in self._upstreams.servers),
             "discovery_failing": lambda: self._discovery.is_failing,
+            "slow_replies": lambda: self.stats.is_slow,
             "clients_waiting": lambda: not self._gates.are_open,
+            "clients_queued": lambda: self._upstreams.queue[1] > LONG_WAIT,
             "recovery_failing": lambda: self._saving.failing,
         }
         self.health = Health(self._upstreams, self._has_traffic, self._loops, warnings)
@@ -189,11 +193,12 @@ class ProxyService(Service):
         reserve_descriptor()
         self._web = Web(
             *(self.stats, self.health, self._upstreams, self.bridge.sessions),
-            *(self._saving.report, time.time, options.in_force, self._discovery.report),
+            *(self._saving.report, time.time, options.in_force, self._discovery.report, self._identity),
         )
         self._control = Control(self.stats, self._upstreams, self.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []
-        self._http_ports: list[IListeningPort] = []
+        self._http_port: IListeningPort | None = None
+        self._control_port: IListeningPort | None = None
 
     def setServiceParent(self, parent: Any) -> None:
         """Join the application, and set where it logs before it starts."""
@@ -214,15 +219,12 @@ class ProxyService(Service):
             port = self._listen("listen", address, listen, tapped)
             self._relay_ports.append(port)
             self._put_up_gate(port)
-        http = server_endpoint(self._reactor, self._options["http"], "127.0.0.1")
-        hosts = Hosts(self._options["http-host"], getattr(host_port(self._options["http"]), "host", ""))
-        port = self._listen("http", self._options["http"], http, self._web.site(self._reactor, hosts))
-        hosts.listening_at(port.getHost())
-        self._http_ports.append(port)
+        if self._options["http"] != OFF:
+            self._serve_http(self._options["http"])
         if self._options["control"]:
             address = self._options["control"]
             control = server_endpoint(self._reactor, f"{address}:mode=600")
-            self._http_ports.append(self._listen("control", address, control, self._control.site()))
+            self._control_port = self._listen("control", address, control, self._control.site())
 
     def startService(self) -> None:
         """Restore the statistics and start all parts; the process has dropped its privileges by now."""
@@ -246,6 +248,21 @@ class ProxyService(Service):
         self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
+
+    def _serve_http(self, address: str) -> None:
+        endpoint = server_endpoint(self._reactor, address, "127.0.0.1")
+        hosts = Hosts(self._options["http-host"], getattr(host_port(address), "host", ""))
+        self._http_port = self._listen("http", address, endpoint, self._web.site(self._reactor, hosts))
+        hosts.listening_at(self._http_port.getHost())
+
+    def _identity(self) -> dict[str, Any]:
+        """Return which process this is; `utc_offset_seconds` is that of the times in its log."""
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "listen": [_listening(port) for port in self._relay_ports],
+            "utc_offset_seconds": time.localtime().tm_gmtoff,
+        }
 
     def _server(self, forward: Forward, number: int) -> Server:
         """Return a server to forward to; each of several has its own statistics."""
@@ -286,9 +303,10 @@ class ProxyService(Service):
         self.health.starting = False
         for port in self._relay_ports:
             self.log.info("listening for clients on {address}", address=_listening(port))
-        self.log.info("serving HTTP on {url}", url=_url(self._http_ports[0]))
-        for port in self._http_ports[1:]:
-            self.log.info("taking orders on {address}", address=_listening(port))
+        if self._http_port is not None:
+            self.log.info("serving HTTP on {url}", url=_url(self._http_port))
+        if self._control_port is not None:
+            self.log.info("taking orders on {address}", address=_listening(self._control_port))
         self._supervisor.ready()
 
     def stopService(self) -> Deferred[None]:
@@ -311,7 +329,7 @@ class ProxyService(Service):
             self._checks.stop()
         self._sampling.stop()
         await self._saving.stop()
-        await _closed(*self._http_ports)
+        await _closed(*(port for port in (self._http_port, self._control_port) if port is not None))
         self._supervisor.stopped()
         # While there still is a log.
         self._logs.limits.finish()

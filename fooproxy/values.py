@@ -26,6 +26,7 @@ __all__ = [
     "CHECKS",
     "LEVELS",
     "LOG_FORMATS",
+    "OFF",
     "POOLS",
     "balance",
     "check",
@@ -35,6 +36,7 @@ __all__ = [
     "host",
     "level",
     "listening",
+    "listening_if_at_all",
     "log_format",
     "name_server",
     "network",
@@ -46,6 +48,9 @@ __all__ = [
     "switch",
     "upstream",
 ]
+
+OFF = "off"
+"""Instead of an ADDRESS, where there may be none."""
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -82,6 +87,11 @@ def listening(text: str) -> str:
 
     server_endpoint(reactor, text)
     return text
+
+
+def listening_if_at_all(text: str) -> str:
+    """Check an ADDRESS to listen on, or the word ``off``."""
+    return text if text == OFF else listening(text)
 
 
 def upstream(text: str) -> Forward:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -13,8 +14,9 @@ import pytest
 from twisted.internet.task import Clock
 
 from fooproxy.supervisor import Supervisor
-from tests.helpers.fooserver import PATIENCE
-from tests.helpers.proxyprocess import TWISTD, fooproxy
+from tests.helpers.fooserver import PATIENCE, FooServer, exchange
+from tests.helpers.processes import started
+from tests.helpers.proxyprocess import TWISTD, eventually, fooproxy, options
 
 
 class Systemd:
@@ -131,3 +133,29 @@ def test_the_real_process_says_that_it_is_ready_alive_and_stopping(systemd: Syst
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
         assert "STOPPING=1" in systemd.heard()
+
+
+@pytest.mark.slow
+def test_a_proxy_without_http_serves_clients_and_tells_the_same(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", systemd.address)
+    log = tmp_path / "log"
+    with FooServer() as server, log.open("wb") as output:
+        command = [*TWISTD, "-n", "fooproxy", *options(tmp_path, server.port, "--http", "off")]
+        with started(command, stdout=output, stderr=output, cwd=tmp_path) as process:
+            assert systemd.hears() == "READY=1"
+            (found,) = eventually(lambda: re.findall(r"listening for clients on \S*?(\d+)\n", log.read_text()))
+            assert exchange(int(found), b"REQ 1 a\n") == b"ACK 1 a\n"
+            assert len(listened_by(process.pid)) == 1
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+    assert "HTTP" not in log.read_text()
+
+
+def listened_by(pid: int) -> list[str]:
+    """Return the TCP sockets on which a process listens."""
+    links = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return [row[1] for row in rows if row[3] == "0A" and row[9] in inodes]
