@@ -197,6 +197,8 @@ class ProxyService(Service):
         )
         self._control = Control(self.stats, self._upstreams, self.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []
+        self._listens: list[str] = []
+        """Their addresses, which they no longer know once the proxy stops."""
         self._http_port: IListeningPort | None = None
         self._control_port: IListeningPort | None = None
 
@@ -218,6 +220,7 @@ class ProxyService(Service):
             listen = server_endpoint(self._reactor, address, poller=self._poller)
             port = self._listen("listen", address, listen, tapped)
             self._relay_ports.append(port)
+            self._listens.append(_listening(port))
             self._put_up_gate(port)
         if self._options["http"] != OFF:
             self._serve_http(self._options["http"])
@@ -260,7 +263,7 @@ class ProxyService(Service):
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "listen": [_listening(port) for port in self._relay_ports],
+            "listen": self._listens,
             "utc_offset_seconds": time.localtime().tm_gmtoff,
         }
 

@@ -1,8 +1,8 @@
 """The files of the page, ready to be served.
 
-The list of counters in `index.html` is generated here from their declarations, so that a new counter appears on the
-page as soon as it is declared.  Everything else about the page is in `static/`.  This module does not know about HTTP,
-except for content types; `fooproxy.web.resource` serves the files.
+The lists of counters and of reasons in `index.html` are generated here from their declarations, so that a new one
+appears on the page as soon as it is declared.  Everything else about the page is in `static/`.  This module does not
+know about HTTP, except for content types; `fooproxy.web.resource` serves the files.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fooproxy.stats.counters import Stats
+from fooproxy.stats.reasons import CLEAN, CLOSED, FAILURES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fooproxy.stats.fields import Field
 
@@ -26,8 +27,6 @@ TYPES = {
     ".svg": "image/svg+xml",
 }
 """Content types by file suffix; other files are not served."""
-
-_PLACE = b"<!-- counters -->\n"
 
 _LISTED_ELSEWHERE = {"connections_closed"}
 """Counters that have a list of their own on the page."""
@@ -41,10 +40,20 @@ def files() -> dict[str, bytes]:
     """Return the content of each file of the page, by file name."""
     static = (resources.files("fooproxy.web") / "static").iterdir()
     content = {file.name: file.read_bytes() for file in static if Path(file.name).suffix in TYPES}
-    before, place, after = content["index.html"].partition(_PLACE)
-    assert place
-    content["index.html"] = before + "".join(_rows()).encode() + after
+    index = content["index.html"].decode()
+    planned = [reason for reason in CLOSED if reason in CLEAN]
+    lists = {"counters": _rows(), "planned ends": _reasons(planned), "failures": _reasons(FAILURES)}
+    for name, rows in lists.items():
+        place = f"<!-- {name} -->\n"
+        assert place in index
+        index = index.replace(place, "".join(rows))
+    content["index.html"] = index.encode()
     return content
+
+
+def _reasons(reasons: Iterable[str]) -> Iterator[str]:
+    for reason in reasons:
+        yield f'<div title="{escape(CLOSED[reason])}" data-reason="{reason}" hidden><dt></dt><dd></dd></div>\n'
 
 
 def _rows() -> Iterator[str]:

@@ -52,18 +52,22 @@ class Situation(NamedTuple):
     @property
     def error(self) -> str:
         """Return the last error of connecting, and its reason."""
-        reason = self.upstream["reason"]
-        return f"{self.upstream['error'] or 'no error known'}{f' ({_spaced(reason)})' if reason else ''}"
+        return (self.upstream["error"] or "no error known") + _in_brackets(self.upstream["reason"])
 
     def names(self, key: str, value: Any, otherwise: str) -> str:
         """Return the names of the servers whose `key` is `value`; `otherwise` if there is one server."""
         if len(self.upstreams) < 2:
             return otherwise
-        return ", ".join(row["name"] for row in self.upstreams if row[key] == value) or otherwise
+        found = [row for row in self.upstreams if row[key] == value]
+        return ", ".join(row["name"] + _in_brackets(row["reason"]) for row in found) or otherwise
 
 
 def _spaced(word: str) -> str:
     return word.replace("_", " ")
+
+
+def _in_brackets(reason: str | None) -> str:
+    return f" ({_spaced(reason)})" if reason else ""
 
 
 def _sessions(count: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fooserver import FooServer, connect, free_port, read_lines
+from tests.helpers.fooserver import FooServer, connect, free_port, read_lines, reset
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 webdriver: Any = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -209,22 +209,76 @@ def test_the_page_shows_what_the_clients_sent(fresh_page: Page) -> None:
         assert page.figure("report.latency_seconds_10s.p99").split(" ")[1] in ("µs", "ms", "s")
         settles(lambda: page.figure("nak_share"), "50.0 %")
     settles(lambda: page.figure("report.connections_active"), "0")
-    settles(lambda: page.text("#closed div:first-child"), "client closed\n2")
+    settles(lambda: page.text("#closed [data-reason=client_closed]"), "client closed\n2")
 
 
-def test_zeros_in_the_totals_are_dimmed_and_nothing_else_is(fresh_page: Page) -> None:
+def test_zeros_are_left_out_of_the_totals_and_the_ends(fresh_page: Page) -> None:
     page = fresh_page
     script = """
-        const shown = (element) => getComputedStyle(element).color === arguments[0];
-        return [...document.querySelectorAll("[aria-labelledby=totals-heading] dd")].filter(shown)
-            .map((element) => element.dataset.show);
+        return [...document.querySelectorAll("#totals dd, #closed [data-reason] dd")]
+            .filter((element) => element.getClientRects().length)
+            .map((element) => element.dataset.show ?? element.parentNode.dataset.reason);
     """
-    quiet = page.run("return getComputedStyle(document.querySelector('.list dt')).color")
     with clients(page.proxy, 2):
         settles(lambda: page.figure("report.msg_req"), "2")
-        dimmed = set(page.run(script, quiet))
-    assert {"report.msg_misdirected", "report.requests_unanswered", "report.accepts_paused.limit"} <= dimmed
-    assert not dimmed & {"report.msg_req", "report.bytes_from_clients", "report.connections_total"}
+    settles(lambda: page.text("#closed [data-reason=client_closed]"), "client closed\n1")
+    shown = set(page.run(script))
+    assert {"report.msg_req", "report.bytes_from_clients", "report.connections_total", "client_closed"} <= shown
+    assert not shown & {"report.msg_misdirected", "report.requests_unanswered", "upstream_refused"}
+
+
+def test_failures_are_told_from_planned_ends_and_those_of_late_have_a_chart(fresh_page: Page) -> None:
+    page = fresh_page
+    settles(lambda: page.text("#failed"), "0")
+    with clients(page.proxy, 1, 1) as (one, _):
+        reset(one)
+    settles(lambda: page.text("#failed"), "1")
+    assert page.text("#failed-by") == "client reset\n1"
+    assert page.text(".failed [data-reason=client_reset]") == "client reset\n1"
+    assert page.text(".list:not(.failed) [data-reason=client_closed]") == "client closed\n1"
+
+
+def test_the_header_says_which_process_the_page_is_about_and_when_on_its_clock(page: Page) -> None:
+    assert page.text("#identity") == (
+        f"{socket.gethostname()} \u00b7 listening on 127.0.0.1:{page.proxy.port} \u00b7 process {page.proxy.pid}"
+    )
+    ours = time.time()
+    seen = time.strptime(page.text("#updated"), "%H:%M:%S")
+    passed = (time.localtime(ours).tm_hour - seen.tm_hour) * 3600 + (time.localtime(ours).tm_min - seen.tm_min) * 60
+    assert abs(passed + time.localtime(ours).tm_sec - seen.tm_sec) % 86400 <= 5
+
+
+def test_the_current_sessions_stand_beside_their_limit(page: Page) -> None:
+    limit = page.proxy.stats("connections_limit")["connections_limit"]
+    settles(lambda: page.figure("report.connections_limit"), f"{limit:,}")
+
+
+def test_a_shorter_time_range_shows_fewer_seconds(page: Page) -> None:
+    label = "return document.querySelector('#sessions-chart').getAttribute('aria-label')"
+    page.run("range.value = 60; range.dispatchEvent(new Event('change'))")
+    settles(lambda: "in the last 1 min 0 s" in page.run(label), True)
+    assert page.points("sessions-chart") <= 60
+    assert page.text("#failed-range") == "last 1 min"
+
+
+def test_sessions_can_be_filtered(page: Page) -> None:
+    with clients(page.proxy, 1, 1, 1) as peers:
+        settles(lambda: len(page.column("client")), 3)
+        address = "{}:{}".format(*peers[1].getsockname())
+        page.run("filter.value = arguments[0]; filter.dispatchEvent(new Event('input'))", address)
+        settles(lambda: page.column("client"), [address])
+        assert page.text("#shown") == "showing 1 of 1 that match, of 3"
+
+
+def test_clients_are_listed_while_their_list_is_open(page: Page) -> None:
+    script = "return [...document.querySelectorAll('#client-rows tr')].map((row) => row.cells[0].textContent)"
+    with clients(page.proxy, 1):
+        settles(lambda: page.run(script), ["127.0.0.1"])
+    page.run("clients.open = false")
+    asked = "return performance.getEntriesByType('resource').filter((entry) => entry.name.includes('/clients')).length"
+    before, requests = page.run(asked), page.requests()
+    eventually(lambda: page.requests() >= requests + 2)
+    assert page.run(asked) == before
 
 
 def test_the_page_agrees_with_the_report(page: Page) -> None:
@@ -280,8 +334,8 @@ def test_every_chart_tells_its_values_to_those_who_cannot_see_it(page: Page) -> 
     with clients(page.proxy, 10):
         eventually(lambda: all(label and "none yet" not in label for label in page.run(script)))
         labels = page.run(script)
-    assert len(labels) == 5
-    assert all("lowest" in label and "highest" in label for label in labels[:4])
+    assert len(labels) == 9
+    assert all("lowest" in label and "highest" in label for label in labels[:8])
 
 
 def test_a_header_sorts_the_sessions_one_way_and_then_the_other(page: Page) -> None:
@@ -425,7 +479,7 @@ def test_a_drain_is_announced(browser: Any, tmp_path: Path) -> None:
         settles(lambda: page.figure("report.requests_in_flight"), "1")
         proxy.signal(signal.SIGTERM)
         settles(lambda: page.word, "Draining")
-        assert "one session is still open" in page.text("#why")
+        assert "1 session is still open" in page.text("#why")
         server.release()
         assert proxy.wait() == 0
 
@@ -440,39 +494,37 @@ def test_an_upstream_that_is_down_is_announced(browser: Any, tmp_path: Path) -> 
 
 AMEND = """
     const given = window.fetch;
-    window.health = {};
+    window.verdict = {};
     window.fetch = async (...request) => {
         const answer = await given(...request);
         const body = await answer.json();
-        Object.assign(body.health, window.health);
+        Object.assign(body.verdict ?? {}, window.verdict);
         return { ok: true, json: async () => body };
     };
 """
-"""Has the page read what a test says about the proxy's health."""
+"""Has the page read the verdict that a test gives."""
 
 
 @pytest.mark.parametrize(
-    ("reasons", "warnings", "word", "why"),
-    [
-        (["starting"], [], "Not ready", "starting"),
-        (["loop", "upstream_unreachable"], [], "Not ready", "forwards to itself"),
-        ([], ["upstream_stuck", "upstream_drops_requests"], "Degraded", "has not answered any"),
-        ([], ["upstream_drops_requests"], "Degraded", "has left requests unanswered"),
-        ([], ["only_naks"], "Degraded", "has rejected every request"),
-        ([], ["recovery_failing"], "Degraded", "saving the statistics to"),
-        ([], ["clients_waiting"], "Degraded", "clients waiting"),
-    ],
+    ("state", "word"), [("not-ready", "Not ready"), ("degraded", "Degraded"), ("draining", "Draining")]
 )
-def test_the_page_says_what_is_wrong(
-    fresh_page: Page, reasons: list[str], warnings: list[str], word: str, why: str
-) -> None:
-    assert fresh_page.word in ("OK", "Waiting")
+def test_the_page_says_what_is_wrong_and_what_else_is(fresh_page: Page, state: str, word: str) -> None:
+    verdict = {"state": state, "why": "Because <b>.", "also": ["One more.", "Another."]}
     fresh_page.run(AMEND)
-    fresh_page.run("window.health = arguments[0]", {"ready": not reasons, "reasons": reasons, "warnings": warnings})
+    fresh_page.run("window.verdict = arguments[0]", verdict)
     settles(lambda: fresh_page.word, word)
-    assert why in fresh_page.text("#why")
-    fresh_page.run("window.health = {}")
+    assert fresh_page.text("#why") == "Because <b>."
+    assert fresh_page.text("#also") == "One more.\nAnother."
+    fresh_page.run("window.verdict = {}")
     settles(lambda: fresh_page.word, "OK")
+    assert fresh_page.run("return document.getElementById('also').hidden")
+
+
+def test_the_tables_fit_a_laptops_screen(page: Page) -> None:
+    widths = "return [...document.querySelectorAll('.box')].map((box) => box.scrollWidth - box.clientWidth)"
+    with clients(page.proxy, 1500, 1), page.as_wide_as(1366):
+        settles(lambda: len(page.column("id")), 2)
+        assert page.run(widths) == [0, 0, 0]
 
 
 def test_one_request_is_under_way_at_most(page: Page) -> None:
@@ -555,8 +607,9 @@ def test_large_numbers_are_whole(page: Page, width: int) -> None:
             range.selectNodeContents(element.firstChild);
             return range.getClientRects().length;
         };
-        const numbers = document.querySelectorAll("td.number, [data-as=count], [data-as=rate], #closed dd");
-        const cut = [...numbers].filter((element) => !(whole(element) && lines(element) === 1));
+        const numbers = document.querySelectorAll("td.number, [data-as=count], [data-as=rate], [data-reason] dd");
+        const shown = [...numbers].filter((element) => element.getClientRects().length);
+        const cut = shown.filter((element) => !(whole(element) && lines(element) === 1));
         return cut.map((element) => `${element.dataset.show ?? element.className}: ${element.textContent}`);
     """
     with clients(page.proxy, 1, 1), page.as_wide_as(width):
@@ -599,7 +652,7 @@ def test_several_servers_have_a_table_and_a_single_one_has_none(browser: Any, pa
                 return [...document.querySelectorAll("#upstream-rows tr")].map((row) =>
                     [...row.cells].map((cell) => cell.textContent));
             """
-            settles(lambda: sum(int(row[7]) for row in table.run(script)), 16)
+            settles(lambda: sum(int(row[5]) for row in table.run(script)), 16)
             assert [row[0] for row in table.run(script)] == ["<b>one", "other"]
             assert not table.run("return document.getElementById('upstreams').hidden")
             assert table.fits(1200)
@@ -609,4 +662,4 @@ def test_several_servers_have_a_table_and_a_single_one_has_none(browser: Any, pa
                 with connect(proxy.port) as client:
                     exchange(client, 1)
             settles(lambda: table.word, "Degraded")
-            settles(lambda: table.text("#why"), "Clients are being served, but not by other.")
+            assert table.text("#why").endswith("cannot use one of its Foo servers or more: other (upstream refused).")

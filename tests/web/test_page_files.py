@@ -8,6 +8,7 @@ import pytest
 
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.fields import Field
+from fooproxy.stats.reasons import CLEAN, FAILURES
 from fooproxy.web.page import files
 
 INDEX = files()["index.html"].decode()
@@ -15,7 +16,6 @@ SCRIPTS = "".join(content.decode() for name, content in files().items() if name.
 COUNTERS = [field for field in Stats.reported if field.kind == "counter"]
 
 SHOWN_OTHERWISE = {
-    "connections_limit": "a warning says when it is reached",
     "upstream_stuck": "the word at the top says it",
     "upstream_failing": "the word at the top says it",
     "version": "/version",
@@ -59,3 +59,10 @@ def test_the_titles_of_counters_are_words() -> None:
 def test_a_counter_of_many_values_has_one_row_with_their_sum() -> None:
     assert 'data-show="report.requests_unanswered" data-as="sum"' in INDEX
     assert not [path for path in rows().values() if path.startswith("requests_unanswered.")]
+
+
+def test_the_reasons_for_which_sessions_end_are_told_apart() -> None:
+    planned, failed = INDEX[INDEX.index('id="closed"') :].split("<h3>Failed</h3>")
+    failed = failed.partition("</section>")[0]
+    assert set(re.findall(r'data-reason="(\w+)"', planned)) == CLEAN
+    assert tuple(re.findall(r'data-reason="(\w+)"', failed)) == FAILURES

@@ -19,7 +19,7 @@ def situation(*words: str, **changed: Any) -> Situation:
     warnings = [word for word in words if word not in NOT_READY]
     report = {**Stats(lambda: 5.0).report(), "connections_active": 3, "connections_limit": 5}
     upstream = {"address": "127.0.0.1:8001", "state": "up", "reason": None, "error": None}
-    rows = [{"name": "one", "state": "up", "stuck": 0}]
+    rows = [{"name": "one", "state": "up", "stuck": 0, "reason": None}]
     recovery = {"path": "recovery.json", "failing": False}
     health = {"ready": not reasons, "reasons": reasons, "warnings": warnings}
     return Situation(report, health, upstream, rows, recovery)._replace(**changed)
@@ -28,8 +28,8 @@ def situation(*words: str, **changed: Any) -> Situation:
 NOT_READY = [cause.word for cause in CAUSES if cause.state in ("not-ready", "draining")]
 
 SERVERS = [
-    {"name": "one", "state": "up", "stuck": 1},
-    {"name": "two", "state": "down", "stuck": 0},
+    {"name": "one", "state": "up", "stuck": 1, "reason": None},
+    {"name": "two", "state": "down", "stuck": 0, "reason": "upstream_refused"},
 ]
 
 
@@ -82,7 +82,7 @@ def test_other_troubles_are_named_beside_the_first() -> None:
 
 def test_of_several_servers_the_one_in_trouble_is_named() -> None:
     assert "from one." in judge(situation("upstream_stuck", upstreams=SERVERS))["why"]
-    assert "or more: two." in judge(situation("upstream_down", upstreams=SERVERS))["why"]
+    assert "or more: two (upstream refused)." in judge(situation("upstream_down", upstreams=SERVERS))["why"]
     assert "any of the 2 upstreams" in judge(situation("upstream_unreachable", upstreams=SERVERS))["why"]
     assert ", a server rejects" in judge(situation("only_naks", upstreams=SERVERS))["why"]
 

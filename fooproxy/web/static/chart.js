@@ -1,11 +1,10 @@
-// Draws the charts as SVG: lines over the last 15 minutes, and a histogram.  Each chart has labelled axes, an
+// Draws the charts as SVG: lines over the last minutes, and a histogram.  Each chart has labelled axes, an
 // aria-label with the main values, and a caption that shows the values under the pointer.  page.css sets colours and
 // dashes.
 
-import { latency, share } from "./format.js";
+import { age, latency, share, time } from "./format.js";
 
-export const SECONDS = 900;
-const TIMES = [[0, "15 min ago"], [1 / 3, "10"], [2 / 3, "5"], [1, "now"]];
+const STEPS = [15, 30, 60, 120, 300]; // seconds between the times at the axis
 const BARS = 10; // bars of the histogram per power of ten
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 6, 8, 22]; // margins around the axes, in px
 
@@ -21,7 +20,13 @@ function set(element, attributes) {
 }
 
 // A linear scale from zero with round steps; its ticks are [part of the axis, label].
-function even(highest, format) {
+function even(highest, format, base = 10) {
+  if (!highest) return { ticks: [[0, format(0)]], part: () => 0 };
+  if (base !== 10) {
+    const unit = base ** Math.max(0, Math.floor(Math.log(highest) / Math.log(base)));
+    const { ticks, part } = even(highest / unit, (value) => format(value * unit).replace(/\.0+(?=\s)/, ""));
+    return { ticks, part: (value) => part(value / unit) };
+  }
   const rough = Math.max(highest, 1) / 3;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = Math.max(1, [1, 2, 5, 10].map((factor) => factor * power).find((value) => value > rough * 0.999));
@@ -118,15 +123,19 @@ class Plot {
 
 // Lines with one value per second, null for none; the newest value is at the right edge.
 export class TimeChart extends Plot {
-  constructor(id, name, lines, format, ticks = null) {
+  // How many seconds all charts show, and until when, on the proxy's clock.
+  static now = { seconds: 900, time: 0, offset: 0 };
+
+  // `ticks` formats the numbers at the axis, `base` is the base of their units.
+  constructor(id, name, lines, format, ticks = null, base = 10) {
     super(id, name);
-    Object.assign(this, { lines, format, ticks, series: lines.map(() => []) });
+    Object.assign(this, { lines, format, ticks, base, series: lines.map(() => []) });
     this.area = add(this.svg, "path", "area");
     this.paths = lines.map((_, index) => add(this.svg, "path", `line ${index ? "two" : "one"}`));
   }
 
   show(...series) {
-    this.series = series;
+    this.series = series.map((values) => values.slice(-TimeChart.now.seconds));
     this.draw();
   }
 
@@ -140,18 +149,33 @@ export class TimeChart extends Plot {
     const [lows, highs] = [0, 1].map((end) => ranges.filter(Boolean).map((range) => range[end]));
     const highest = Math.max(0, ...highs);
     const lowest = Math.max(1e-6, Math.min(1, ...lows));
-    const scale = this.ticks ? even(highest, this.ticks) : logarithmic(lowest, highest || 1, this.format);
-    this.axes(TIMES, scale.ticks);
+    const scale = this.ticks ? even(highest, this.ticks, this.base) : logarithmic(lowest, highest || 1, this.format);
+    if (lows.length) this.axes(this.times(), scale.ticks);
+    else this.axes([], []);
     this.paths.forEach((path, index) => path.setAttribute("d", this.trace(this.series[index], scale.part)));
     if (this.ticks) this.area.setAttribute("d", this.trace(this.series[0], scale.part, true));
     const told = this.lines.map((line, index) => {
-      if (!ranges[index]) return [`${line} none yet`, `no ${line} yet`];
+      if (!ranges[index]) return [`${line} none yet`, `no ${line}`];
       const [low, high] = ranges[index].map(this.format);
+      const range = ranges[index][1] ? `${line} ${low} to ${high}` : `no ${line}`;
       const now = this.format(this.series[index].at(-1));
-      return [`${line} now ${now}, lowest ${low}, highest ${high}`, `${line} ${low} to ${high}`];
+      return [`${line} now ${now}, lowest ${low}, highest ${high}`, range];
     });
     const [labels, captions] = [0, 1].map((index) => told.map((texts) => texts[index]));
-    this.tell(`${labels.join("; ")}; in the last 15 minutes.`, captions.join(" · "));
+    this.tell(`${labels.join("; ")}; in the last ${age(TimeChart.now.seconds)}.`, captions.join(" · "));
+  }
+
+  // Returns the round times of day in the range, as [part of the axis, label]; none at the edges, where it would not fit.
+  times() {
+    const { seconds, time: end, offset } = TimeChart.now;
+    const step = STEPS.find((each) => seconds / each <= 5);
+    const local = end + offset;
+    const found = [];
+    for (let at = Math.floor(local / step) * step; at > local - seconds; at -= step) {
+      const part = 1 - (local - at) / seconds;
+      if (part > 0.08 && part < 0.92) found.push([part, time(at, 0).slice(0, step < 60 ? 8 : 5)]);
+    }
+    return found;
   }
 
   // Returns the path of a line, or of the area below it.  A single value between two gaps becomes a dot.
@@ -161,7 +185,7 @@ export class TimeChart extends Plot {
     values.forEach((value, index) => {
       if (value === null && begun && area) path += `V${this.bottom}Z`;
       if (value !== null) {
-        const [x, y] = [this.x(1 - (values.length - 1 - index) / SECONDS), this.y(part(value))];
+        const [x, y] = [this.x(1 - (values.length - 1 - index) / TimeChart.now.seconds), this.y(part(value))];
         path += begun ? `L${x},${y}` : area ? `M${x},${this.bottom}V${y}` : `M${x},${y}h0`;
       }
       begun = value !== null;
@@ -170,10 +194,11 @@ export class TimeChart extends Plot {
   }
 
   readout(place) {
-    const ago = Math.round((1 - place) * SECONDS);
+    const { seconds, time: end, offset } = TimeChart.now;
+    const ago = Math.round((1 - place) * seconds);
     const values = this.lines.map((line, index) => `${line} ${this.format(this.series[index].at(-1 - ago))}`);
-    const when = ago >= 60 ? `${Math.floor(ago / 60)} min ${ago % 60} s ago` : ago ? `${ago} s ago` : "now";
-    return [this.x(1 - ago / SECONDS), `${when}: ${values.join(" · ")}`];
+    const when = ago ? time(end - ago, offset) : "now";
+    return [this.x(1 - ago / seconds), `${when}: ${values.join(" · ")}`];
   }
 }
 
@@ -203,7 +228,9 @@ export class Histogram extends Plot {
     this.shares = this.spread((scale.high - scale.low) * BARS);
     const up = even(112 * Math.max(...this.shares), (value) => `${value}\u00a0%`);
     const crowded = (this.right - LEFT) / (scale.high - scale.low) < 56;
-    this.axes(scale.ticks.map(([part, label], index) => [part, crowded && index % 2 ? "" : label]), up.ticks);
+    const across = scale.ticks.map(([part, label], index) => [part, crowded && index % 2 ? "" : label]);
+    if (this.buckets.length) this.axes(across, up.ticks);
+    else this.axes([], []);
     const bars = this.shares.map((part, index) => {
       const [left, right] = [index, index + 1].map((edge) => Number(this.x(edge / this.shares.length)));
       const top = Math.min(this.y(up.part(100 * part)), this.bottom - 1);

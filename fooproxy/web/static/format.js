@@ -16,13 +16,19 @@ export const rate = known((value) => {
   const number = value % 1 && value < 99.95 ? value.toFixed(1) : WHOLE.format(value);
   return `${number}${SPACE}/s`;
 });
+export const percent = known((value) => `${digits(value)}${SPACE}%`);
 export const share = known((value) => `${digits(100 * value)}${SPACE}%`);
 
 export const size = known((bytes) => {
-  if (bytes < 1024) return `${bytes}${SPACE}B`;
+  if (bytes < 1024) return `${WHOLE.format(bytes)}${SPACE}B`;
   const power = Math.min(5, Math.floor(Math.log2(bytes) / 10));
   return `${digits(bytes / 1024 ** power)}${SPACE}${"KMGTP"[power - 1]}iB`;
 });
+
+export const sizeRate = known((bytes) => `${size(bytes)}/s`);
+
+// A time of day, from seconds since 1970, in a zone that is `offset` seconds from UTC.
+export const time = (seconds, offset) => new Date((seconds + offset) * 1000).toISOString().slice(11, 19);
 
 // A short duration in seconds, with a precision down to microseconds.
 export const latency = known((seconds) => {
@@ -41,6 +47,7 @@ export const age = known((seconds) => {
   return `${WHOLE.format(Math.floor(whole / 86400))} d ${Math.floor((whole % 86400) / 3600)} h`;
 });
 
+export const list = (values) => (values ?? []).join(", ") || "–";
 export const ago = known((seconds) => `${age(seconds)} ago`);
 
 // Plain text; and names from the JSON, with spaces instead of underscores.

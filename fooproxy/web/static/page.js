@@ -2,14 +2,17 @@
 // in answers is untrusted and never becomes markup.  If the proxy does not answer, the page says so and marks its
 // figures as old.
 
-import { Histogram, SECONDS, TimeChart } from "./chart.js";
+import { Histogram, TimeChart } from "./chart.js";
+import { Clients } from "./clients.js";
+import { showEnds, showLately } from "./ends.js";
 import * as format from "./format.js";
+import { History } from "./history.js";
 import { showOptions } from "./options.js";
 import { Sessions } from "./sessions.js";
 import { Upstreams } from "./upstreams.js";
 
 const PATIENCE = 5000;
-const { age, count, latency, rate, short, text, words } = format;
+const { age, count, latency, percent, rate, short, size, sizeRate, time } = format;
 const root = document.documentElement;
 const at = (id) => document.getElementById(id);
 
@@ -23,36 +26,18 @@ const STATES = {
   paused: ["Paused", "M5 3h5v18H5zM14 3h5v18h-5z"],
 };
 
-// The last 15 minutes, one value per second; null for unknown seconds.
-class History {
-  series = { requests: [], responses: [], naks: [], p50: [], p99: [], sessions: [] };
-  last = null;
-
-  // A restarted proxy numbers its seconds anew, so the clock tells how many have passed; it may resend known ones.
-  add(entries, restarted) {
-    const fresh = entries.requests.length;
-    const numbered = entries.last - (this.last ?? entries.last - fresh);
-    const passed = restarted ? Math.round(entries.time - this.time) : numbered;
-    const missing = new Array(Math.min(SECONDS, Math.max(0, passed - fresh))).fill(null);
-    for (const [name, values] of Object.entries(this.series)) {
-      const kept = values.slice(0, Math.max(0, values.length - Math.max(0, fresh - passed)));
-      this.series[name] = [...kept, ...missing, ...entries[name]].slice(-SECONDS);
-    }
-    this.last = entries.last;
-    this.time = entries.time;
-  }
-
-  sum(name, seconds) {
-    return this.series[name].slice(-seconds).reduce((sum, value) => sum + value, 0);
-  }
-}
-
 const past = new History();
 const sessions = new Sessions(() => follow(true));
 const upstreams = new Upstreams();
+const clients = new Clients(() => follow(true));
+const range = at("range");
 const charts = {
   requests: new TimeChart("requests-chart", "Requests per second", ["requests"], rate, short),
-  replies: new TimeChart("replies-chart", "Replies per second", ["replies", "NAK"], rate, short),
+  replies: new TimeChart("replies-chart", "Replies per second", ["replies"], rate, short),
+  naks: new TimeChart("naks-chart", "Share of NAKs among the replies", ["NAK"], percent, (value) => `${value}\u00a0%`),
+  opened: new TimeChart("opened-chart", "New sessions per second", ["new sessions"], rate, short),
+  bytes: new TimeChart("bytes-chart", "Bytes per second", ["from clients", "from upstream"], sizeRate, size, 1024),
+  failures: new TimeChart("failures-chart", "Failed sessions per second", ["failures"], rate, short),
   sessions: new TimeChart("sessions-chart", "Open sessions", ["sessions"], count, short),
   latency: new TimeChart("latency-chart", "Latency", ["p50", "p99"], latency),
 };
@@ -64,13 +49,16 @@ for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 const figures = document.querySelectorAll("[data-show]");
 let answered = null; // When the last answer arrived, and when the proxy that gave it was started.
 let started = null;
+let offset = 0; // Of the proxy's local time, in seconds.
+let host = location.host;
 let optionsOf = null; // When the proxy whose options are shown was started; while it runs, they do not change.
 let busy = false;
 let again = false;
 let paused = false;
 let timer;
 
-const clock = () => new Date(answered).toLocaleTimeString("en-GB");
+// On the proxy's clock, as its log has it.
+const clock = () => time(past.time, offset);
 
 // Writes a text if it has changed.  In large figures, the unit (after the no-break space) gets its own small element.
 function write(element, shown) {
@@ -84,83 +72,24 @@ function write(element, shown) {
   element.append(small);
 }
 
-function say(state, why) {
+function say(state, why, also = []) {
   write(at("why"), why);
+  const list = at("also");
+  list.hidden = !also.length;
+  if (list.shown !== also.join("\n")) {
+    list.shown = also.join("\n");
+    list.replaceChildren(...also.map((sentence) => Object.assign(document.createElement("li"), { textContent: sentence })));
+  }
   if (root.dataset.state === state) return;
   const [word, shape] = STATES[state];
   root.dataset.state = state;
   at("word").textContent = word;
   at("mark").setAttribute("d", shape);
-  document.title = `${word} · fooproxy · ${location.host}`;
+  document.title = `${word} · fooproxy · ${host}`;
   const color = getComputedStyle(root).getPropertyValue("--state");
   const path = `<path fill="${color}" fill-rule="evenodd" d="${shape}"/>`;
   const icon = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">${path}</svg>`;
   at("icon").href = `data:image/svg+xml,${encodeURIComponent(icon)}`;
-}
-
-// Returns the state of the proxy and an explanation.
-function judge({ health: { ready, reasons, warnings }, upstream, upstreams, recovery, report: { connections_active: open } }) {
-  const names = (rows) => rows.map((row) => text(row.name)).join(", ");
-  const peer = upstreams.length ? `any of the ${upstreams.length} upstreams` : `the upstream ${text(upstream.address)}`;
-  const reason = upstream.reason ? ` (${words(upstream.reason)})` : "";
-  const error = `${text(upstream.error ?? "no error known")}${reason}`;
-  if (reasons.includes("draining")) {
-    const sessions = open === 1 ? "one session is" : `${count(open)} sessions are`;
-    return ["draining", `The proxy is stopping and accepts no new clients; ${sessions} still open.`];
-  }
-  if (reasons.includes("loop")) {
-    return ["not-ready", `Clients cannot be served: the proxy forwards to itself. Set --forward to the Foo server; it is ${text(upstream.address)}.`];
-  }
-  if (reasons.includes("upstream_unreachable")) {
-    return ["not-ready", `Clients cannot be served: the proxy cannot connect to ${peer}: ${error}`];
-  }
-  if (!ready) return ["not-ready", `The proxy is not ready for clients: ${reasons.map(words).join(", ")}.`];
-  if (warnings.includes("upstream_stuck")) {
-    const silent = upstreams.length ? names(upstreams.filter((row) => row.stuck)) : peer;
-    return ["degraded", `Requests are in vain: for 10 seconds, ${silent} has not answered any.`];
-  }
-  if (warnings.includes("only_naks")) {
-    return ["degraded", `For 10 seconds, ${peer} has rejected every request with NAK.`];
-  }
-  if (warnings.includes("upstream_drops_requests")) {
-    return ["degraded", `Lately, ${peer} has left requests unanswered, or closed connections as soon as they were made.`];
-  }
-  if (warnings.includes("upstream_down")) {
-    return ["degraded", `Clients are being served, but not by ${names(upstreams.filter((row) => row.state === "down"))}.`];
-  }
-  if (warnings.includes("upstream_held")) {
-    const held = names(upstreams.filter(({ state }) => ["paused", "draining"].includes(state))) || peer;
-    if (["up", "unknown"].includes(upstream.state)) return ["degraded", `Clients are being served, but an operator keeps them from ${held}.`];
-    return ["degraded", `New clients wait: an operator keeps them from ${held}.`];
-  }
-  if (warnings.includes("discovery_failing")) {
-    return ["degraded", "Clients are being served, but a name of servers cannot be looked up: the servers found before are kept."];
-  }
-  if (recovery.failing || warnings.includes("recovery_failing")) {
-    const lost = "a restart would lose the counts since the last save";
-    return ["degraded", `Traffic passes, but saving the statistics to ${text(recovery.path)} fails; ${lost}.`];
-  }
-  if (warnings.length) return ["degraded", `Traffic passes, but there are warnings: ${warnings.map(words).join(", ")}.`];
-  if (upstream.state === "down") return ["degraded", `The last attempt to connect to ${peer} failed: ${error}`];
-  const reached = upstream.state === "up" ? "is reachable" : "has not been needed yet";
-  return ["ok", `Clients are being served, ${peer} ${reached}, and the statistics are being saved.`];
-}
-
-function showClosed(reasons, unanswered) {
-  const list = at("closed");
-  const most = Math.max(1, ...Object.values(reasons));
-  Object.entries(reasons).forEach(([reason, number], index) => {
-    if (!list.children[index]) {
-      list.append(document.createElement("div"));
-      list.lastChild.append(document.createElement("dt"), document.createElement("dd"));
-    }
-    const row = list.children[index];
-    const lost = unanswered[reason] ? `, ${count(unanswered[reason])} unanswered` : "";
-    write(row.firstChild, `${words(reason)}${lost}`);
-    write(row.lastChild, count(number));
-    row.classList.toggle("none", number === 0);
-    row.style.setProperty("--part", `${(100 * number) / most}%`);
-  });
 }
 
 function show(answer, asked) {
@@ -169,6 +98,10 @@ function show(answer, asked) {
   started = answer.started;
   answered = Date.now();
   answer.nak_share = past.sum("naks", 10) / past.sum("responses", 10);
+  answer.opened = past.newest("opened");
+  answer.bytes = { clients: past.newest("bytes_from_clients"), upstream: past.newest("bytes_from_upstream") };
+  offset = answer.process.utc_offset_seconds ?? 0;
+  host = `${answer.process.host ?? location.host} ${answer.process.listen?.[0] ?? ""}`;
   for (const element of figures) {
     const value = element.dataset.show.split(".").reduce((part, name) => part[name], answer);
     const shown = format[element.dataset.as](value);
@@ -176,20 +109,36 @@ function show(answer, asked) {
     // Lists dim these.
     element.parentNode.classList.toggle("none", /^(0|0\u00a0B|–)$/.test(shown));
   }
-  charts.requests.show(past.series.requests);
-  charts.replies.show(past.series.responses, past.series.naks);
-  charts.sessions.show(past.series.sessions);
-  charts.latency.show(past.series.p50, past.series.p99);
+  draw();
   spread.show(answer.latency_buckets, report.latency_seconds_10s);
-  showClosed(report.connections_closed, report.requests_unanswered);
-  sessions.show(answer.connections, asked);
+  showEnds(report.connections_closed, report.requests_unanswered, write);
+  sessions.show(answer.connections, asked, answer.upstreams.length > 1);
   upstreams.show(answer.upstreams);
   write(at("updated"), clock());
-  say(...judge(answer));
+  say(answer.verdict.state, answer.verdict.why, answer.verdict.also);
 }
 
-async function ask(query) {
-  const url = `live?${new URLSearchParams(query)}`;
+function draw() {
+  const { series } = past;
+  // The axes reach no further back than what is known.
+  const seconds = Math.min(Number(range.value), Math.max(60, series.requests.length));
+  TimeChart.now = { seconds, time: past.time, offset };
+  charts.requests.show(series.requests);
+  charts.replies.show(series.responses);
+  charts.naks.show(past.nakShares);
+  charts.sessions.show(series.sessions);
+  charts.opened.show(series.opened);
+  charts.failures.show(past.failed);
+  charts.bytes.show(series.bytes_from_clients, series.bytes_from_upstream);
+  charts.latency.show(series.p50, series.p99);
+  const failed = past.failedBy(Number(range.value));
+  write(at("failed"), count(failed.reduce((sum, [, number]) => sum + number, 0)));
+  write(at("failed-range"), `last ${range.value / 60} min`);
+  showLately(at("failed-by"), failed, write);
+}
+
+async function ask(resource, query) {
+  const url = `${resource}?${new URLSearchParams(query)}`;
   let answer;
   try {
     answer = await fetch(url, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
@@ -204,14 +153,15 @@ async function ask(query) {
 async function update() {
   const asked = sessions.query;
   try {
-    let answer = await ask(past.last === null ? asked : { ...asked, since: past.last });
+    let answer = await ask("live", past.last === null ? asked : { ...asked, since: past.last });
     // To a restarted proxy, that number means another second; so this takes all that it has.
-    if (started !== null && started !== answer.started) answer = await ask(asked);
+    if (started !== null && started !== answer.started) answer = await ask("live", asked);
     show(answer, asked);
     if (optionsOf !== started) {
       await showOptions(at("options"), PATIENCE);
       optionsOf = started;
     }
+    await clients.update(ask);
     root.classList.remove("old");
   } catch (error) {
     const seen = answered ? ` The figures shown are from ${clock()}, ${age((Date.now() - answered) / 1000)} ago.` : "";
@@ -246,5 +196,6 @@ at("pause").addEventListener("click", () => {
   if (paused) sayPaused();
   follow();
 });
+range.addEventListener("change", () => past.time !== null && draw());
 document.addEventListener("visibilitychange", () => follow());
 follow();

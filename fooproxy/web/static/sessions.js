@@ -21,7 +21,8 @@ const COLUMNS = [
   ["latency_p99_seconds", "p99", (row) => latency(row.latency_p99_seconds)],
   ["bytes_from_client", "From client", (row) => size(row.bytes_from_client)],
   ["bytes_from_upstream", "From upstream", (row) => size(row.bytes_from_upstream)],
-  ["upstream", "Upstream", (row) => text(row.upstream), "words"],
+  // Left out if there is only one.
+  ["upstream_name", "Upstream", (row) => text(row.upstream_name), "words"],
 ];
 
 export class Sessions {
@@ -33,6 +34,8 @@ export class Sessions {
     this.summary = document.getElementById("shown");
     this.choice = document.getElementById("limit");
     this.choice.addEventListener("change", changed);
+    this.filter = document.getElementById("filter");
+    this.filter.addEventListener("input", changed);
     this.texts = [];
     this.heads = COLUMNS.map(([column, heading, , kind]) => {
       const head = document.createElement("th");
@@ -55,16 +58,19 @@ export class Sessions {
   }
 
   get query() {
-    return { sort: this.sort, order: this.order, limit: this.choice.value };
+    return { sort: this.sort, order: this.order, limit: this.choice.value, ...(this.filter.value && { filter: this.filter.value }) };
   }
 
   // `asked` is the query that this answer belongs to.
-  show({ total, connections }, asked) {
+  show({ total, matching, connections }, asked, several) {
+    this.body.parentNode.classList.toggle("single", !several);
     for (const head of this.heads) {
       const sorted = head.dataset.column === asked.sort;
       head.ariaSort = sorted ? { asc: "ascending", desc: "descending" }[asked.order] : null;
     }
-    this.summary.textContent = total ? `showing ${count(connections.length)} of ${count(total)}` : "none";
+    const among = asked.filter ? `${count(matching)} that match, of ${count(total)}` : count(total);
+    const shown = total ? `showing ${count(connections.length)} of ${among}` : "none";
+    if (this.summary.textContent !== shown) this.summary.textContent = shown;
     while (this.texts.length > connections.length) {
       this.texts.pop();
       this.body.lastChild.remove();

@@ -1,65 +1,55 @@
-// The table of servers, which is there only if there are several.
+// The table of servers.  It is there if there are several, or if more than the rest of the page shows is known of one:
+// checks, a limit of its own, pooled links, or that an operator has taken it out.
 
 import { age, count, latency, text, words } from "./format.js";
+import { Table } from "./table.js";
 
-const state = (row) => [words(row.state), row.backup ? "backup" : "", row.stuck ? "stuck" : ""].filter(Boolean).join(", ");
-const others = ({ outlier, error }) => [error ?? "", ...outlier.map((word) => `${word} far from the others'`)].filter(Boolean).join("; ");
-const failures = (row) => Object.values(row.connect_failures).reduce((sum, number) => sum + number, 0);
+const sum = (counts) => Object.values(counts ?? {}).reduce((all, number) => all + number, 0);
+const state = (row) => [words(row.state), row.backup && "backup", row.stuck && "stuck"].filter(Boolean).join(", ");
+const odd = (row) => (row.outlier ?? []).map((word) => `${word} far from the others'`);
+const failedCheck = ({ check }) => (check?.result === "failed" && check.last_error ? `check: ${check.last_error}` : "");
+const why = (row) => [row.error, failedCheck(row), ...odd(row)].filter(Boolean).join("; ");
+const sessions = (row) =>
+  row.connections_limit ? `${count(row.connections_active)} of ${count(row.connections_limit)}` : count(row.connections_active);
 
-const checks = ({ check, checks }) => (check ? `${count(checks.passed)} ok, ${count(checks.failed)} failed` : "off");
+function check({ check: last }) {
+  if (!last) return "–";
+  return last.result === null ? "not yet" : `${words(last.result)}, ${latency(last.took_seconds)}`;
+}
 
-// Heading, cell text, kind.
+const links = (row) =>
+  Object.entries(row.links ?? {}).map(([name, number]) => `${count(number)} ${words(name)}`).join(", ") || "–";
+
 const COLUMNS = [
-  ["Name", (row) => text(row.name), "words"],
-  ["State", state, "words"],
-  ["For", (row) => age(row.state_seconds)],
-  ["Weight", (row) => count(row.weight)],
-  ["Sessions", (row) => count(row.connections_active)],
-  ["At most", (row) => count(row.connections_limit)],
-  ["In flight", (row) => count(row.requests_in_flight)],
-  ["REQ", (row) => count(row.requests)],
-  ["ACK", (row) => count(row.replies.ack)],
-  ["NAK", (row) => count(row.replies.nak)],
-  ["Unanswered", (row) => count(row.requests_unanswered)],
-  ["p50", (row) => latency(row.latency_seconds.p50)],
-  ["p99", (row) => latency(row.latency_seconds.p99)],
-  ["Failed connects", (row) => count(failures(row))],
-  ["Checks", checks],
-  ["Taken out", (row) => count(row.ejections)],
-  ["Why, and what is odd", (row) => text(others(row)), "words"],
+  { heading: "Server", cell: (row) => text(row.name), kind: "words" },
+  { heading: "State", cell: state, kind: "words" },
+  { heading: "For", cell: (row) => age(row.state_seconds) },
+  { heading: "Check", cell: check, kind: "words", when: (rows) => rows.some((row) => row.check) },
+  { heading: "Weight", cell: (row) => count(row.weight), when: (rows) => rows.some((row) => row.weight !== rows[0].weight) },
+  { heading: "Sessions", cell: sessions },
+  { heading: "Links", cell: links, kind: "words", when: (rows) => rows.some((row) => row.links) },
+  { heading: "In flight", cell: (row) => count(row.requests_in_flight) },
+  { heading: "REQ", cell: (row) => count(row.requests) },
+  { heading: "ACK", cell: (row) => count(row.replies.ack) },
+  { heading: "NAK", cell: (row) => count(row.replies.nak) },
+  { heading: "Unanswered", cell: (row) => count(row.requests_unanswered) },
+  { heading: "p50", cell: (row) => latency(row.latency_seconds.p50) },
+  { heading: "p99", cell: (row) => latency(row.latency_seconds.p99) },
+  { heading: "No connect", cell: (row) => count(sum(row.connect_failures)), when: (rows) => rows.some((row) => row.connect_failures) },
+  { heading: "Taken out", cell: (row) => count(row.ejections), when: (rows) => rows.some((row) => row.ejections) },
+  { heading: "Why, and what is odd", cell: (row) => text(why(row) || "–"), kind: "words wide", when: (rows) => rows.some(why) },
 ];
 
 export class Upstreams {
   constructor() {
     this.section = document.getElementById("upstreams");
-    this.body = document.getElementById("upstream-rows");
-    for (const [heading, , kind] of COLUMNS) {
-      const head = document.createElement("th");
-      head.scope = "col";
-      head.className = kind ?? "number";
-      head.textContent = heading;
-      document.getElementById("upstream-heads").append(head);
-    }
+    this.table = new Table("upstream-heads", "upstream-rows", COLUMNS);
   }
 
   show(rows) {
-    this.section.hidden = rows.length < 2;
-    while (this.body.children.length > rows.length) this.body.lastChild.remove();
-    rows.forEach((row, index) => {
-      if (!this.body.children[index]) {
-        const line = document.createElement("tr");
-        for (const [, , kind] of COLUMNS) {
-          const cell = document.createElement("td");
-          cell.className = kind ?? "number";
-          line.append(cell);
-        }
-        this.body.append(line);
-      }
-      COLUMNS.forEach(([, cell], column) => {
-        const shown = cell(row);
-        const place = this.body.children[index].children[column];
-        if (place.textContent !== shown) place.textContent = shown;
-      });
-    });
+    const apart = ({ check, connections_limit: limit, links, state }) =>
+      check || limit || links || ["draining", "paused"].includes(state);
+    this.section.hidden = rows.length < 2 && !rows.some(apart);
+    if (!this.section.hidden) this.table.show(rows);
   }
 }
