@@ -54,11 +54,16 @@ class Situation(NamedTuple):
         """Return the last error of connecting, and its reason."""
         return (self.upstream["error"] or "no error known") + _in_brackets(self.upstream["reason"])
 
-    def names(self, key: str, value: Any, otherwise: str) -> str:
-        """Return the names of the servers whose `key` is `value`; `otherwise` if there is one server."""
+    @property
+    def is_served(self) -> bool:
+        """Return whether there is a server for new clients."""
+        return self.upstream["state"] in ("up", "unknown")
+
+    def names(self, key: str, values: Sequence[Any], otherwise: str) -> str:
+        """Return the names of the servers whose `key` is one of `values`; `otherwise` if there is one server."""
         if len(self.upstreams) < 2:
             return otherwise
-        found = [row for row in self.upstreams if row[key] == value]
+        found = [row for row in self.upstreams if row[key] in values]
         return ", ".join(row["name"] + _in_brackets(row["reason"]) for row in found) or otherwise
 
 
@@ -118,7 +123,7 @@ CAUSES = (
         "fooproxy_upstream_stuck == 1",
         lambda now: (
             f"Requests wait in vain: there has been no reply for {_STUCK} from "
-            f"{now.names('stuck', 1, now.peer)}. Check whether the server hangs."
+            f"{now.names('stuck', [1], now.peer)}. Check whether the server hangs."
         ),
     ),
     Cause(
@@ -139,7 +144,15 @@ CAUSES = (
         "fooproxy_upstreams_up < fooproxy_upstreams",
         lambda now: (
             "Clients are being served, but the proxy cannot use one of its Foo servers or more: "
-            f"{now.names('state', 'down', 'see below')}."
+            f"{now.names('state', ['down'], 'see below')}."
+        ),
+    ),
+    Cause(
+        *("upstream_held", "degraded", "server", "an operator keeps them from", "FooproxyUpstreamDown"),
+        "fooproxy_upstreams_up < fooproxy_upstreams",
+        lambda now: (
+            f"{'Clients are being served, but' if now.is_served else 'New clients wait:'} an operator keeps them from "
+            f"{now.names('state', ['paused', 'draining'], now.peer)}; fooctl resume or fooctl ready ends that."
         ),
     ),
     Cause(

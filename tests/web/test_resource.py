@@ -34,7 +34,7 @@ class Reachability:
     reason: str | None = None
     state = "up"
     silence = since = 0.0
-    weight, backup, slots, check = 1, False, None, None
+    weight, backup, slots, check, held = 1, False, None, None, None
 
     def __init__(self) -> None:
         self.probes = 0

@@ -87,6 +87,12 @@ def test_of_several_servers_the_one_in_trouble_is_named() -> None:
     assert ", a server rejects" in judge(situation("only_naks", upstreams=SERVERS))["why"]
 
 
+def test_clients_whom_an_operator_keeps_from_all_servers_are_not_said_to_be_served() -> None:
+    assert judge(situation("upstream_held"))["why"].startswith("Clients are being served, but")
+    held = {"address": "127.0.0.1:8001", "state": "paused", "reason": None, "error": None}
+    assert judge(situation("upstream_held", upstream=held))["why"].startswith("New clients wait")
+
+
 def test_the_last_error_is_named_with_its_reason() -> None:
     down = {"address": "127.0.0.1:8001", "state": "down", "reason": "upstream_refused", "error": "Connection refused"}
     why = judge(situation("upstream_unreachable", upstream=down))["why"]
