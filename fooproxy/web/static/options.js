@@ -1,10 +1,8 @@
 // Shows the options that the proxy runs with, and where each value comes from.
 
-// Fetches them, and fills a list; what is a default is dimmed.
-export async function showOptions(list, patience) {
-  const answer = await fetch("config", { cache: "no-store", signal: AbortSignal.timeout(patience) });
-  if (!answer.ok) return;
-  const { options } = await answer.json();
+// Asks for them, and fills a list; what is a default is dimmed.
+export async function showOptions(list, ask) {
+  const { options } = await ask("config", {});
   list.replaceChildren(...Object.entries(options).map(([name, option]) => row(name, option)));
 }
 

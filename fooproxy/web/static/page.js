@@ -158,7 +158,7 @@ async function update() {
     if (started !== null && started !== answer.started) answer = await ask("live", asked);
     show(answer, asked);
     if (optionsOf !== started) {
-      await showOptions(at("options"), PATIENCE);
+      await showOptions(at("options"), ask);
       optionsOf = started;
     }
     await clients.update(ask);
