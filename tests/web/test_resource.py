@@ -34,7 +34,8 @@ class Reachability:
     reason: str | None = None
     state = "up"
     silence = since = 0.0
-    weight, backup, slots, check, held = 1, False, None, None, None
+    weight, backup = 1, False
+    slots = check = held = links = None
 
     def __init__(self) -> None:
         self.probes = 0
