@@ -193,7 +193,9 @@ class ProxyService(Service):
         reserve_descriptor()
         self._web = Web(
             *(self.stats, self.health, self._upstreams, self.bridge.sessions),
-            *(self._saving.report, time.time, options.in_force, self._discovery.report, self._identity),
+            *(self._saving.report, time.time, options.in_force),
+            discovery=self._discovery.report,
+            identity=self._identity,
         )
         self._control = Control(self.stats, self._upstreams, self.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []

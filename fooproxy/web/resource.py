@@ -61,8 +61,8 @@ class Web:
     """The routes; they show `stats`, `health`, the `upstreams` and the open `sessions`.
 
     `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` those in force,
-    `discovery` what is known of the names under which servers are found, and `identity` the host, the process ID and the
-    addresses of the proxy.
+    `discovery` what is known of the names under which servers are found, and `identity` the host, the process ID and
+    the addresses of the proxy.
 
     The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
