@@ -153,6 +153,7 @@ class ProxyService(Service):
         roster = Roster(self.stats, self._upstreams, self._ejection, self._checks, self._server)
         name_servers = NameServers(reactor, options["name-server"])
         self._discovery = Discovery(found, name_servers, self._upstreams, roster, reactor)
+        self.stats.unfound = lambda: self._discovery.failing
         timeouts = Timeouts(
             *(options["idle-timeout"], options["client-fin-timeout"], options["send-timeout"]),
             reply=options["reply-timeout"],
@@ -182,7 +183,7 @@ class ProxyService(Service):
             "only_naks": lambda: self.stats.only_naks,
             "upstream_down": lambda: 0 < self._upstreams.count("down") < len(self._upstreams.servers),
             "upstream_held": lambda: any(server.held for server in self._upstreams.servers),
-            "discovery_failing": lambda: self._discovery.is_failing,
+            "discovery_failing": lambda: self._discovery.failing > 0,
             "slow_replies": lambda: self.stats.is_slow,
             "clients_waiting": lambda: not self._gates.are_open,
             "clients_queued": lambda: self._upstreams.queue[1] > LONG_WAIT,

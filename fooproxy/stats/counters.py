@@ -209,6 +209,11 @@ class Stats(Declared):
         """Servers that the proxy forwards to."""
         return self.reachable()[1]
 
+    @computed("gauge", "names")
+    def lookups_failing(self) -> int:
+        """Names of servers (dns:, srv:) that could not be looked up the last time; the known servers stay."""
+        return self.unfound()
+
     @computed("gauge", "links", label="state", labels=tuple(LINK_STATES))
     def links(self) -> dict[str, int]:
         """Pooled connections to servers, by state."""
@@ -348,6 +353,8 @@ class Stats(Declared):
         """The maximum number of sessions open at once."""
         self.reachable: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Returns how many servers are up, and how many there are."""
+        self.unfound: Callable[[], int] = lambda: 0
+        """Returns how many names of servers could not be looked up the last time."""
         self.queue: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
         """Returns how many clients wait for a server, and for how many seconds the first of them has."""
         self.linked: Callable[[], dict[str, int]] = lambda: dict.fromkeys(LINK_STATES, 0)

@@ -115,9 +115,9 @@ class Discovery:
         return [source.report() for source in self.sources]
 
     @property
-    def is_failing(self) -> bool:
-        """Whether a name cannot be looked up."""
-        return any(source.error is not None for source in self.sources)
+    def failing(self) -> int:
+        """How many names could not be looked up the last time."""
+        return sum(source.error is not None for source in self.sources)
 
     def changed(self) -> None:
         """Take account of servers that have joined, are gone or cannot be found."""

@@ -156,6 +156,14 @@ CAUSES = (
         ),
     ),
     Cause(
+        *("discovery_failing", "degraded", "names", "cannot look up", "FooproxyLookupsFailing"),
+        "fooproxy_lookups_failing > 0",
+        lambda now: (
+            f"The proxy cannot look up {now.report['lookups_failing']} of the names of its Foo servers, and keeps "
+            "those that it knows. Check the name server; /upstreams says what is wrong."
+        ),
+    ),
+    Cause(
         *("slow_replies", "degraded", "server", "Replies are slow", "FooproxyLatencyHigh"),
         f"instance:fooproxy_request_duration_seconds:p99_5m > {SLOW:g}",
         lambda now: (
@@ -219,9 +227,10 @@ def judge(now: Situation) -> dict[str, Any]:
     if unknown := sorted(holding - known):
         state = "degraded" if now.health["ready"] else "not-ready"
         return {"state": state, "why": f"The proxy reports: {', '.join(map(_spaced, unknown))}.", "also": []}
+    some = f"at least one of the {len(now.upstreams)} upstreams" if len(now.upstreams) > 1 else now.peer
     reached = "is reachable" if now.upstream["state"] == "up" else "has not been needed yet"
     return {
         "state": "ok",
-        "why": f"Clients are being served, {now.peer} {reached}, and the statistics are being saved.",
+        "why": f"Clients are being served, {some} {reached}, and the statistics are being saved.",
         "also": [],
     }

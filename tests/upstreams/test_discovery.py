@@ -209,7 +209,7 @@ def test_an_answer_that_names_no_server_changes_nothing_and_is_told_once(bad: An
     assert found["error"] == why and found["servers"] == [A, B]
     assert found["found_seconds_ago"] == pytest.approx(100, abs=1)
     assert found["failing_seconds"] == pytest.approx(70, abs=1)
-    assert case.discovery.is_failing
+    assert case.discovery.failing
     case.names.host("foo.example", "192.0.2.2")
     with capturedLogs() as events:
         case.pass_time(31)
@@ -217,7 +217,7 @@ def test_an_answer_that_names_no_server_changes_nothing_and_is_told_once(bad: An
         "looked up dns:foo.example:8001 again",
         f"dns:foo.example:8001 has 1 server now: {B}",
     ]
-    assert not case.discovery.is_failing
+    assert not case.discovery.failing
 
 
 def test_a_name_that_cannot_be_looked_up_is_asked_for_again_soon_and_then_less_often() -> None:
@@ -369,7 +369,7 @@ def test_a_service_without_a_server_to_connect_is_no_good_answer(targets: Any) -
     case.names.service(*targets)
     case.pass_time(31)
     assert case.usable == [f"a.example@{A}"]
-    assert case.discovery.is_failing
+    assert case.discovery.failing
 
 
 def test_more_servers_than_there_is_room_for_are_left_out_and_told_once() -> None:

@@ -18,6 +18,7 @@ COUNTERS = [field for field in Stats.reported if field.kind == "counter"]
 SHOWN_OTHERWISE = {
     "upstream_stuck": "the word at the top says it",
     "upstream_failing": "the word at the top says it",
+    "lookups_failing": "the word at the top says it",
     "version": "/version",
     "implementation": "/version",
 }

@@ -467,7 +467,8 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
     named = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
     known = exposed(watched)
     assert named - known == set()
-    # The list of instances comes from the version; a quantile needs neither sum nor count; an alert counts the servers.
+    # The list of instances comes from the version; a quantile needs neither sum nor count; alerts
+    # look at the servers and at their names.
     unseen = {name for name in known - named if name.startswith("fooproxy_")}
     assert unseen == {
         "fooproxy_build_info",
@@ -475,6 +476,7 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
         "fooproxy_server_request_duration_seconds_sum",
         "fooproxy_server_request_duration_seconds_count",
         "fooproxy_request_duration_seconds_count",
+        "fooproxy_lookups_failing",
         "fooproxy_upstreams",
         "fooproxy_upstreams_up",
     }

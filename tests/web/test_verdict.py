@@ -119,3 +119,7 @@ def test_a_recovery_file_that_cannot_be_saved_counts_without_a_warning() -> None
 def test_a_word_that_is_not_known_here_is_still_said(ready: bool, state: str) -> None:
     health = {"ready": ready, "reasons": [] if ready else ["on_fire"], "warnings": ["on_fire"] if ready else []}
     assert judge(situation(health=health)) == {"state": state, "why": "The proxy reports: on fire.", "also": []}
+
+
+def test_of_several_servers_one_that_is_reachable_is_enough() -> None:
+    assert "at least one of the 2 upstreams is reachable" in judge(situation(upstreams=SERVERS))["why"]
