@@ -55,6 +55,12 @@ class Observer(Protocol):
     def released(self) -> None:
         """Record that the session has no connection to a server for now."""
 
+    def needs_link(self) -> None:
+        """Record that the client has said something, and needs a pooled connection."""
+
+    def got_link(self) -> None:
+        """Record that the client has got one."""
+
     def forwarded(self) -> None:
         """Record that the server gets what the client has sent so far only now."""
 

@@ -44,6 +44,7 @@ class OnDemand(Opening):
 
     def connect_now(self) -> None:
         """Take a link, since the client has said something."""
+        self.session.observer.needs_link()
         super().connect()
 
 
@@ -66,6 +67,7 @@ class PooledSession(Session[Seen]):
         if leg is self.client:
             super().connected(leg)
             return
+        self.observer.got_link()
         was_held = self.client.holds and not self.is_connecting
         if self.client.holds:
             # Only now does the server get them.

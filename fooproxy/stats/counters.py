@@ -225,6 +225,11 @@ class Stats(Declared):
         "links", "Pooled connections that were closed, by reason.", "reason", LINKS_DISCARDED, title="Links discarded"
     )
 
+    @computed("histogram", "seconds", title="Waits for links")
+    def link_wait_seconds(self) -> Histogram:
+        """Time that clients waited for a pooled connection, from their first byte on; not part of the latency."""
+        return self.link_waits.answered
+
     @computed("gauge", "sessions")
     def clients_waiting(self) -> int:
         """Sessions whose clients wait, unread, for a server that can be reached and has room."""
@@ -318,6 +323,8 @@ class Stats(Declared):
     _upstream = Counted(Counts.names, saved="upstream")
     # The latencies themselves are saved as a histogram; open requests do not outlive the process.
     _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched", "late": "replies_late"})
+    # How long clients of this process have waited; only the times are used.
+    _link_waits = Counted([f"link_wait_{name}" for name in Latency.names], saved={})
 
     def __init__(
         self,
@@ -405,6 +412,7 @@ class Stats(Declared):
         """Name the places in `numbers` that the analyzers count in."""
         self.numbers = numbers
         self._figures = Figures(numbers, Stats._client.place)
+        self.link_waits = Latency(numbers, Stats._link_waits.place)
 
     def _seen(self) -> float:
         """Return when the last of the data that has been counted was read."""

@@ -38,7 +38,7 @@ class SessionStats:
 
     __slots__ = (
         *("address", "client", "exchange", "is_held_up", "number", "opened", "server", "upstream"),
-        *("_dropped_from", "_stats"),
+        *("_dropped_from", "_needed_link_at", "_stats"),
     )
 
     def __init__(self, stats: Stats) -> None:
@@ -47,6 +47,7 @@ class SessionStats:
         self.server: ServerStats | None = None
         self.address = ""
         self.is_held_up = False
+        self._needed_link_at: float | None = None
         self._dropped_from: int | None = None
         """How many replies had been read when the client was gone and further ones were dropped."""
         self.opened = stats.clock()
@@ -129,6 +130,17 @@ class SessionStats:
     def when_settled(self, then: Callable[[], None] | None) -> None:
         """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
         self._stats.watch(self.exchange, then)
+
+    def needs_link(self) -> None:
+        """Record that the client has said something, and needs a pooled connection."""
+        if self._needed_link_at is None:
+            self._needed_link_at = self._stats.clock()
+
+    def got_link(self) -> None:
+        """Record that the client has got a pooled connection."""
+        if self._needed_link_at is not None:
+            waited, self._needed_link_at = self._stats.clock() - self._needed_link_at, None
+            self._stats.link_waits.add(round(waited * 1e6), 1)
 
     def forwarded(self) -> None:
         """Record that the server gets the open requests only now: the wait for a link is none of its latency."""

@@ -171,3 +171,38 @@ async def test_a_stop_ends_idle_clients_at_once_and_others_once_they_are_answere
         bed.clock.advance(0.1)
         await deferLater(reactor, 0.001)
     assert bed.reasons() == {"drained": 3}
+
+
+@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+async def narrow(twin: str, request: Any) -> AsyncIterator[PoolBed]:
+    """A bed with a single link."""
+    bed = PoolBed(request.param, burst=True, most=1)
+    await bed.start()
+    yield bed
+    await bed.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_wait_for_a_link_is_counted_apart_from_the_latency(narrow: PoolBed) -> None:
+    bed = narrow
+    first, second = await bed.client(), await bed.client()
+    link = await bed.asks(first, b"REQ 1\n")
+    second.transport.write(b"REQ 2\n")
+    await until(lambda: len(bed.servers.waiting) == 1)
+    for _ in range(30):
+        bed.clock.advance(0.1)
+        await deferLater(reactor, 0)
+    assert [session.state for session in bed.bridge.sessions if session.upstream is None] == ["waiting"]
+    link.transport.write(b"ACK 1\n")
+    while not link.received.endswith(b"REQ 2\n"):
+        bed.clock.advance(0.001)
+        await deferLater(reactor, 0)
+    link.transport.write(b"ACK 2\n")
+    await until(lambda: second.received == b"ACK 2\n")
+    waits, latencies = bed.stats.link_wait_seconds, bed.stats.latency_seconds
+    assert waits.count == 2
+    assert 3.0 <= waits.longest / 1e6 < 3.5
+    assert latencies.count == 2
+    assert 3.0 <= latencies.longest / 1e6 < 3.5
+    assert latencies.quantile(0.5) is not None
+    assert latencies.sum / 1e6 < 3.5

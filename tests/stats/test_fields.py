@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import fooproxy
+from fooproxy.foo.latency import Latency
 from fooproxy.foo.numbers import zeros
 from fooproxy.recovery.saver import Saver
 from fooproxy.recovery.state import Recovery
@@ -36,11 +37,15 @@ SHOWN_OTHERWISE = {
 }
 """Fields without a series in the exposition, and the expression that Prometheus users need instead."""
 
-BEGINS_AT_ZERO = {"asked", "given_up"}
-"""Cells that are not saved, because no request outlives the process."""
+WAITS = [f"link_wait_{cell}" for cell in Latency.names]
+"""Cells of waits, none of which outlives the process."""
 
-TIMES = {"replied", "seen"}
-"""Cells that are times, by which others are judged."""
+TIMES = {"replied", "seen", *(f"link_wait_{cell}" for cell in Latency.names[: Latency.names.index("sum")])}
+TIMES |= {"link_wait_replied", "link_wait_seen"}
+"""Cells that are times, by which others are judged, or that waits do not use."""
+
+BEGINS_AT_ZERO = {"asked", "given_up", *WAITS} - TIMES
+"""Cells that are not saved, because no request outlives the process."""
 
 
 CELLS = [(field, number) for field in Stats.fields for number, cell in enumerate(field.cells) if cell not in TIMES]
