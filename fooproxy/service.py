@@ -172,7 +172,8 @@ class ProxyService(Service):
             *(self.bridge.sessions, options["pool-hold-timeout"], reactor, lambda: len(self._upstreams.waiting) > 0)
         )
         if options["pool"] == "burst" and self._poller is not None:
-            self._poller.afterwards.insert(0, self.stats.tell_settled)
+            # Else links would be free, and clients wait, until the reactor has its next turn.
+            self._poller.afterwards[:0] = [self.stats.tell_settled, self._upstreams.serve_now]
         self._gates = Gates()
         saver = Saver(Path(options["recovery-path"]))
         recovery = Recovery(self.stats, saver, time.time, options["recovery-max-age"])

@@ -202,9 +202,9 @@ class Transport(tcp.Connection):
         self._herald = then
 
     def _drop_herald(self) -> None:
-        # Deleted, not set: an attribute of its own would cost each transport memory.
+        # Not deleted: that would turn the instance's attributes into a dictionary of its own.
         if self._herald is not None:
-            del self._herald
+            self._herald = None
 
     def _announce(self, herald: Callable[[], None]) -> Any:
         """Call `herald` if data has arrived; return why if reading is over."""
@@ -224,7 +224,7 @@ class Transport(tcp.Connection):
 
         Such last words may be no more than TLS's close_notify.
         """
-        if not self.relays:
+        if not (self.relays or self._herald):
             return False
         try:
             return self.socket.recv(1, socket.MSG_PEEK) != b"" and not has_fin(self.socket)

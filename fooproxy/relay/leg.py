@@ -156,10 +156,10 @@ class Leg(Protocol):
 
     def await_data(self, then: Callable[[], None]) -> None:
         """Call `then` once the peer has said something, which is not read before `relay` if the transport can tell."""
-        relays(self.transport)
         if isinstance(self.transport, Transport):
             self.transport.await_data(then)
             return
+        relays(self.transport)
 
         def keep(data: bytes) -> None:
             self.hold()

@@ -94,6 +94,8 @@ class Servers:
         """Number of queued requests per batch."""
         self._spread = 0
         """Number of requests that are still to be let in by such batches."""
+        self._has_freed = False
+        """Whether something has become free for those who wait, who will get it soon."""
         self._is_full = False
         """Whether those who wait do so because no server has room, or an operator keeps them away."""
         self.is_limited = any(server.slots is not None for server in servers)
@@ -411,7 +413,16 @@ class Servers:
         """Let in those who wait, since a server has room again."""
         if self.waiting:
             # Not at once: whoever reports this may be about to report more.
+            self._has_freed = True
             self._go_on(0)
+
+    def serve_now(self) -> None:
+        """Let in those who wait for what has become free; called when nothing more will be reported for now."""
+        if self._has_freed:
+            self._has_freed = False
+            if self._timer is not None and self._spread <= 0:
+                self._timer.cancel()
+                self._let_in()
 
     def _needs_links(self, server: Server) -> bool:
         """Return whether links of a server must not be left with the sessions that have had them."""
