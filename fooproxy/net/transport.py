@@ -60,11 +60,11 @@ class Transport(tcp.Connection):
     options_set_for: float | None = None
     """What `set_options` was last called with, for this connection or the port that accepted it."""
     _clear = True
-    _herald: Callable[[], None] | None = None
-    """Called instead of a read when data has arrived; see `await_data`."""
     _inflow: Tap | None = None
-    _sink: Transport | None = None
-    """What the pump writes to whatever is read here."""
+    _sink: Transport | Callable[[], None] | None = None
+    """What the pump writes to whatever is read here; or what is called instead of a read, see `await_data`.
+
+    One attribute for both, since a further one would cost each transport a dictionary of its own."""
     _waits = False
     """Whether `doWrite` is due, for unsent data, a FIN or a close."""
     _fin_is_due = False
@@ -167,26 +167,26 @@ class Transport(tcp.Connection):
         """
         protocol: Any = self.protocol
         self._sink = sink
-        self._drop_herald()
         self._poller.pump.start(self._number, sink, protocol.tap)
 
     @property
     def is_pumped(self) -> bool:
         """Whether what is read is written elsewhere by the pump."""
-        return self._sink is not None
+        return isinstance(self._sink, Transport)
 
     def stop_pumping(self) -> None:
         """Pass what is read to the protocol again."""
-        self._drop_herald()
-        if self._sink is not None:
-            # Otherwise the file descriptor may belong to another transport by now.
+        sink = self._sink
+        if sink is not None:
             self._sink = None
-            self._poller.pump.stop(self._number)
+            if isinstance(sink, Transport):
+                # Otherwise the file descriptor may belong to another transport by now.
+                self._poller.pump.stop(self._number)
 
     def give_up(self) -> bool:
         """Reset this connection and the one that the pump writes to; return false, and do nothing, without a pump."""
         sink = self._sink
-        if sink is None:
+        if not isinstance(sink, Transport):
             return False
         # The sink first: whoever hears of the other end might else finish it in good order.
         for broken in (sink, self):
@@ -199,12 +199,11 @@ class Transport(tcp.Connection):
         This holds until reading is paused, or what is read is pumped.
         """
         self.stop_pumping()
-        self._herald = then
+        self._sink = then
 
-    def _drop_herald(self) -> None:
-        # Not deleted: that would turn the instance's attributes into a dictionary of its own.
-        if self._herald is not None:
-            self._herald = None
+    @property
+    def _awaits_data(self) -> bool:
+        return self._sink is not None and not isinstance(self._sink, Transport)
 
     def _announce(self, herald: Callable[[], None]) -> Any:
         """Call `herald` if data has arrived; return why if reading is over."""
@@ -224,7 +223,7 @@ class Transport(tcp.Connection):
 
         Such last words may be no more than TLS's close_notify.
         """
-        if not (self.relays or self._herald):
+        if not (self.relays or self._awaits_data):
             return False
         try:
             return self.socket.recv(1, socket.MSG_PEEK) != b"" and not has_fin(self.socket)
@@ -233,8 +232,8 @@ class Transport(tcp.Connection):
 
     def doRead(self) -> Any:
         """Read once and pass the data to the protocol."""
-        if self._herald is not None:
-            return self._announce(self._herald)
+        if self._sink is not None and not isinstance(self._sink, Transport):
+            return self._announce(self._sink)
         try:
             data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:
