@@ -206,3 +206,18 @@ async def test_the_wait_for_a_link_is_counted_apart_from_the_latency(narrow: Poo
     assert 3.0 <= latencies.longest / 1e6 < 3.5
     assert latencies.quantile(0.5) is not None
     assert latencies.sum / 1e6 < 3.5
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_closes_after_each_reply_costs_a_client_that_waits_for_it_nothing(bed: PoolBed) -> None:
+    client = await bed.client()
+    for number in range(1, 6):
+        link = await bed.asks(client, b"REQ %d\n" % number)
+        link.transport.write(b"ACK %d\n" % number)
+        link.transport.loseConnection()
+        await bed.states()
+    await until(lambda: client.received == b"".join(b"ACK %d\n" % number for number in range(1, 6)))
+    assert len(bed.upstreams.built) == 5
+    assert bed.discarded() == {"closed": 5}
+    assert bed.session().state == "idle"
+    assert not bed.reasons()
