@@ -140,10 +140,10 @@ CAUSES = (
         ),
     ),
     Cause(
-        *("upstream_down", "degraded", "server", "cannot use one of its Foo servers", "FooproxyUpstreamDown"),
+        *("upstream_down", "degraded", "server", "cannot use some of its Foo servers", "FooproxyUpstreamDown"),
         "fooproxy_upstreams_up < fooproxy_upstreams",
         lambda now: (
-            "Clients are being served, but the proxy cannot use one of its Foo servers or more: "
+            "Clients are being served, but the proxy cannot use some of its Foo servers: "
             f"{now.names('state', ['down'], 'see below')}."
         ),
     ),

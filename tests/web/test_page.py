@@ -662,4 +662,4 @@ def test_several_servers_have_a_table_and_a_single_one_has_none(browser: Any, pa
                 with connect(proxy.port) as client:
                     exchange(client, 1)
             settles(lambda: table.word, "Degraded")
-            assert table.text("#why").endswith("cannot use one of its Foo servers or more: other (upstream refused).")
+            assert table.text("#why").endswith("cannot use some of its Foo servers: other (upstream refused).")

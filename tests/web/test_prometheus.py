@@ -473,6 +473,8 @@ def test_the_dashboard_names_only_what_is_exposed_and_all_that_counts(watched: W
     assert unseen == {
         "fooproxy_build_info",
         "fooproxy_request_duration_seconds_sum",
+        "fooproxy_link_wait_seconds_sum",
+        "fooproxy_link_wait_seconds_count",
         "fooproxy_server_request_duration_seconds_sum",
         "fooproxy_server_request_duration_seconds_count",
         "fooproxy_request_duration_seconds_count",

@@ -18,7 +18,8 @@ function check({ check: last }) {
 }
 
 const links = (row) =>
-  Object.entries(row.links ?? {}).map(([name, number]) => `${count(number)} ${words(name)}`).join(", ") || "–";
+  Object.entries(row.links ?? {}).filter(([, number]) => number)
+    .map(([name, number]) => `${count(number)} ${words(name)}`).join(", ") || "–";
 
 const COLUMNS = [
   { heading: "Server", cell: (row) => text(row.name), kind: "words" },
