@@ -216,6 +216,9 @@ class Analysis:
     is counted first, so that the requests are known before their replies are matched.
     """
 
+    defers = True
+    """Whether chunks wait to be counted together, so that `digest` has something to do."""
+
     def __init__(
         self, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
     ) -> None:

@@ -33,6 +33,8 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
     class _Analysis(core.Analysis):
         __slots__ = ()
 
+        defers = False
+
         def __new__(
             cls, latency: Latency, requests: bool, before: Analysis | None = None, total: Counts | None = None
         ) -> Any:

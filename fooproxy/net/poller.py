@@ -191,14 +191,14 @@ class Poller:
 
     def doRead(self) -> None:
         """Handle the events that are ready, and those that follow within the limits above."""
-        poll, relay = self._epoll.poll, self.pump.relay
+        poll, relay, clock = self._epoll.poll, self.pump.relay, self._clock
         patience, end, rounds = 0.0, 0, 0
         self._share, self._accepted = _SHARE, False
         while True:
             events = poll(patience, _BATCH_ASIDE if self._aside else _BATCH)
             if not events:
                 return
-            now = self._clock()
+            now = clock()
             if now - self._served_at > _SILENCE:
                 self._call_all(self.after_silence)
             self._served_at = now
@@ -216,7 +216,7 @@ class Poller:
                 except Exception:
                     self._failed(sink)
             waiting = self._serve_others(others) if others else 0
-            self._do_afterwards()
+            self._call_all(self.afterwards)
             rounds += 1
             end = end or now + _BUDGET
             if now > end or waiting == len(events):

@@ -349,6 +349,8 @@ class Stats(Declared):
         """Those of the servers that there are or were, by the numbers of their rows."""
         self._free: list[ServerStats] = []
         self._last = self.traffic
+        self.defers: bool = self.traffic.requests.defers
+        """Whether `digest` has to be called from time to time."""
         self._restored: MutableSequence[int] = self.numbers[:]
         """The numbers as they were when this process began to count."""
         self._remembered: dict[str, SavedServer] = {}

@@ -41,7 +41,8 @@ class Sampling:
         """Wake up, and count the waiting chunks if there are many; call this after each batch of chunks."""
         if not self._times.running:
             self._wake()
-        self._stats.digest()
+        if self._stats.defers:
+            self._stats.digest()
 
     def stay_awake(self) -> None:
         """Do not rest from now on."""
