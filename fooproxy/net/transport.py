@@ -196,7 +196,7 @@ class Transport(tcp.Connection):
     def await_data(self, then: Callable[[], None]) -> None:
         """Call `then` when data arrives, and leave it in the kernel; an end is passed to the protocol as usual.
 
-        This holds until reading is paused, or what is read is pumped.
+        This holds until `stop_pumping` is called, or what is read is pumped.
         """
         self.stop_pumping()
         self._sink = then

@@ -181,8 +181,11 @@ class Leg(Protocol):
         self.forward = self.dataReceived = other.transport.write
         if isinstance(self.transport, Transport) and isinstance(other.transport, Transport):
             self.transport.pump(other.transport)
-        else:
-            relays(self.transport)
+            return
+        relays(self.transport)
+        if isinstance(self.transport, Transport):
+            # It may still await data without reading it.
+            self.transport.stop_pumping()
 
     @property
     def is_pumped(self) -> bool:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import PrivateCertificate
 
-from tests.helpers.anybed import KINDS
-from tests.helpers.bed import until
-from tests.helpers.poolbed import AnyPoolBed
+from tests.helpers.anybed import KINDS, certificate
+from tests.helpers.bed import reactor, until
+from tests.helpers.poolbed import AnyPoolBed, PoolBed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")
 
@@ -62,3 +66,35 @@ async def test_what_a_client_sent_last_is_answered_though_it_has_no_link_yet(bed
     await until(lambda: not bed.bridge.sessions)
     await bed.states(idle=1)
     assert bed.stats.requests_in_flight == 0
+
+
+class SecureBed(PoolBed):
+    """A bed with a pool whose links are over TLS."""
+
+    async def listen(self, factory: Factory) -> IListeningPort:
+        options = PrivateCertificate.loadPEM(certificate()).options()
+        port: IListeningPort = await SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1").listen(factory)
+        return port
+
+    def forward(self) -> str:
+        return f"ssl:127.0.0.1:{super().forward()}"
+
+
+@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+async def secure(request: Any) -> AsyncIterator[SecureBed]:
+    bed = SecureBed(request.param, burst=request.node.callspec.params["mode"] == "burst")
+    await bed.start()
+    yield bed
+    await bed.stop()
+
+
+@pytest.mark.parametrize("mode", ["session", "burst"])
+@pytest_twisted.ensureDeferred
+async def test_a_link_over_tls_serves_one_client_after_the_other(secure: SecureBed, mode: str) -> None:
+    for _ in range(3):
+        client = await secure.client()
+        for number in range(1, 4):
+            await secure.exchange(client, number)
+        await secure.leaves(client)
+        await secure.states(idle=1)
+    assert len(secure.upstreams.built) == secure.made == 1
