@@ -111,10 +111,14 @@ class Link(WatchedInterceptor):
     def close(self, why: str, at_once: bool = False) -> None:
         """Close an idle link, for a reason by which that is counted; `at_once` only if it is not what reports this."""
         self._why = self._why or why
-        if bottom_of(self.transport) is not self.transport:
+        bottom = bottom_of(self.transport)
+        if bottom is not self.transport:
             self.transport.loseConnection()
             # Over TLS this waits for the peer.
-            self.links.let_go_of(self)
+            if at_once:
+                bottom.connectionLost(Failure(ConnectionDone()))
+            else:
+                self.links.let_go_of(self)
         elif at_once:
             self.transport.connectionLost(Failure(ConnectionDone()))
         else:

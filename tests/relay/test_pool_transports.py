@@ -98,3 +98,26 @@ async def test_a_link_over_tls_serves_one_client_after_the_other(secure: SecureB
         await secure.leaves(client)
         await secure.states(idle=1)
     assert len(secure.upstreams.built) == secure.made == 1
+
+
+@pytest.mark.parametrize("mode", ["session"])
+@pytest_twisted.ensureDeferred
+async def test_the_place_of_a_link_over_tls_that_is_too_old_is_free_when_the_next_one_is_made(
+    secure: SecureBed, mode: str
+) -> None:
+    first = await secure.client()
+    await secure.exchange(first)
+    await secure.leaves(first)
+    await secure.states(idle=1)
+    (link,) = secure.links.open
+    link.expires = secure.clock.seconds()
+    others, making = [], secure.links.making
+
+    def make(factory: Any) -> Any:
+        others.append(len(secure.links.open))
+        return making(factory)
+
+    secure.links.making = make  # type: ignore[method-assign]
+    await secure.exchange(await secure.client())
+    assert others == [0]
+    assert secure.discarded() == {"age": 1}
