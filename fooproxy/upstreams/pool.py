@@ -160,11 +160,12 @@ class Links:
             self._empty("held")
 
     def _tick(self) -> None:
-        """Have those links given back that have lingered since before the last look."""
+        """Have those links given back that have lingered since before the last look, or are too old."""
         self._ticking = None
         self.ticks += 1
+        now = self._clock.seconds()
         for link, let_go in list(self.lingering.items()):
-            if link.seen < self.ticks - 1:
+            if link.seen < self.ticks - 1 or now >= link.expires:
                 self.lingering.pop(link, None)
                 let_go()
         if self.lingering:

@@ -48,6 +48,23 @@ async def test_clients_take_turns_on_one_link(bed: PoolBed) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_client_that_never_pauses_for_long_does_not_keep_a_link_that_is_too_old(bed: PoolBed) -> None:
+    client = await bed.client()
+    for number in range(1, 3):
+        await bed.exchange(client, number)
+    if bed.poller is not None:
+        await until(lambda: bed.links.lingering)
+    (link,) = bed.links.open
+    link.expires = bed.clock.seconds()
+    for number in range(3, 6):
+        await bed.exchange(client, number)
+        await until(lambda: bed.session().observer.settled)
+        bed.clock.advance(0.005)
+    await until(lambda: bed.discarded() == {"age": 1})
+    assert len(bed.upstreams.built) == 2
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_client_keeps_its_link_until_its_last_reply(bed: PoolBed) -> None:
     client = await bed.client()
     link = await bed.asks(client, b"REQ 1\nREQ 2\n")
