@@ -68,7 +68,7 @@ class Retry:
 
     def hasten(self) -> None:
         """Try soon, since somebody waits: now, unless there was an attempt lately."""
-        if self._attempt is not None or (self._probes and not self._server.has_room):
+        if self._attempt is not None or (self._probes and not self._server.can_grow):
             return
         if self._timer is None:
             self._go()
@@ -102,7 +102,7 @@ class Retry:
     def _go(self) -> None:
         self._timer = None
         # What is full or held has no connection for who waits, and one for nobody is closed at once.
-        if not (self._owner.waiting and self._server.has_room and self._server.held is None):
+        if not (self._owner.waiting and self._server.can_grow and self._server.held is None):
             if self._server.is_stuck:
                 # What waits there is answered if it is back.
                 self.later()

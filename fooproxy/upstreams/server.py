@@ -232,8 +232,13 @@ class Server:
 
     @property
     def has_room(self) -> bool:
+        """Whether it may get one more client: over a new connection, or over a link that is idle."""
+        return self.can_grow or (self.links is not None and self.links.has_any)
+
+    @property
+    def can_grow(self) -> bool:
         """Whether it may have one more connection."""
-        return self.slots is None or self.slots.has_room or (self.links is not None and self.links.has_any)
+        return self.slots is None or self.slots.has_room
 
     @property
     def silence(self) -> float:

@@ -268,8 +268,8 @@ class Servers:
 
     def _follow(self, attempt: Deferred[Any], server: Server, request: Request) -> None:
         request.attempt, request.server = attempt, server
+        server.connecting += 1
         if not attempt.called:
-            server.connecting += 1
             limit = self._limit(request)
             if limit is not None:
                 self._deadlines.set(attempt, limit, attempt.cancel)
@@ -285,7 +285,7 @@ class Servers:
 
     def _done(self, attempt: Deferred[Any], server: Server) -> None:
         """Forget what goes with an attempt."""
-        server.connecting = max(server.connecting - 1, 0)
+        server.connecting -= 1
         self._deadlines.clear(attempt)
 
     def _made(self, protocol: Any, attempt: Deferred[Any], request: Request) -> None:

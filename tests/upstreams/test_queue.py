@@ -11,10 +11,11 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from fooproxy.net.failures import NotServed, counted_as
+from fooproxy.upstreams.pool import Limits, Links
 from fooproxy.upstreams.servers import Servers
 from fooproxy.upstreams.slots import Slots
 from tests.upstreams.test_ejection import Case as Taken
-from tests.upstreams.test_servers import TIMEOUT, Watched, World
+from tests.upstreams.test_servers import TIMEOUT, Client, Watched, World
 
 
 class Case(World):
@@ -47,6 +48,14 @@ class Case(World):
     @property
     def taken(self) -> list[int]:
         return [0 if server.slots is None else server.slots.taken for server in self.servers]
+
+
+class Discarded:
+    """The statistics of a pool."""
+
+    def __init__(self) -> None:
+        self.links_taken = self.links_reused = 0
+        self.links_discarded: dict[str, int] = {}
 
 
 def reasons(case: World) -> list[str]:
@@ -172,6 +181,36 @@ def test_a_server_that_fails_and_is_full_is_tried_without_a_client() -> None:
     case.pass_time(4)
     assert not case.servers[0].failing
     assert (case.taken, case.order) == ([1, 0], [0])
+
+
+def test_an_idle_link_is_no_room_for_another_connection_to_a_server_that_was_taken_out() -> None:
+    case = Case("up", "up", limits=(1, 1))
+    case.enter(2)
+    server = case.servers[0]
+    server.links = Links(case.clock, Limits(), Discarded())
+    server.eject("it failed", "upstream_drops_requests")
+    idle: Any = object()
+    server.links.idle.append(idle)
+    case.enter()
+    most = 0
+    for _ in range(400):
+        case.clock.advance(0.01)
+        most = max(most, case.taken[0])
+        if case.served[0] > 1 or not server.failing:
+            break
+    assert (case.served[0], most) == (1, 1)
+
+
+def test_clients_that_are_being_connected_count_while_others_get_links_that_are_there() -> None:
+    case = Case("slow", limits=(3,))
+    case.enter(2)
+    server = case.servers[0]
+    assert server.connecting == 2
+    case.endpoints[0].mode = "up"
+    case.all.waiting.add(case.all.waiting.request(Factory.forProtocol(Watched), Client(), 0.0, lambda _: None))
+    case.all.release(server)
+    case.pass_time(0.05)
+    assert (len(case.all.waiting), server.connecting) == (0, 2)
 
 
 def test_the_slots_of_a_server_without_a_limit_are_not_counted() -> None:
