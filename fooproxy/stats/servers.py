@@ -145,7 +145,9 @@ class ServerStats(Declared):
         self.requests_unanswered += session.exchange.in_flight
         self.connections_dropped += dropped
         exchange = session.exchange
-        self.when_ended(dropped, exchange.last / 1e6 if exchange.replies else float("-inf"))
+        # Earlier replies may be those of another server.
+        last = min(exchange.last, self.figures.latency.replied)
+        self.when_ended(dropped, last / 1e6 if exchange.replies and last else float("-inf"))
 
     def waiting(self, since: float) -> int:
         """Return how many sessions have a request that has waited since `since`, on the clock in seconds, or longer."""
@@ -153,6 +155,9 @@ class ServerStats(Declared):
 
     def is_answering(self, since: float) -> bool:
         """Return whether an open session got a reply after `since`, on the clock in seconds."""
+        if self.figures.latency.replied <= since * 1e6:
+            # What its sessions got since then came from the servers that they had before.
+            return False
         return any(each.exchange.replies and each.exchange.last > since * 1e6 for each in self.sessions)
 
 

@@ -117,6 +117,20 @@ def test_a_server_is_stuck_though_another_one_answers(world: World) -> None:
     assert (world.a.stuck, world.stats.upstream_stuck) == (0, 0)
 
 
+def test_what_another_server_has_answered_does_not_speak_for_the_one_that_a_session_is_at_now(world: World) -> None:
+    replies = []
+    world.a.when_ended = lambda dropped, replied: replies.append(replied)
+    before = world.now
+    session = world.session(B)
+    world.ask(session)
+    world.answer(session)
+    session.served_by(A)
+    world.ask(session)
+    assert not world.a.is_answering(before)
+    session.ended("client_closed")
+    assert replies == [float("-inf")]
+
+
 def test_the_saved_counters_are_those_of_all_servers_and_come_back_as_totals(world: World) -> None:
     session = world.session(A)
     world.ask(session, 2)
