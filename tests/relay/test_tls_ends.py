@@ -99,6 +99,10 @@ async def test_a_client_that_reads_slowly_is_not_let_go_before_it_has_everything
     await until(lambda: not bed.bridge.sessions)
 
 
+def secured() -> list[Any]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Secured)]
+
+
 @pytest.fixture
 def rare_collections() -> Iterator[None]:
     """Collect no garbage, as happens seldom in the proxy, but drop what there is before."""
@@ -111,9 +115,12 @@ def rare_collections() -> Iterator[None]:
 @ensure
 @pytest.mark.parametrize("end", ["close", "reset", "cut"])
 async def test_an_end_leaves_no_garbage_to_collect(bed: AnyBed, end: str, rare_collections: None) -> None:
+    # What earlier tests have left in sight is none of this one's.
+    before = {id(thing) for thing in secured()}
     client, _ = await bed.exchanged()
     tls: Any = client.transport
     await until(lambda: not is_writing(tls))
+    assert {id(thing) for thing in secured()} - before
     if end == "close":
         client.transport.loseConnection()
     elif end == "reset":
@@ -122,4 +129,4 @@ async def test_an_end_leaves_no_garbage_to_collect(bed: AnyBed, end: str, rare_c
         # Below TLS, whichever way the client has it there.
         (tls.protocol.transport if tls is bottom_of(tls) else bottom_of(tls)).loseConnection()
     await until(lambda: not bed.bridge.sessions)
-    await until(lambda: not any(isinstance(thing, Secured) for thing in gc.get_objects()))
+    await until(lambda: not {id(thing) for thing in secured()} - before)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from fooproxy.foo.counting import PURE
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.sampling import Sampling
 from fooproxy.stats.session import SessionStats
@@ -90,3 +91,13 @@ def test_neither_before_its_start_nor_after_its_stop_it_leaves_a_timer(case: Cas
     early.sampling.stay_awake()
     early.sampling.stop()
     assert early.wakes_up() == 0
+
+
+def test_a_look_counts_the_chunks_of_the_pure_twin_when_many_wait() -> None:
+    stats = Stats(Clock().seconds, lambda *_: None, twin=PURE)
+    session, sampling = SessionStats(stats), Sampling(stats, Clock(), may_rest=False)
+    for _ in range(40):
+        session.client.feed(b"REQ 1\n", 0)
+    assert session.client.waiting
+    sampling.look()
+    assert not session.client.waiting
