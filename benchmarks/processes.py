@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import subprocess
+import threading
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -67,21 +69,43 @@ def running(
 
     Standard error goes to `log`; so does standard output, unless it and standard input are to be `piped`.
     """
-    with log.open("w") as out, _on(cores):
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if piped else out,
-            stderr=out,
-            text=True,
-            # A proxy must not take the options of another one.
-            env={k: v for k, v in os.environ.items() if not k.startswith("FOOPROXY_")} | dict(environment or {}),
-            start_new_session=True,  # Ctrl-C is for us; we stop our children.
-        )
+    process = None
     try:
+        with log.open("w") as out, _on(cores), _uninterrupted():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if piped else out,
+                stderr=out,
+                text=True,
+                # A proxy must not take the options of another one.
+                env={k: v for k, v in os.environ.items() if not k.startswith("FOOPROXY_")} | dict(environment or {}),
+                start_new_session=True,  # Ctrl-C is for us; we stop our children.
+            )
         yield process
     finally:
-        _stop(process)
+        if process is not None:
+            _stop(process)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Take signals to stop only afterwards: one that comes before a new process is known would leave it behind."""
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What is ignored or kills stays as it is, since the new process inherits it.
+    handled = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handled = {}
+    for number in handled:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+    for one in came:
+        signal.raise_signal(one)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -25,7 +25,7 @@ from benchmarks.chart import chart
 from benchmarks.micro import cases, feeding
 from benchmarks.native import Programs, compile_programs
 from benchmarks.peers import find_peers
-from benchmarks.processes import Failed
+from benchmarks.processes import Failed, divide_cores, running
 from benchmarks.report import Results, table
 from benchmarks.runs import check_counts
 from benchmarks.shapes import SHAPES
@@ -290,6 +290,36 @@ def test_a_peer_that_is_not_there_says_why() -> None:
 def test_the_microbenchmark_counts_every_message(name: str) -> None:
     messages, chunks = cases()[name]
     assert feeding(counting(), chunks, messages)(1) > 0
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupt_while_a_process_starts_does_not_leave_it_behind(
+        self, number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+        really = subprocess.Popen
+
+        def interrupted(*arguments: Any, **named: Any) -> Any:
+            made.append(really(*arguments, **named))
+            signal.raise_signal(number)
+            return made[-1]
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        before = signal.signal(number, stop)
+        monkeypatch.setattr(subprocess, "Popen", interrupted)
+        try:
+            with (
+                pytest.raises(KeyboardInterrupt),
+                running(["sleep", "60"], divide_cores().load, tmp_path / "log"),
+            ):
+                pytest.fail("it goes on")
+        finally:
+            signal.signal(number, before)
+        assert made[0].poll() is not None
+        assert signal.getsignal(number) is before
 
 
 class TestCommand:
