@@ -434,4 +434,7 @@ def refused(port: int) -> bool:
         connect(port).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        # It came just before, and was still in the backlog.
+        pass
     return False

@@ -92,7 +92,7 @@ class Podman:
             return pool.submit(enter).result()
 
     def get(self, path: str, port: int = 8088) -> tuple[int, Any]:
-        """Get a JSON resource from a published port; return its status and content, or 0 if nobody answers."""
+        """Get a JSON resource from a published port; return its status and content; 0 if nobody answers."""
 
         def ask() -> tuple[int, Any]:
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
@@ -102,6 +102,9 @@ class Podman:
                     return answer.status, json.loads(answer.read())
                 except (OSError, http.client.HTTPException):
                     return 0, None
+                except json.JSONDecodeError:
+                    # Prometheus says in words that it is not ready yet.
+                    return answer.status, None
 
         return self.within(ask)
 

@@ -198,6 +198,8 @@ class FooServer:
         self.reading = threading.Event()
         self.reading.set()
         self.sessions: list[FooSession] = []
+        self._beginning = threading.Lock()
+        """Held while a session is there whose thread does not run yet."""
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> FooServer:
@@ -236,7 +238,8 @@ class FooServer:
     def forget(self) -> None:
         """Close all sessions."""
         self.reading.set()
-        sessions, self.sessions = self.sessions, []
+        with self._beginning:
+            sessions, self.sessions = self.sessions, []
         for session in sessions:
             with contextlib.suppress(OSError):
                 session.peer.shutdown(socket.SHUT_RDWR)
@@ -252,5 +255,6 @@ class FooServer:
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = FooSession(self, peer)
             # In the list before it does anything that a test could wait for.
-            self.sessions.append(session)
-            session.thread.start()
+            with self._beginning:
+                self.sessions.append(session)
+                session.thread.start()
