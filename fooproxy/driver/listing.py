@@ -100,13 +100,15 @@ def upstreams(answer: Row) -> str:
 
 def connections(answer: Row) -> str:
     """Show the sessions."""
-    shown, total = len(answer["connections"]), answer["total"]
-    text = table(_CONNECTIONS, answer["connections"])
-    return text if shown == total else f"{text}\n{shown} of {total}"
+    return _some(_CONNECTIONS, answer["connections"], answer["total"])
 
 
 def clients(answer: Row) -> str:
     """Show the sums of the clients."""
-    shown, total = len(answer["clients"]), answer["total"]
-    text = table(_CLIENTS, answer["clients"])
-    return text if shown == total else f"{text}\n{shown} of {total}"
+    return _some(_CLIENTS, answer["clients"], answer["total"])
+
+
+def _some(columns: Sequence[Column], rows: Sequence[Row], total: int) -> str:
+    """Return a table, and of how many rows these are some if there are more."""
+    text = table(columns, rows)
+    return text if len(rows) == total else f"{text}\n{len(rows)} of {total}"
