@@ -14,9 +14,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet.protocol import Factory
-
 from fooproxy.net.deadlines import Deadlines
+from fooproxy.upstreams.marking import Marking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
@@ -189,9 +188,10 @@ class Links:
             return link
         return None
 
-    def making(self, factory: IProtocolFactory) -> Factory:
+    def making(self, factory: IProtocolFactory) -> Marking:
         """Wrap `factory`, so that the link that it builds is one of these."""
-        return _Making(factory, self)
+        # Without effect if it builds no link.
+        return Marking(factory, links=self)
 
     def made(self, link: Link) -> None:
         """Note a new link."""
@@ -271,20 +271,3 @@ class Links:
                 self.discard(link, why)
         if self.idle:
             self._timer = self._clock.callLater(min(self._limits.idle, _LOOK), self._look)
-
-
-class _Making(Factory):
-    """Builds the protocol of `factory`; if it is a link, it is one of `links`."""
-
-    noisy = False
-
-    def __init__(self, factory: IProtocolFactory, links: Links) -> None:
-        self._factory = factory
-        self._links = links
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """Build the protocol."""
-        protocol: Any = self._factory.buildProtocol(addr)
-        # Without effect if it is none.
-        protocol.links = self._links
-        return protocol

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from typing import Protocol as Interface
 
-from twisted.internet.protocol import Factory
+from fooproxy.upstreams.marking import Marking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Slots:
     def connect(self, endpoint: IStreamClientEndpoint, factory: IProtocolFactory) -> Deferred[Any]:
         """Make one attempt to connect `factory`, whose protocols are `Watched`; it has a slot while it lasts."""
         slot = _Slot(self)
-        attempt: Deferred[Any] = endpoint.connect(_Holder(factory, slot))
+        attempt: Deferred[Any] = endpoint.connect(Marking(factory, when_lost=slot.release))
         return attempt.addErrback(slot.failed)
 
 
@@ -66,19 +66,3 @@ class _Slot:
         """Let it be free, since there is no connection."""
         self.release()
         return failure
-
-
-class _Holder(Factory):
-    """Builds the protocol of `factory`, which holds the slot until its connection is gone."""
-
-    noisy = False
-
-    def __init__(self, factory: IProtocolFactory, slot: _Slot) -> None:
-        self._factory = factory
-        self._slot = slot
-
-    def buildProtocol(self, addr: Any) -> Any:
-        """Build the protocol."""
-        protocol: Any = self._factory.buildProtocol(addr)
-        protocol.when_lost = self._slot.release
-        return protocol
