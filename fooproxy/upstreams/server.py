@@ -263,8 +263,8 @@ class Server:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no sessions, and no links that are lent."""
-        return self.load == 0 and (self.links is None or self.links.lent == 0)
+        """Whether it has nothing to do for anybody."""
+        return self.load == 0
 
     @property
     def share(self) -> float:
