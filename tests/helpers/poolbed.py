@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest_twisted
+
 from fooproxy.net.addresses import client_endpoint
 from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.link import LinkFactory
@@ -18,6 +20,7 @@ from tests.helpers.anybed import AnyBed
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, reactor, until
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from twisted.internet.defer import Deferred
@@ -75,6 +78,14 @@ class Pooled(Bed):
         await until(lambda: link.received.endswith(line))
         return link
 
+    async def abandoned(self, requests: bytes = b"REQ 1\n") -> Peer:
+        """Have a client ask and leave with a reset; return the end of its link, whose replies are still to come."""
+        client = await self.client()
+        link = await self.asks(client, requests)
+        client.reset()
+        await self.states(draining=1)
+        return link
+
     async def exchange(self, client: Peer, number: int = 1) -> Peer:
         """Have a client ask, be answered, and return the end of its link."""
         link = await self.asks(client, b"REQ %d\n" % number)
@@ -116,6 +127,19 @@ class PoolBed(Pooled):
     ) -> None:
         super().__init__(transports, timeouts)
         self.set_up_pool(limits, burst, most)
+
+
+def pool_bed(*arguments: Any, **named: Any) -> Any:
+    """Return a fixture of a module: a `PoolBed` with these arguments, over our own and over Twisted's transports."""
+
+    @pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
+    async def bed(twin: str, request: Any) -> AsyncIterator[PoolBed]:
+        bed = PoolBed(request.param, *arguments, **named)
+        await bed.start()
+        yield bed
+        await bed.stop()
+
+    return bed
 
 
 class AnyPoolBed(Pooled, AnyBed):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import pytest_twisted
 from twisted.internet.task import deferLater
 
@@ -12,15 +9,9 @@ from fooproxy.relay.holding import Holding
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.upstreams.pool import Limits
 from tests.helpers.bed import reactor, until
-from tests.helpers.poolbed import PoolBed
+from tests.helpers.poolbed import PoolBed, pool_bed
 
-
-@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
-async def bed(twin: str, request: Any) -> AsyncIterator[PoolBed]:
-    bed = PoolBed(request.param, Timeouts(client_fin=10.0), Limits(age=1000.0, idle=500.0), burst=True)
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = pool_bed(Timeouts(client_fin=10.0), Limits(age=1000.0, idle=500.0), burst=True)
 
 
 @pytest_twisted.ensureDeferred
@@ -190,13 +181,8 @@ async def test_a_stop_ends_idle_clients_at_once_and_others_once_they_are_answere
     assert bed.reasons() == {"drained": 3}
 
 
-@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
-async def narrow(twin: str, request: Any) -> AsyncIterator[PoolBed]:
-    """A bed with a single link."""
-    bed = PoolBed(request.param, burst=True, most=1)
-    await bed.start()
-    yield bed
-    await bed.stop()
+narrow = pool_bed(burst=True, most=1)
+"""A bed with a single link."""
 
 
 @pytest_twisted.ensureDeferred

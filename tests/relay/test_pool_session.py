@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import pytest_twisted
 
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.upstreams.pool import Limits
 from tests.helpers.bed import until
-from tests.helpers.poolbed import PoolBed
+from tests.helpers.poolbed import PoolBed, pool_bed
 
-
-@pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
-async def bed(twin: str, request: Any) -> AsyncIterator[PoolBed]:
-    bed = PoolBed(request.param, Timeouts(client_fin=10.0), Limits(age=100.0, idle=20.0))
-    await bed.start()
-    yield bed
-    await bed.stop()
+bed = pool_bed(Timeouts(client_fin=10.0), Limits(age=100.0, idle=20.0))
 
 
 @pytest_twisted.ensureDeferred
@@ -104,10 +95,7 @@ async def test_a_client_lost_in_mid_line_resets_its_link(bed: PoolBed) -> None:
 async def test_outstanding_replies_of_a_client_that_left_are_dropped_and_then_the_link_is_used_again(
     bed: PoolBed,
 ) -> None:
-    client = await bed.client()
-    link = await bed.asks(client, b"REQ 1\nREQ 2\nREQ 3\n")
-    client.reset()
-    await bed.states(draining=1)
+    link = await bed.abandoned(b"REQ 1\nREQ 2\nREQ 3\n")
     link.transport.write(b"ACK 1\nNAK 2\n")
     await until(lambda: bed.stats.upstream.replies == 2)
     await bed.states(draining=1)
@@ -125,10 +113,7 @@ async def test_outstanding_replies_of_a_client_that_left_are_dropped_and_then_th
 
 @pytest_twisted.ensureDeferred
 async def test_a_link_whose_outstanding_replies_do_not_come_is_closed(bed: PoolBed) -> None:
-    client = await bed.client()
-    link = await bed.asks(client, b"REQ 1\nREQ 2\n")
-    client.reset()
-    await bed.states(draining=1)
+    link = await bed.abandoned(b"REQ 1\nREQ 2\n")
     link.transport.write(b"ACK 1\n")
     await until(lambda: bed.stats.upstream.replies == 1)
     bed.clock.advance(9.0)
@@ -141,20 +126,14 @@ async def test_a_link_whose_outstanding_replies_do_not_come_is_closed(bed: PoolB
 
 @pytest_twisted.ensureDeferred
 async def test_a_reply_too_many_after_the_outstanding_ones_closes_the_link(bed: PoolBed) -> None:
-    client = await bed.client()
-    link = await bed.asks(client)
-    client.reset()
-    await bed.states(draining=1)
+    link = await bed.abandoned()
     link.transport.write(b"ACK 1\nACK 2\n")
     await until(lambda: bed.discarded() == {"unclean": 1})
 
 
 @pytest_twisted.ensureDeferred
 async def test_half_a_reply_too_many_closes_the_link(bed: PoolBed) -> None:
-    client = await bed.client()
-    link = await bed.asks(client)
-    client.reset()
-    await bed.states(draining=1)
+    link = await bed.abandoned()
     link.transport.write(b"ACK 1\nAC")
     await until(lambda: bed.stats.upstream.replies == 1)
     await bed.states(draining=1)
@@ -164,10 +143,7 @@ async def test_half_a_reply_too_many_closes_the_link(bed: PoolBed) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_closes_while_replies_are_dropped_ends_the_session(bed: PoolBed) -> None:
-    client = await bed.client()
-    link = await bed.asks(client)
-    client.reset()
-    await bed.states(draining=1)
+    link = await bed.abandoned()
     link.transport.loseConnection()
     await until(lambda: not bed.bridge.sessions)
     assert bed.discarded() == {"closed": 1}
