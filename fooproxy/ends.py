@@ -1,6 +1,6 @@
 """The log line of each session that ends.
 
-The service calls it with the statistics of the session.
+`fooproxy.parts` calls it with the statistics of the session.
 """
 
 from __future__ import annotations

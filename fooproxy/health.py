@@ -1,7 +1,7 @@
 """Health: whether the proxy is ready for traffic, why not, and warnings that do not affect traffic.
 
-It queries the other parts each time and keeps no copy of their state; none of them knows about it.  The service
-creates it and sets its flags; the web side shows it.
+It queries the other parts each time and keeps no copy of their state; none of them knows about it.  `fooproxy.parts`
+creates it, the service sets its flags, and the web side shows it.
 """
 
 from __future__ import annotations

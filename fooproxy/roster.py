@@ -1,7 +1,7 @@
 """The roster: lets servers join and leave while the proxy runs, in all the places that know of servers.
 
 What is counted of a server has a row in the statistics; it is watched for failures, and checked if that is asked for.
-The service creates it, and `fooproxy.upstreams.discovery` calls it.
+`fooproxy.parts` creates it, and `fooproxy.upstreams.discovery` calls it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from docutils import nodes
 from docutils.core import publish_doctree
 from twisted.python.usage import UsageError
 
-from fooproxy import service
+from fooproxy import parts, service
 from fooproxy.options import GROUPS, OPTIONS, Option, Options
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
@@ -138,7 +138,9 @@ def test_there_is_a_sample_for_the_unit_of_an_option(option: Option) -> None:
 
 @pytest.mark.parametrize("option", OF_THE_PROXY, ids=lambda option: option.name)
 def test_the_service_uses_an_option(option: Option) -> None:
-    assert f'ptions["{option.name}"]' in inspect.getsource(service), f"nothing uses --{option.name}"
+    assert f'ptions["{option.name}"]' in inspect.getsource(service) + inspect.getsource(parts), (
+        f"nothing uses --{option.name}"
+    )
 
 
 @each

@@ -4,7 +4,7 @@ Its seq is 1, as it is the first request of its connection, and its data is a ra
 seqs in order answers it, and nobody's data is in it.  Any well-formed ACK or NAK shows that the server answers,
 whatever its seq and data are.
 
-It is sans-IO; the service hands it to `fooproxy.upstreams.checks`.
+It is sans-IO; `fooproxy.parts` hands it to `fooproxy.upstreams.checks`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A `Gate` takes the place of a listening socket.  It stops accepting at the sessi
 out, and rejects clients from networks that are not allowed.  How many it accepts or rejects in one turn of the event
 loop, the `Turnstile` below it decides.
 
-It knows nothing about the Foo protocol, and of sessions only how many there are.  The service installs the gate and
-calls it when a session ends; the command line uses `network` to parse ``--allow``.
+It knows nothing about the Foo protocol, and of sessions only how many there are.  `fooproxy.parts` installs the gate
+and calls it when a session ends; the command line uses `network` to parse ``--allow``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bridge: the server factory that creates a session for each client and keeps track of the open ones.
 
 It also drains or aborts all of them when the proxy stops.  It knows nothing about messages, counting or how a session
-works inside.  The service creates it and passes in how to connect to the upstream and how to observe a session.
+works inside.  `fooproxy.parts` creates it and passes in how to connect to the upstream and how to observe a session.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Closes clients that hold a link without making progress while others wait for one.
 
 A client may hold a link as long as its server has something to answer.  But one whose line stays unfinished, or that
-does not read its replies, keeps others waiting for no reason.  It knows nothing about messages or queues; the service
-starts and stops it, and says whether anybody waits.
+does not read its replies, keeps others waiting for no reason.  It knows nothing about messages or queues;
+`fooproxy.parts` starts and stops it, and says whether anybody waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The interceptor: sits between a leg's transport and its protocol, and shows every chunk to an analyzer.
 
 It never alters, delays or loses a chunk, even if the analyzer raises.  What the protocol writes goes straight to the
-transport.  It knows neither what the analyzer does with the chunks nor what the wrapped protocol is.  The service
+transport.  It knows neither what the analyzer does with the chunks nor what the wrapped protocol is.  `fooproxy.parts`
 wraps the factories of both legs in it.
 """
 

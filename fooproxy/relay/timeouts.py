@@ -1,6 +1,6 @@
 """The timeouts of sessions: how long one may be idle, a request or a half-closed client wait, and a peer not read.
 
-The service makes them from the options.  The session enforces `client_fin`, the sweep `idle`, `reply` and `send`.
+`fooproxy.parts` makes them from the options.  The session enforces `client_fin`, the sweep `idle`, `reply` and `send`.
 """
 
 from __future__ import annotations

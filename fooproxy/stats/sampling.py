@@ -1,7 +1,7 @@
 """Sampling: when the time table takes samples and the history adds rows, and when the time table rests.
 
 Waking up costs more than taking a sample, so an idle proxy takes no samples.  Nothing is missed as long as `look` is
-called for every batch of chunks.  The service starts and stops the sampling, and has the poller call `look`.  This
+called for every batch of chunks.  `fooproxy.parts` starts and stops the sampling, and has the poller call `look`.  This
 module does not know what is counted.
 """
 

@@ -1,7 +1,8 @@
 """The statistics of one session: the observer to which the relay reports what happens in a session.
 
 It holds an analyzer for each leg and the exchange that matches replies with requests, and adds everything to `Stats`.
-It does not know about sockets.  The service creates one for each client, and the bridge and the interceptors call it.
+It does not know about sockets.  `fooproxy.parts` creates one for each client, and the bridge and the interceptors call
+it.
 """
 
 from __future__ import annotations

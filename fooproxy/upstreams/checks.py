@@ -1,9 +1,10 @@
 """Checks: asks each server by itself, in regular intervals, whether it is there, or whether it answers.
 
 A check of the kind ``tcp`` connects, and passes if the connection stays open for a moment.  One of the kind ``foo``
-also sends a request, takes any reply as a sign of life, and closes in order; the service hands in the request and what
-is a reply, as nothing here knows messages.  After `fall` failures in a row, clients get other servers if there are any:
-so checks never take the last server away.  After `rise` checks in a row that passed, it is one like the others again.
+also sends a request, takes any reply as a sign of life, and closes in order; `fooproxy.parts` hands in the request and
+what is a reply, as nothing here knows messages.  After `fall` failures in a row, clients get other servers if there are
+any: so checks never take the last server away.  After `rise` checks in a row that passed, it is one like the others
+again.
 
 Checks count nowhere but in their own statistics.  `fooproxy.upstreams.server` has the state.
 """

@@ -6,7 +6,8 @@ It is looked up again when the answer's time is over, within `_SHORTEST` and `_L
 good answer names no more gets no new sessions, unless no other server can be had; it is forgotten when it has none, and
 one of those that the answer names has worked.  So no answer takes the last server away that works.
 
-The owner makes servers and forgets them; nothing here knows how they are connected or counted.  The service calls it.
+The owner makes servers and forgets them; nothing here knows how they are connected or counted.  `fooproxy.parts`
+creates it.
 """
 
 from __future__ import annotations

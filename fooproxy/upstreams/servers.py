@@ -16,7 +16,7 @@ those for whom there is no room.
 If servers have limits, and none that can be used has room, requests wait in the same queue until a slot is free, and
 then first come first served; nobody who comes later gets one before.
 
-It knows nothing about sessions or messages.  The service passes its `connect` to the bridge; health calls `probe`.
+It knows nothing about sessions or messages.  `fooproxy.parts` passes its `connect` to the bridge; health calls `probe`.
 """
 
 from __future__ import annotations
