@@ -1,7 +1,7 @@
 """The options: each is declared once, in `OPTIONS`, and the command line, the checks and the tables derive from that.
 
-It builds nothing; `parts` and `service` read the values.  A usage error says which option, which value, and what would be right.
-A new option is one more declaration here, and its use in one of these.
+It builds nothing; `parts` and `service` read the values.  A usage error says which option, which value, and what would
+be right.  A new option is one more declaration here, and its use in one of these.
 """
 
 from __future__ import annotations
