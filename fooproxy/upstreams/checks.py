@@ -6,7 +6,7 @@ what is a reply, as nothing here knows messages.  After `fall` failures in a row
 any: so checks never take the last server away.  After `rise` checks in a row that passed, it is one like the others
 again.
 
-Checks count nowhere but in their own statistics.  `fooproxy.upstreams.server` has the state.
+Checks count nowhere but in their own statistics.  `fooproxy.upstreams.condition` has the state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from fooproxy.net.deadlines import Deadlines, Limit
 from fooproxy.net.failures import words
 from fooproxy.text import one_line
-from fooproxy.upstreams.server import cause
+from fooproxy.upstreams.probe import cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping

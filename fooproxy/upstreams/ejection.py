@@ -5,7 +5,7 @@ waited in vain for `STUCK` seconds on a server that answers nobody.  `IN_A_ROW` 
 was served, take the server out for a while; the set then tries it before it is used again, and the first failure after
 that takes it out for longer.  Never is the last server taken out, nor more than half of them.  NAKs are no failures.
 
-It decides only; `fooproxy.upstreams.server` has the state.  What happens to the sessions is counted elsewhere and
+It decides only; `fooproxy.upstreams.condition` has the state.  What happens to the sessions is counted elsewhere and
 reported here.  Times are seconds on one clock, that of those counts.
 """
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 
 from fooproxy.net.deadlines import Deadlines
-from fooproxy.upstreams.server import cause
+from fooproxy.upstreams.probe import cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable

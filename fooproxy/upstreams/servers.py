@@ -1,6 +1,6 @@
-"""The set of servers: connects each client to one of them, as long as one can be had.
+"""Connects each client to one of the servers, as long as one can be had.
 
-While attempts succeed, each request for a connection makes its own, to the server that `fooproxy.upstreams.balance`
+While attempts succeed, each request for a connection makes its own, to the server that `fooproxy.upstreams.members`
 chooses.  If that fails, the next server is tried at once.  A server that has failed is not chosen; one attempt at a
 time is made to see whether it is back, with pauses that double and are randomized.  If no server is left, all requests
 wait in one queue, and these attempts are made for those who have waited longest.  The first success serves the first of
@@ -16,31 +16,30 @@ those for whom there is no room.
 If servers have limits, and none that can be used has room, requests wait in the same queue until a slot is free, and
 then first come first served; nobody who comes later gets one before.
 
-It knows nothing about sessions or messages.  `fooproxy.parts` passes its `connect` to the bridge; health calls `probe`.
+It knows nothing about sessions or messages.  `fooproxy.parts` passes its `connect` to the bridge.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from functools import partial
-from itertools import islice, product
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import error
-from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
 from fooproxy.net.deadlines import Deadlines
-from fooproxy.net.failures import NotServed, counted_as, words
-from fooproxy.upstreams.balance import Least
+from fooproxy.net.failures import NotServed
+from fooproxy.upstreams.members import Members
+from fooproxy.upstreams.probe import cause
 from fooproxy.upstreams.queue import Queue
 from fooproxy.upstreams.retry import NEXT, Retry
-from fooproxy.upstreams.server import cause
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
+    from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
 
     from fooproxy.upstreams.balance import Balance
@@ -61,8 +60,8 @@ _STEP = 0.01
 """Seconds between two batches of queued requests."""
 
 
-class Servers:
-    """Connects clients to one of `servers`, which `balance` chooses.
+class Servers(Members):
+    """A set of servers that connects clients to one of them.
 
     `timeout` is the number of seconds that a request for a connection may take, including all attempts and the time in
     the queue while no server can be reached; `queue_timeout` that in the queue while one can, but none has room.
@@ -77,12 +76,7 @@ class Servers:
         queue_timeout: float = 10.0,
         may_grow: bool = False,
     ) -> None:
-        self.servers: list[Server] = []
-        self._only = servers[0] if len(servers) == 1 and not may_grow else None
-        self._tiers: list[list[Server]] = []
-        self.absence: Exception | None = None
-        """Why there is no server, if there is none."""
-        self._balance: Balance = balance or Least(random.Random())
+        super().__init__(balance, servers[0] if len(servers) == 1 and not may_grow else None)
         self._clock = clock
         self._timeout = timeout
         self._deadlines: Deadlines[Any] = Deadlines(clock)
@@ -98,8 +92,6 @@ class Servers:
         """Whether something has become free for those who wait, who will get it soon."""
         self._is_full = False
         """Whether those who wait do so because no server has room, or an operator keeps them away."""
-        self.is_limited = any(server.slots is not None for server in servers)
-        """Whether any server has a limit, so that protocols must be `Watched`."""
         self._retries: dict[Server, Retry] = {}
         self._paused_by: str | None = None
         """Who has paused all servers."""
@@ -108,16 +100,15 @@ class Servers:
 
     def add(self, server: Server) -> None:
         """Connect clients to this server too."""
-        self.servers.append(server)
+        super().add(server)
         self._retries[server] = Retry(self, server, self._clock, min(self._timeout, _LONGEST_KNOCK))
-        server.patience = 1 if self._only else _PATIENCE
-        server.when_failed, server.when_opened = self._failed, self._opened
+        server.patience = 1 if self.only else _PATIENCE
+        server.when_failed, server.when_opened = partial(self._failed, server), partial(self._opened, server)
         if server.slots is not None:
             server.slots.when_free = self._freed
         if server.links is not None:
             server.links.when_free = self._freed
             server.links.are_needed = partial(self._needs_links, server)
-        self.sort()
         if self._paused_by is not None:
             server.hold("paused", self._paused_by)
         if self.waiting:
@@ -125,58 +116,9 @@ class Servers:
 
     def remove(self, server: Server) -> None:
         """Forget a server that has no sessions."""
-        server.when_failed = server.when_opened = lambda server: None
-        self.servers.remove(server)
+        super().remove(server)
+        server.when_failed = server.when_opened = lambda: None
         self._retries.pop(server).stop()
-        self.sort()
-
-    def sort(self) -> None:
-        """Take account of which servers are backups, and of their priorities."""
-        ranks = sorted({(server.backup, server.priority) for server in self.servers})
-        self._tiers = [[each for each in self.servers if (each.backup, each.priority) == rank] for rank in ranks]
-
-    # What is known of them, together.
-
-    @property
-    def state(self) -> str:
-        """The best state that any server is in: ``up``, ``unknown``, ``paused``, ``draining`` or ``down``."""
-        states = {server.state for server in self.servers}
-        nobody = "unknown" if self.absence is None else "down"
-        return next((state for state in ("up", "unknown", "paused", "draining", "down") if state in states), nobody)
-
-    @property
-    def _latest(self) -> Server | None:
-        """The server that was the last to fail."""
-        return max(self.servers, key=lambda server: server.failed_at, default=None)
-
-    @property
-    def error(self) -> str | None:
-        """Why no server can be reached; `None` if one can."""
-        if self._latest is None:
-            return None if self.absence is None else words(self.absence)
-        return self._latest.error if self.state == "down" else None
-
-    @property
-    def reason(self) -> str | None:
-        """The same in a word, by which the sessions that fail for it are counted."""
-        if self._latest is None:
-            return None if self.absence is None else counted_as(self.absence)
-        return self._latest.reason if self.state == "down" else None
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last attempt succeeded or failed; infinite before the first."""
-        return min((server.silence for server in self.servers), default=0.0)
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many servers are up or not tried yet, and how many there are, but for those that are gone."""
-        states = [server.state for server in self.servers if not server.gone]
-        return states.count("up") + states.count("unknown"), len(states)
-
-    def count(self, state: str) -> int:
-        """Return how many servers are in a state."""
-        return sum(server.state == state for server in self.servers)
 
     @property
     def oldest_wait(self) -> float | None:
@@ -189,37 +131,6 @@ class Servers:
         """How many wait, and for how many seconds the first of them has."""
         return len(self.waiting), self.oldest_wait or 0.0
 
-    def links(self) -> dict[str, int]:
-        """Return how many pooled links to all servers are in which state."""
-        found = {"idle": 0, "in_use": 0, "draining": 0}
-        for server in self.servers:
-            for state, count in server.links.states.items() if server.links is not None else ():
-                found[state] += count
-        return found
-
-    def close_links(self) -> None:
-        """Close the idle links, and each of the others once it is given back."""
-        for server in self.servers:
-            if server.links is not None:
-                server.links.close()
-
-    def unreachable(self, within: float) -> str | None:
-        """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
-        if any(server.doubted and server.is_usable for server in self.servers):
-            # Its clients are served as long as it can be connected.
-            return None
-        if self._latest is None:
-            return self.error
-        return self._latest.unreachable(within) if self.state == "down" else None
-
-    async def probe(self, timeout: float) -> None:
-        """Check whether connections can be made within `timeout` seconds and stay open, and close them again.
-
-        A server that is paused is left alone: it may be restarting, which is no news.
-        """
-        asked = [server for server in self.servers if server.held != "paused"]
-        await gatherResults([Deferred.fromCoroutine(server.probe(timeout)) for server in asked])
-
     # Connecting.
 
     def connect(self, factory: IProtocolFactory, client: Client | None = None) -> Deferred[Any]:
@@ -229,7 +140,7 @@ class Servers:
         none; after `queue_timeout` seconds in which no server had room, with `NotServed`.  It can be cancelled.
         `client` is needed if there are several servers; if one has a limit, what `factory` builds is `Watched`.
         """
-        server = None if self.is_limited and self.waiting else self._choose(client)
+        server = None if self.is_limited and self.waiting else self.choose(client)
         attempt = None if server is None else server.connect(factory, client)
         if server is not None and attempt is not None and attempt.called and not isinstance(attempt.result, Failure):
             server.succeeded()
@@ -248,24 +159,6 @@ class Servers:
         left = request.switch(is_queued, self._clock.seconds())
         self._deadlines.set(request, left, partial(self._expire, request))
 
-    def _choose(self, client: Client | None, tried: Collection[Server] = ()) -> Server | None:
-        """Return the server for the next attempt, none of those `tried`; `None` if no server is worth one."""
-        if self._only is not None:
-            return self._only if self._only.is_usable and self._only.has_room and not tried else None
-        found = self._candidates(tried)
-        return self._balance.choose(found, "" if client is None else client.host) if found else None
-
-    def _candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
-        """Return the servers that are worth an attempt and have room; `None` if not even one that is held is."""
-        # Rather one whose checks fail, or which a name server names no more, than none.
-        for most, tier in product(range(3), self._tiers):
-            worth = [
-                server for server in tier if server.is_usable and server.reluctance <= most and server not in tried
-            ]
-            if worth:
-                return [server for server in worth if server.has_room] if self.is_limited else worth
-        return [] if any(not server.failing and server not in tried for server in self.servers) else None
-
     def _follow(self, attempt: Deferred[Any], server: Server, request: Request) -> None:
         request.attempt, request.server = attempt, server
         server.connecting += 1
@@ -279,7 +172,7 @@ class Servers:
 
     def _limit(self, request: Request) -> float | None:
         """Return the seconds that an attempt may take, or `None` if it may take all that is left."""
-        if self._only is None and self._candidates((*request.tried, request.server)):
+        if self.only is None and self.candidates((*request.tried, request.server)):
             return min(NEXT, self._timeout / 2)
         return _LONGEST_KNOCK if self._timeout > _LONGEST_KNOCK else None
 
@@ -303,7 +196,7 @@ class Servers:
         request.attempt = None
         request.tried += (server,)
         is_behind = self.is_limited and len(self.waiting) > 0
-        others = None if request.is_late or is_behind else self._choose(request.client, request.tried)
+        others = None if request.is_late or is_behind else self.choose(request.client, request.tried)
         if others is None:
             self.waiting.add(request)
         # If it was cancelled, that was by a deadline.
@@ -334,7 +227,7 @@ class Servers:
             request.is_late = True
             request.attempt.cancel()
         self._leave(request)
-        latest = self._latest
+        latest = self.latest
         why = (self.absence or error.TimeoutError()) if latest is None else latest.last
         request.result.errback(NotServed("queue_timeout") if request.is_queued else why)
 
@@ -352,13 +245,13 @@ class Servers:
         self._judge()
         if request.is_queued is not self._is_full:
             self._run(request, self._is_full)
-        if self._timer is None and self._candidates():
+        if self._timer is None and self.candidates():
             # It may have tried all of them before one was back.
             self._go_on(0)
 
     def _judge(self) -> None:
         """Find out whether those who wait wait for room, and let the right time run for them."""
-        found = self._candidates()
+        found = self.candidates()
         # While there is room, they are about to be let in.
         if not found and self._is_full is (found is None):
             self._is_full = not self._is_full
@@ -372,7 +265,7 @@ class Servers:
 
     def try_again(self, server: Server) -> None:
         """Try a server that has failed after a pause, if anybody might care."""
-        if self._only is None or self.waiting:
+        if self.only is None or self.waiting:
             self._retries[server].later()
 
     def _opened(self, server: Server) -> None:
@@ -436,7 +329,7 @@ class Servers:
         """Connect the next batch of the queue: a part of those who wait for a server that is back, or all."""
         self._timer = None
         for request in list(islice(self.waiting, self._share if self._spread > 0 else None)):
-            server = self._choose(request.client)
+            server = self.choose(request.client)
             if server is None:
                 self._judge()
                 return
@@ -446,7 +339,7 @@ class Servers:
             if request.is_queued:
                 self._run(request, is_queued=False)
             self._follow(server.connect(request.factory, request.client), server, request)
-        if self.waiting and self._candidates():
+        if self.waiting and self.candidates():
             self._go_on(_STEP)
 
     def serve_first(self, server: Server, factory: First, protocol: Any) -> None:
@@ -458,8 +351,8 @@ class Servers:
             protocol.transport.loseConnection()
 
     def _stop_waiting(self) -> None:
-        if self._only is not None:
-            self._retries[self._only].stop(again=True)
+        if self.only is not None:
+            self._retries[self.only].stop(again=True)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -115,7 +115,7 @@ class Queued(Limited):
         assert [request.ticket for request in waiting] == sorted({request.ticket for request in waiting})
         # Nobody waits for longer than the pause between two batches while there is room.
         self.clock.advance(0.01)
-        if self.all.waiting and self.all._candidates():
+        if self.all.waiting and self.all.candidates():
             assert self.all._timer is not None
 
 
