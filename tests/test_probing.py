@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fooproxy.options import Options
+from tests.helpers.fooserver import PATIENCE
 
 ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"status": "OK!"}\n'
 
@@ -29,7 +30,7 @@ def answering(listener: socket.socket, answer: bytes) -> Iterator[list[bytes]]:
 
     thread = threading.Thread(target=serve)
     with listener:
-        listener.settimeout(10)
+        listener.settimeout(PATIENCE)
         listener.listen()
         thread.start()
         yield asked

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import socket
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor as _reactor
@@ -27,6 +29,7 @@ from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
+from tests.helpers.fooserver import PATIENCE, not_yet
 from tests.helpers.twins import counting, pump
 
 if TYPE_CHECKING:
@@ -38,18 +41,18 @@ if TYPE_CHECKING:
 reactor: Any = _reactor
 publisher: Any = globalLogPublisher
 
-PATIENCE = 20.0
-"""Seconds after which a test fails if what it waits for has not happened."""
-
-
 TIMEOUTS = Timeouts()
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let the reactor run until `condition` holds."""
-    give_up = reactor.seconds() + PATIENCE
-    while not condition():
-        assert reactor.seconds() < give_up, "it did not happen"
+    """Let the reactor run until `condition` holds; what it looks up may not be there yet."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        late = time.monotonic() > give_up
+        with suppress(*not_yet(late)):
+            if condition():
+                return
+        assert not late, "it did not happen"
         await deferLater(reactor, 0.001)
 
 

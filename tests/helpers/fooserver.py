@@ -17,8 +17,14 @@ import threading
 from collections.abc import Iterable
 from types import TracebackType
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test fails if what it waits for has not happened; long, for busy machines."""
+
+
+def not_yet(late: bool) -> tuple[type[Exception], ...]:
+    """Return the exceptions that say, unless it is too late, that what a test waits for is not there yet."""
+    return () if late else (LookupError, FileNotFoundError)
+
 
 _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
@@ -163,6 +169,7 @@ class FooSession:
             begin = max(0, len(unanswered) - len(self._server.resets_at))
             unanswered += chunk
             if unanswered.find(self._server.resets_at, begin) >= 0:
+                self.received += chunk
                 reset(self.peer)
                 return
             end = 1 + unanswered.rfind(b"\n") if b"\n" in chunk else 0

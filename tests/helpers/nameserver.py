@@ -11,6 +11,8 @@ from typing import Any
 
 from twisted.names import dns
 
+from tests.helpers.fooserver import PATIENCE
+
 CODES = {"SERVFAIL": dns.ESERVER, "NXDOMAIN": dns.ENAME, "REFUSED": dns.EREFUSED}
 
 
@@ -50,7 +52,7 @@ class NameServer:
         with contextlib.suppress(OSError), socket.socket(type=socket.SOCK_DGRAM) as last:
             last.sendto(b"", ("127.0.0.1", self.port))
         for thread in self._threads:
-            thread.join(10)
+            thread.join(PATIENCE)
         self._streams.close()
         self._datagrams.close()
 
@@ -85,7 +87,7 @@ class NameServer:
             except OSError:
                 return
             with peer, contextlib.suppress(OSError):
-                peer.settimeout(10)
+                peer.settimeout(PATIENCE)
                 stream = peer.makefile("rb")
                 (size,) = struct.unpack("!H", stream.read(2))
                 answer = self._answer(stream.read(size), "tcp")

@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
-from tests.helpers.fooserver import PATIENCE
+from tests.helpers.fooserver import PATIENCE, connect, not_yet
 from tests.helpers.nursery import NURSERY, Child
 from tests.helpers.processes import completed, started
 
@@ -35,21 +35,38 @@ TWIST = (sys.executable, "-m", "twisted", "--log-file=+", "--log-format=text")
 
 
 def eventually(condition: Callable[[], T]) -> T:
-    """Wait until `condition` returns something true, and return that."""
+    """Wait until `condition` returns something true, and return that; what it looks up may not be there yet."""
     deadline = time.monotonic() + PATIENCE
-    while not (result := condition()):
-        if time.monotonic() > deadline:
+    while True:
+        late = time.monotonic() > deadline
+        with suppress(*not_yet(late)):
+            if result := condition():
+                return result
+        if late:
             pytest.fail("it did not happen")
         time.sleep(0.01)
-    return result
 
 
 def settles(read: Callable[[], T], expected: T) -> None:
     """Wait until `read` returns `expected`; if it never does, fail and show what it returned last."""
     deadline = time.monotonic() + PATIENCE
-    while (found := read()) != expected and time.monotonic() < deadline:
+    while True:
+        late = time.monotonic() > deadline
+        with suppress(*not_yet(late)):
+            if (found := read()) == expected:
+                return
+            if late:
+                assert found == expected
         time.sleep(0.01)
-    assert found == expected
+
+
+def refuses(port: int) -> bool:
+    """Return whether nobody listens on `port`."""
+    try:
+        connect(port).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 class Proxy:
@@ -76,8 +93,10 @@ class Proxy:
         A thread writes the log, so what a line tells can be seen elsewhere before the line can.
         """
         deadline = time.monotonic() + PATIENCE
-        while len(lines := [line for line in self.log.splitlines() if text in line]) < (times or 1):
-            if time.monotonic() > deadline:
+        while True:
+            late = time.monotonic() > deadline
+            lines = [line for line in self.log.splitlines() if text in line]
+            if late or len(lines) >= (times or 1):
                 break
             time.sleep(0.01)
         enough = len(lines) == times if times else lines

@@ -23,6 +23,7 @@ from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind, word
 from fooproxy.net.poller import Poller
 from tests.helpers.anybed import certificate
 from tests.helpers.bed import Peers, reactor, until
+from tests.helpers.fooserver import PATIENCE
 
 ensure = pytest_twisted.ensureDeferred
 
@@ -49,7 +50,7 @@ class Server:
                 peer, _ = self._listener.accept()
             except OSError:
                 return
-            peer.settimeout(20)
+            peer.settimeout(PATIENCE)
             with suppress(OSError):
                 if self._context is not None:
                     peer = self._context.wrap_socket(peer, server_side=True)
@@ -63,7 +64,7 @@ class Server:
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
         self._listener.close()
 
 

@@ -31,7 +31,8 @@ from fooproxy.net.poller import Poller
 from fooproxy.net.private import unsent
 from fooproxy.net.sockets import set_options
 from fooproxy.net.transport import Transport
-from tests.helpers.bed import PATIENCE, Peer, Peers, reactor, until
+from tests.helpers.bed import Peer, Peers, reactor, until
+from tests.helpers.fooserver import PATIENCE
 from tests.helpers.twins import counting, pump
 
 ensure = pytest_twisted.ensureDeferred

@@ -144,7 +144,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, test: str, num
     with running(tmp_path, test) as process:
         eventually(lambda: noted(tmp_path))
         process.send_signal(number)
-        output, _ = process.communicate(timeout=GRACE)
+        output, _ = process.communicate(timeout=PATIENCE)
     nothing_is_left(tmp_path)
     if number in (signal.SIGINT, signal.SIGTERM):
         assert process.returncode == 2

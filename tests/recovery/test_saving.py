@@ -20,7 +20,8 @@ from fooproxy.recovery.saver import InUse
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT, SAVE_INTERVAL, SLOW_SAVE, Saving
 from fooproxy.recovery.state import Recovery
 from fooproxy.stats.counters import Stats
-from tests.helpers.bed import PATIENCE, publisher
+from tests.helpers.bed import publisher
+from tests.helpers.fooserver import PATIENCE
 
 
 class Reactor(Clock):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.fooserver import FooServer, exchange
+from tests.helpers.fooserver import PATIENCE, FooServer, exchange
 from tests.helpers.proxyprocess import eventually, fooproxy, settles
 from tests.upstreams.test_several import forward
 
@@ -34,7 +34,7 @@ class Listener:
             thread.start()
             yield listener.getsockname()[1]
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(PATIENCE)
 
     def _serve(self, listener: socket.socket) -> None:
         while True:
@@ -43,7 +43,7 @@ class Listener:
             except OSError:
                 return
             with peer:
-                peer.settimeout(10)
+                peer.settimeout(PATIENCE)
                 first = peer.recv(100)
                 peer.sendall(self.answer)
                 try:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.anybed import certificate
-from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines
 from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, settles
 
@@ -76,7 +76,7 @@ def tls_server(pem: Path, backend: int, trusted: Path | None = None) -> Iterator
             yield listener.getsockname()[1]
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            thread.join(20)
+            thread.join(PATIENCE)
 
 
 class Certificates:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from fooproxy.driver.orders import Unreachable, ask
-from tests.helpers.fooserver import FooServer, connect, exchange, read_lines
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines
 from tests.helpers.processes import completed
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
@@ -43,7 +43,7 @@ class Site:
     def raw(self, method: str, url: str, body: bytes | None = None) -> tuple[int, Any, dict[str, str]]:
         with closing(socket.socket(socket.AF_UNIX)) as skt:
             skt.connect(str(self.path))
-            connection = http.client.HTTPConnection("fooproxy", timeout=20)
+            connection = http.client.HTTPConnection("fooproxy", timeout=PATIENCE)
             connection.sock = skt
             connection.request(method, url, body)
             answer = connection.getresponse()
@@ -195,7 +195,7 @@ def test_a_body_that_is_too_large_is_refused(site: Site) -> None:
 def test_no_order_is_taken_on_the_port_of_the_page(site: Site) -> None:
     for url in ("/pause", "/drain", "/upstreams/first/drain", "/connections/1/close", "/resume"):
         for method in ("POST", "GET"):
-            with closing(http.client.HTTPConnection("127.0.0.1", site.proxy.http_port, timeout=20)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", site.proxy.http_port, timeout=PATIENCE)) as connection:
                 connection.request(method, url)
                 assert connection.getresponse().status in (404, 405)
     assert site.states() == ["up", "up"]
