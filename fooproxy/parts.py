@@ -181,6 +181,13 @@ class Parts:
             server.links = Links(self._reactor, limits, self.stats)
         return server
 
+    @property
+    def most_connections(self) -> int | None:
+        """How many connections all servers may have together; `None` if that is any number, or is not known."""
+        forward: list[Forward] = self._options["forward"]
+        limits = [0 if one.source is not None else self._limit(one) for one in forward]
+        return sum(limits) if all(limits) else None
+
     def _limit(self, forward: Forward) -> int:
         """Return how many connections a server may have; 0 for any number."""
         most: int = self._options["upstream-max-connections"] if forward.most is None else forward.most

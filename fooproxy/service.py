@@ -110,7 +110,7 @@ class ProxyService(Service):
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(parts.saving.claim))
         clients = parts.for_clients()
-        parts.stats.limit = session_limit(self._options["max-connections"])
+        parts.stats.limit = session_limit(self._options["max-connections"], parts.most_connections)
         for address in self._options["listen"]:
             listen = server_endpoint(self._reactor, address, poller=parts.poller)
             port = self._listen("listen", address, listen, clients)

@@ -39,16 +39,20 @@ LOOP_MEMORY = 15.0
 _log = Logger()
 
 
-def session_limit(asked: int | None) -> int:
+def session_limit(asked: int | None, connections: int | None = None) -> int:
     """Raise the process's soft limit of file descriptors to its hard limit, and return the session limit.
 
-    That is `asked`, or as many sessions as the descriptors suffice for (two each) if `asked` is `None` or greater.
+    That is `asked`, or as many sessions as the descriptors suffice for if `asked` is `None` or greater.  A session
+    needs two, or one while it waits for a server; `connections` is how many the servers have at most, if that is known.
     """
     descriptors, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         descriptors = hard
-    most = max((descriptors - RESERVE) // 2, 1)
+    left = descriptors - RESERVE
+    most = max(left // 2, 1)
+    if connections is not None:
+        most = max(most, left - connections)
     if descriptors < RESERVE + 2:
         _log.warn(
             "the limit of {descriptors} file descriptors is too low: {reserve} are reserved, and each session needs "
@@ -64,7 +68,7 @@ def session_limit(asked: int | None) -> int:
             "{descriptors}; raise the hard limit (ulimit -Hn, or LimitNOFILE in the systemd unit)",
             asked=asked,
             most=most,
-            needed=2 * asked + RESERVE,
+            needed=RESERVE + asked + (asked if connections is None else min(asked, connections)),
             descriptors=descriptors,
         )
     return min(asked, most)

@@ -454,6 +454,19 @@ def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is
 
 
 @pytest.mark.slow
+def test_limits_of_the_servers_leave_descriptors_for_more_clients(tmp_path: Path) -> None:
+    more = ("--pool", "burst", "--upstream-max-connections", "3")
+    with FooServer() as server, fooproxy(tmp_path, *more, upstream=server.port, command=allowing(200, 200)) as proxy:
+        limit = 200 - RESERVE - 3
+        assert proxy.stats("connections_limit") == {"connections_limit": limit}
+        with clients(limit, proxy.port) as all_at_once:
+            for client in all_at_once:
+                client.sendall(b"REQ 1 a\n")
+            assert [read_lines(client, 1) for client in all_at_once] == [b"ACK 1 a\n"] * limit
+        assert proxy.stats("accepts_paused") == {"accepts_paused": {"limit": 1, "descriptors": 0}}
+
+
+@pytest.mark.slow
 def test_a_number_that_the_descriptors_are_not_enough_for_is_lowered_with_a_warning(tmp_path: Path) -> None:
     with fooproxy(tmp_path, "--max-connections", "5000", command=allowing(200, 200)) as proxy:
         limit = (200 - RESERVE) // 2
