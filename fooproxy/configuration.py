@@ -7,25 +7,20 @@ knows the options' names and kinds, but not what their values mean.  `fooproxy.o
 from __future__ import annotations
 
 import difflib
-import re
-import sys
+import os
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from fooproxy.statements import Malformed, statements
 from fooproxy.text import one_line
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
+
+    from fooproxy.statements import Statement
 
 _LARGEST = 1 << 20
-
-_POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
-"""Where a TOML error is; we name the line ourselves."""
 
 _EXAMPLE = 'expected lines such as listen = ":8002" or drain-timeout = 10, with quotes around text'
 
@@ -42,139 +37,105 @@ class Declared(Protocol):
         """Whether it is on or off."""
 
 
-class _Statement(NamedTuple):
-    """The lines that give one name its value."""
-
-    first: int
-    """The number of the first line."""
-    text: str
-    value: Any
-
-
 class ConfigurationFile:
-    """The values in the file `path` of `options`, by their names.
+    """The values in the file `path` of `options`, by their names; those in `elsewhere` are for the command line alone.
 
     :raises ValueError: the file cannot be read, or is wrong; the message names the file and the line.
     """
 
-    def __init__(self, path: str, options: Mapping[str, Declared]) -> None:
+    def __init__(self, path: str, options: Mapping[str, Declared], elsewhere: Collection[str]) -> None:
         self.path = one_line(path)
-        self._statements = self._read(_text_of(path))
+        self._statements: dict[str, Statement] = {}
         self.texts: dict[str, list[str]] = {}
         """The values that each option has, as texts."""
-        for name, statement in self._statements.items():
-            if name not in options:
-                raise ValueError(f"{self.path}:{statement.first}: {_unknown(name, statement.value, options)}")
-            try:
-                self.texts[name] = _texts(options[name], statement.value)
-            except ValueError as error:
-                raise ValueError(f"{self.place(name)}: {error}") from None
+        try:
+            for statement in statements(_text_of(path)):
+                for name, value in statement.values.items():
+                    if name not in options:
+                        why = _unknown(name, value, options, elsewhere)
+                        raise ValueError(f"{self.path}:{statement.first}: {why}")
+                    self._add(name, options[name], value, statement)
+        except Malformed as error:
+            raise ValueError(f"{self.path}:{error.line}: {error}; {_EXAMPLE}") from None
+
+    def _add(self, name: str, option: Declared, value: object, statement: Statement) -> None:
+        before = self._statements.setdefault(name, statement)
+        try:
+            if before is not statement:
+                raise ValueError(f"given a second time, after line {before.first}; expected only once")
+            self.texts[name] = _texts(name, option, value)
+        except ValueError as error:
+            raise ValueError(f"{self.path}:{statement.first}: {name}: {error}") from None
 
     def place(self, name: str, index: int = 0) -> str:
         """Return the file, the line and the name of the option's value number `index`: ``FILE:LINE: NAME``."""
-        return f"{self.path}:{self.line(name, index)}: {name}"
-
-    def line(self, name: str, index: int = 0) -> int:
-        """Return the number of the line where the option's value number `index` is."""
-        first, text, value = self._statements[name]
-        if not isinstance(value, list):
-            return first
-        lines = text.split("\n")
-        # The item is on the line with which the beginning of the list holds it.
-        return next(
-            (first + number for number in range(len(lines)) if len(_beginning(name, lines[: number + 1])) > index),
-            first,
-        )
-
-    def _read(self, text: str) -> dict[str, _Statement]:
-        """Return what the file says, by name: TOML's own parser does not tell which line a value is on."""
-        found: dict[str, _Statement] = {}
-        first, pending = 1, ""
-        for number, line in enumerate(text.split("\n"), 1):
-            pending = f"{pending}\n{line}" if pending else line
-            try:
-                content = tomllib.loads(pending)
-            except (ValueError, RecursionError):
-                # More lines belong to it, or it is wrong.
-                continue
-            for name, value in content.items():
-                if name in found and not isinstance(value, dict):
-                    raise ValueError(
-                        f"{self.path}:{first}: {one_line(name)}: given a second time, after line "
-                        f"{found[name].first}; expected only once"
-                    )
-                found.setdefault(name, _Statement(first, pending, value))
-            first, pending = number + 1, ""
-        if pending:
-            raise ValueError(self._why(pending, first))
-        return found
-
-    def _why(self, pending: str, first: int) -> str:
-        """Say what is wrong with lines that are no statement."""
-        what, line = "not valid TOML", first
-        try:
-            tomllib.loads(pending)
-        except (ValueError, RecursionError) as error:
-            position = _POSITION.search(str(error))
-            what = one_line(_POSITION.sub("", str(error)))
-            line += int(position[1]) - 1 if position and position[1] else 0
-        return f"{self.path}:{line}: {what[:1].lower()}{what[1:]}; {_EXAMPLE}"
+        return f"{self.path}:{self._statements[name].line(index)}: {name}"
 
 
 def _text_of(path: str) -> str:
+    shown = one_line(path)
     try:
-        with Path(path).open("rb") as file:
+        # Looked at before it is opened, and opened without blocking: a pipe would have to be waited for.
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS_OF_FILES.get(stat.S_IFMT(mode), "a device")
+            raise ValueError(f"{shown!r} is {kind}; expected a regular file, which is TOML with options")
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             content = file.read(_LARGEST + 1)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ValueError(
-            f"cannot read {one_line(path)!r}: {why}; expected a TOML file that this user can read"
-        ) from None
+    except OSError as error:
+        is_dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
+        why = "it is a symbolic link to what does not exist" if is_dangling else error.strerror
+        raise ValueError(f"cannot read {shown!r}: {why}; expected a TOML file that this user can read") from None
     if len(content) > _LARGEST:
-        raise ValueError(f"{one_line(path)!r} is larger than 1 MiB; expected a TOML file with options")
+        raise ValueError(f"{shown!r} is larger than 1 MiB; expected a TOML file with options")
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{one_line(path)}:{line}: not UTF-8; expected a TOML file, which is UTF-8 text") from None
+        raise ValueError(f"{shown}:{line}: not UTF-8; expected a TOML file, which is UTF-8 text") from None
 
 
-def _beginning(name: str, lines: list[str]) -> list[Any]:
-    """Return the items of the list that begins in `lines`, which may have its end elsewhere."""
-    for end in ("", "\n]"):
-        try:
-            found = tomllib.loads("\n".join(lines) + end)[name]
-        except tomllib.TOMLDecodeError:
-            continue
-        return found if isinstance(found, list) else []
-    return []
-
-
-def _unknown(name: str, value: object, options: Mapping[str, Declared]) -> str:
+def _unknown(name: str, value: object, options: Mapping[str, Declared], elsewhere: Collection[str]) -> str:
     if isinstance(value, dict):
         return f"{one_line(name)!r} is a table; expected options without tables, such as idle-timeout = 60"
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), options, 1)
+    said = f"{one_line(name)!r} is not an option that a configuration file can have"
+    written = name.lower().replace("_", "-")
+    if written in elsewhere:
+        return f"{said}; expected --{written} on the command line"
+    near = difflib.get_close_matches(written, options, 1)
     hint = f"did you mean {near[0]}?" if near else "expected the name of an option, such as listen (see --help)"
-    return f"{one_line(name)!r} is not an option that a configuration file can have; {hint}"
+    return f"{said}; {hint}"
 
 
-def _texts(option: Declared, value: object) -> list[str]:
-    if not option.repeats or not isinstance(value, list):
-        return [_text(option, value)]
-    if not value:
+def _texts(name: str, option: Declared, value: object) -> list[str]:
+    items = value if option.repeats and isinstance(value, list) else [value]
+    if not items:
         raise ValueError("[] has no value; expected one or more, or no such line")
-    return [_text(option, each) for each in value]
+    try:
+        return [_text(option, item) for item in items]
+    except ValueError as error:
+        inside = " in a list" if items is value else ""
+        if option.is_flag:
+            right = "true or false"
+        elif option.repeats:
+            right = f'one text in quotes or one number, or a list of them: {name} = ["...", "..."]'
+        else:
+            right = "one text in quotes or one number"
+        raise ValueError(f"has {error}{inside}; expected {right}") from None
 
 
 def _text(option: Declared, value: object) -> str:
-    """Return a value as it would be on the command line."""
+    """Return a value as it would be on the command line.
+
+    :raises ValueError: it is something else; the message says what.
+    """
     if isinstance(value, bool) and option.is_flag:
         return "on" if value else "off"
     if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
-    kind = _KINDS.get(type(value), "a date or time")
-    right = "true or false" if option.is_flag else "one text in quotes or one number"
-    raise ValueError(f"has {kind}; expected {right}")
+    raise ValueError(_KINDS.get(type(value), "a date or time"))
 
 
 _KINDS: dict[type, str] = {bool: "true or false", list: "a list", dict: "a table"}
+
+_KINDS_OF_FILES = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}

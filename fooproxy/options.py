@@ -404,6 +404,9 @@ COMMANDS = (
 )
 """What else may stand on the command line, and what it does instead of running the proxy."""
 
+_ON_COMMAND_LINE = ("config", "check-config", "check-health", "help", "version")
+"""What no configuration file can have."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -540,7 +543,7 @@ class Options(usage.Options):
         if path is not None:
             try:
                 others = {option.name: option for option in OPTIONS if option is not config}
-                self._file = ConfigurationFile(path, others)
+                self._file = ConfigurationFile(path, others, _ON_COMMAND_LINE)
             except ValueError as error:
                 in_file = str(error).startswith(f"{one_line(path)}:")
                 raise usage.UsageError(str(error) if in_file else f"{self._source('config')}: {error}") from error

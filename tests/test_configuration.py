@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ WRONG = [
     ("lisen = 8002", 1, "'lisen' is not an option that a configuration file can have; did you mean listen?"),
     ("idle_timeout = 1", 1, "did you mean idle-timeout?"),
     ("\n\ncolour = 1", 3, "expected the name of an option"),
-    ('config = "other.toml"', 1, "'config' is not an option that a configuration file can have"),
+    ('config = "other.toml"', 1, "'config' is not an option that a configuration file can have; expected --config on"),
     ("listen = 1\n[limits]\nidle-timeout = 3", 2, "'limits' is a table; expected options without tables"),
     ("a.b = 1", 1, "'a' is a table"),
     ("listen = 1\n\nlisten = 2", 3, "listen: given a second time, after line 1; expected only once"),
@@ -116,7 +117,24 @@ WRONG = [
     ("listen = 1979-05-27", 1, "listen: has a date or time; expected one text"),
     ("log-sessions = []", 1, "log-sessions: has a list; expected true or false"),
     ("allow = []", 1, "allow: [] has no value; expected one or more, or no such line"),
-    ('allow = ["::1",\n["::2"]]', 1, "allow: has a list; expected one text"),
+    (
+        'allow = ["::1",\n["::2"]]',
+        1,
+        "allow: has a list in a list; expected one text in quotes or one number, or a list",
+    ),
+    (
+        "\n[[listen]]",
+        2,
+        "listen: has a table in a list; expected one text in quotes or one number, or a list of them: li",
+    ),
+    (
+        "[listen]",
+        1,
+        'listen: has a table; expected one text in quotes or one number, or a list of them: listen = ["...", "..."]',
+    ),
+    ("check-config = true", 1, "can have; expected --check-config on the command line"),
+    ("version = 1", 1, "can have; expected --version on the command line"),
+    ("listen = 1\n\0", 2, "invalid statement"),
     ('\nlog-sessions = "maybe"', 2, "log-sessions: 'maybe' is neither on nor off"),
     ('\n\nidle-timeout = "soon"', 3, "idle-timeout: 'soon' is not a time; expected"),
     ("idle-timeout = inf", 1, "idle-timeout: 'inf' is not a time; expected"),
@@ -152,8 +170,9 @@ def test_a_conflict_between_two_lines_names_both(file: Path) -> None:
     ("path", "why"),
     [
         ("/no/such/file", "cannot read '/no/such/file': No such file or directory; expected a TOML file"),
-        ("/", "cannot read '/': Is a directory; expected a TOML file"),
-        ("/dev/zero", "'/dev/zero' is larger than 1 MiB; expected a TOML file with options"),
+        ("/", "'/' is a directory; expected a regular file, which is TOML with options"),
+        ("/dev/zero", "'/dev/zero' is a device; expected a regular file"),
+        ("/dev/zero\n", "cannot read '/dev/zero\\\\n': No such file or directory; expected a TOML file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_the_option_that_names_it(path: str, why: str) -> None:
@@ -165,6 +184,31 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_option_that_names_it(pat
         with pytest.raises(UsageError) as refused:
             options.parseOptions(arguments)
         assert str(refused.value).startswith(f"{place}: {why}")
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match=f"--config: '{pipe}' is a pipe; expected a regular file"):
+        Options({}).parseOptions(["--config", str(pipe)])
+
+
+def test_a_link_to_nothing_is_refused_as_such(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("nothing")
+    with pytest.raises(UsageError, match=r"cannot read '.*/link': it is a symbolic link to what does not exist; expec"):
+        Options({}).parseOptions(["--config", str(link)])
+
+
+def test_a_file_that_is_too_large_is_refused(file: Path) -> None:
+    with pytest.raises(UsageError, match=r"--config: '.*' is larger than 1 MiB; expected a TOML file with options"):
+        configured(file, "#" * ((1 << 20) + 1))
+
+
+def test_a_long_list_is_read_in_a_moment_and_its_lines_are_known(file: Path) -> None:
+    networks = [f'"192.0.{number >> 8}.{number & 255}",' for number in range(20_000)]
+    with pytest.raises(UsageError, match=r":20002: allow: 'x' is not a network"):
+        configured(file, "\n".join(["allow = [", *networks, '"x"]']))
 
 
 def test_the_options_in_force_tell_their_values_and_where_to_change_them(file: Path) -> None:
