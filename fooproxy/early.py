@@ -12,7 +12,7 @@ import gc
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _HELD = (*_STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 class Held:
     """A signal handler that only remembers that its signal came; a second one to stop ends the process at once.
 
-    Loading may hang, on a file system that does not answer or a pipe in place of the configuration.
+    Loading may hang, on a file system that does not answer.
     """
 
     came = False
@@ -33,6 +33,8 @@ class Held:
     def __call__(self, number: int, _: object) -> None:
         """Handle the signal."""
         if self.came and number in _STOPPING:
+            with suppress(OSError):
+                os.write(2, b"fooproxy: ended by a second signal, before it had started\n")
             os._exit(0)
         self.came = True
 
@@ -52,11 +54,19 @@ def is_free(number: int) -> bool:
     return handler in (signal.SIG_DFL, None) or isinstance(handler, Held)
 
 
-def let_go(interrupt: Any = signal.default_int_handler) -> None:
-    """Let the signals have their usual effect again, SIGINT that of `interrupt`: this process will not be the proxy."""
+def let_go(interrupt: Any = signal.default_int_handler) -> list[int]:
+    """Let the signals have their usual effect again, SIGINT that of `interrupt`: this process will not be the proxy.
+
+    Return those to stop that have come.
+    """
+    came: list[int] = []
     for number in _HELD:
-        if isinstance(signal.getsignal(number), Held):
+        handler = signal.getsignal(number)
+        if isinstance(handler, Held):
             signal.signal(number, interrupt if number == signal.SIGINT else signal.SIG_DFL)
+            if handler.came and number in _STOPPING:
+                came.append(number)
+    return came
 
 
 @contextmanager

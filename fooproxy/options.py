@@ -504,11 +504,20 @@ class Options(usage.Options):
 
     def opt_check_config(self) -> None:
         """Only check the options."""
-        self._instead = self._report_check
+        self._do_instead(self._report_check)
 
     def opt_check_health(self) -> None:
         """Only ask whether the proxy is alive."""
-        self._instead = self._report_health
+        self._do_instead(self._report_health)
+
+    def _do_instead(self, command: Callable[[], NoReturn]) -> None:
+        """Do this instead of running the proxy, and end at the first signal, as any command does."""
+        if self._instead not in (None, command):
+            raise usage.UsageError("--check-config: cannot be combined with --check-health; expected only one of them")
+        self._instead = command
+        # Before anything that may hang: files, name services.
+        for number in let_go(signal.SIG_DFL):
+            signal.raise_signal(number)
 
     def opt_version(self) -> None:
         """Print fooproxy's version and exit."""
@@ -550,8 +559,6 @@ class Options(usage.Options):
 
     def _report_check(self) -> NoReturn:
         """Print what would run, and end the process."""
-        # An exception would have to wait for a name service that hangs.
-        let_go(signal.SIG_DFL)
         print(f"fooproxy {__version__} ({IMPLEMENTATION}) would run with these options:\n")
         rows = []
         for option in OPTIONS:
@@ -566,7 +573,6 @@ class Options(usage.Options):
 
     def _report_health(self) -> NoReturn:
         """Ask the proxy that runs with these options, and end the process."""
-        let_go(signal.SIG_DFL)
         (address,) = self._texts["http"]
         raise SystemExit(0 if check_health(address) else 1)
 

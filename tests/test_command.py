@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -35,34 +34,37 @@ def test_the_command_relays_reports_and_stops_and_has_no_file_but_its_recovery_f
         assert proxy.wait() == 0
 
 
-def test_a_second_signal_ends_a_start_that_hangs(tmp_path: Path) -> None:
-    configuration = tmp_path / "never.toml"
-    os.mkfifo(configuration)
-    with started([*COMMAND, "fooproxy", "--config", str(configuration)], cwd=tmp_path) as process:
-        # Opening it waits until the proxy reads, and the proxy reads until it is closed.
-        with configuration.open("wb"):
-            process.send_signal(signal.SIGTERM)
-
-            def ended() -> bool:
-                process.send_signal(signal.SIGTERM)
-                return process.poll() is not None
-
-            eventually(ended)
-        assert process.returncode == 0
-
-
-def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
+def signalled(*numbers: signal.Signals) -> list[str]:
+    """Return the command of a proxy that gets signals in the first moment of its start."""
     program = (
-        "import os, signal, sys\n"
+        "import os, sys\n"
         "class Importing:\n"
         "    def find_spec(name, *_):\n"
-        "        if name == 'twisted': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        if name == 'twisted':\n"
+        f"            for number in {list(map(int, numbers))}: os.kill(os.getpid(), number)\n"
         "sys.meta_path.insert(0, Importing)\n"
         "from fooproxy.__main__ import main\n"
         "assert 'twisted' not in sys.modules\n"
         "main()"
     )
-    end = completed([sys.executable, "-c", program, *options(tmp_path, None)], cwd=tmp_path)
+    return [sys.executable, "-c", program]
+
+
+def test_a_second_signal_ends_a_start(tmp_path: Path) -> None:
+    end = completed([*signalled(signal.SIGTERM, signal.SIGTERM), *options(tmp_path, None)], cwd=tmp_path)
+    assert (end.returncode, end.stdout) == (0, "")
+    assert end.stderr == "fooproxy: ended by a second signal, before it had started\n"
+
+
+@pytest.mark.parametrize("command", ["--check-config", "--check-health"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_ends_a_check(tmp_path: Path, command: str, number: signal.Signals) -> None:
+    end = completed([*signalled(number), command], cwd=tmp_path)
+    assert (end.returncode, end.stdout, end.stderr) == (-number, "", "")
+
+
+def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
+    end = completed([*signalled(signal.SIGTERM), *options(tmp_path, None)], cwd=tmp_path)
     assert end.returncode == 0, end.stderr
     assert json.loads((tmp_path / "recovery.json").read_text())
 

@@ -32,6 +32,13 @@ def refusal(*arguments: str, **environment: str) -> str:
     return str(refused.value)
 
 
+def test_two_commands_are_refused_together() -> None:
+    for arguments in ["--check-config", "--check-health"], ["--check-health", "--check-config"]:
+        assert (
+            refusal(*arguments) == "--check-config: cannot be combined with --check-health; expected only one of them"
+        )
+
+
 each = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 """What has to hold for each declaration."""
 
