@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from OpenSSL import SSL, crypto
@@ -213,6 +214,8 @@ def _plain(text: str) -> str:
 def _check_certificates(folder: str, whole: str) -> None:
     """Refuse ``tls:8002``: Twisted takes what comes first for a directory of certificates, and listens on port 443."""
     if folder and FilePath(folder).globChildren("*.pem"):
+        if not _has_files(folder):
+            raise ValueError(f"{whole!r} has {folder!r} as path; expected {_FOLDER[1]}")
         return
     port = folder if folder.isdecimal() else "8002"
     raise ValueError(
@@ -240,6 +243,19 @@ def _is_port(value: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", value) is not None and int(value) <= _LAST_PORT
 
 
+def _is_file(value: str) -> bool:
+    """Whether `value` is no pipe or the like, which reading would wait for; what is not there is reported later."""
+    try:
+        return not Path(value).exists() or Path(value).is_file()
+    except OSError:
+        return True
+
+
+def _has_files(value: str) -> bool:
+    """Whether whatever looks like a certificate in the directory `value` is a file."""
+    return all(map(_is_file, map(str, Path(value).glob("*.pem"))))
+
+
 def _is_method(value: str) -> bool:
     return value.endswith("_METHOD") and hasattr(SSL, value)
 
@@ -247,11 +263,18 @@ def _is_method(value: str) -> bool:
 _WORD = re.compile(r"\S+").fullmatch
 _WHOLE = re.compile("0*[1-9][0-9]{0,8}").fullmatch, "a whole number from 1 on"
 _HOST = _WORD, "a host name or an IP address"
+_FILE = _is_file, "a regular file"
+_FOLDER = _has_files, "a directory whose *.pem are regular files"
 
 _VALUES: dict[str, tuple[Callable[[str], object], str]] = {
     "backlog": _WHOLE,
     "bindAddress": (_WORD, r"an IP address of this machine, with \: for each colon in it"),
+    "caCertsDir": _FOLDER,
+    "certKey": _FILE,
+    "certificate": _FILE,
+    "dhParameters": _FILE,
     "domain": (re.compile("INET6?|UNIX").fullmatch, "INET, INET6 or UNIX"),
+    "extraCertChain": _FILE,
     "host": _HOST,
     "hostname": _HOST,
     "index": (re.compile("[0-9]{1,5}").fullmatch, "the index of a socket, from 0 on"),
@@ -259,7 +282,9 @@ _VALUES: dict[str, tuple[Callable[[str], object], str]] = {
     "lockfile": (re.compile("[01]").fullmatch, "0 or 1"),
     "mode": (re.compile("[0-7]{1,4}").fullmatch, "the octal number of the file's mode, such as 660"),
     "port": (_is_port, f"a port up to {_LAST_PORT}"),
+    "privateKey": _FILE,
     "sslmethod": (_is_method, "the name of one of OpenSSL's, TLS_METHOD"),
     "timeout": _WHOLE,
+    "trustRoots": _FOLDER,
 }
 """For an argument, what returns whether a value is right, and what would be right; of others, any value may be."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_what_is_wrong_with_a_description_is_said_with_what_would_be_right(
         with pytest.raises(ValueError, match=re.escape(says)) as refusal:
             make(MemoryReactorClock(), text.format(tmp_path))
     assert not PYTHON.search(str(refusal.value))
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (server_endpoint, "ssl:8002:privateKey={}/pipe.pem"),
+        (server_endpoint, "tls:{}:8002"),
+        (client_endpoint, "tls:foo.example:8001:trustRoots={}"),
+    ],
+)
+def test_a_pipe_in_place_of_a_key_is_refused_without_waiting_for_it(tmp_path: Path, make: Any, text: str) -> None:
+    os.mkfifo(tmp_path / "pipe.pem")
+    with pytest.raises(ValueError, match=r"as (privateKey|trustRoots|path); expected a .*regular file"):
+        make(MemoryReactorClock(), text.format(tmp_path))
 
 
 @pytest.mark.parametrize(
