@@ -574,7 +574,7 @@ class Options(usage.Options):
     def _report_health(self) -> NoReturn:
         """Ask the proxy that runs with these options, and end the process."""
         (address,) = self._texts["http"]
-        raise SystemExit(0 if check_health(address) else 1)
+        raise SystemExit(0 if check_health(address, self._source("http")) else 1)
 
     def _value(self, option: Option) -> Any:
         texts, source = self._found(option)

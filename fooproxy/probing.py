@@ -22,9 +22,14 @@ _PATIENCE = 3.0
 """Seconds to wait for the connection, and for each part of the answer."""
 
 
-def check_health(address: str) -> bool:
-    """Print whether a proxy serves HTTP at `address` and says that it is alive; return whether it does."""
+def check_health(address: str, place: str) -> bool:
+    """Print whether a proxy serves HTTP at `address`, which `place` says, and is alive; return whether it is."""
     try:
+        if address == "off":
+            raise ValueError(
+                f"--http is off (by {place}), so nothing says whether the proxy is alive; expected an address, or no "
+                "health check (--no-healthcheck for a container)"
+            )
         status = _ask(address)
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__

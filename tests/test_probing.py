@@ -112,6 +112,12 @@ def test_a_proxy_that_cannot_be_reached_is_not_healthy(capsys: Any, address: str
     assert err.startswith(f"fooproxy: {what}")
 
 
+def test_without_http_it_is_said_that_there_is_nothing_to_ask(capsys: Any) -> None:
+    status, out, err = checked(capsys, FOOPROXY_HTTP="off")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("fooproxy: --http is off (by FOOPROXY_HTTP), so nothing says whether the proxy is alive; ")
+
+
 def test_a_wrong_option_is_a_usage_error(capsys: Any) -> None:
     with pytest.raises(Exception, match=r"--http: 'x' is not an address"):
         Options({}).parseOptions(["--check-health", "--http", "x"])
