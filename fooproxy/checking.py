@@ -6,8 +6,10 @@ for, its declaration says; `fooproxy.options` calls it.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import stat
 import sys
 import time
 from pathlib import Path
@@ -15,12 +17,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 
+from fooproxy.creating import check_directory
 from fooproxy.net.addresses import tcp_place, unix_path
 from fooproxy.net.peers import shown
+from fooproxy.recovery.saver import Saver
 from fooproxy.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+
+_OF_SYSTEMD = ("/run", "/var/run")
+"""Where directories may be missing that systemd creates for a service, and removes when that stops."""
 
 
 class Row(NamedTuple):
@@ -75,9 +83,7 @@ def listening_locally(text: str) -> str:
 def _listening(text: str, default: str) -> str:
     path = unix_path(text, listens=True)
     if path is not None:
-        # Not an error: systemd creates one when it starts the proxy.
-        folder = Path(path).absolute().parent
-        return "" if folder.is_dir() else f"the directory {folder} does not exist now"
+        return _listening_on(text, Path(path).absolute())
     place = tcp_place(text, listens=True)
     if place is None:
         return ""
@@ -95,11 +101,36 @@ def _listening(text: str, default: str) -> str:
     return f"listens on {_listed(found)}"
 
 
+def _listening_on(text: str, path: Path) -> str:
+    """Look whether there can be a unix socket at `path`."""
+    folder = path.parent
+    if not folder.exists() and any(Path(each) in folder.parents for each in _OF_SYSTEMD):
+        return f"the directory {folder} does not exist now; systemd creates it at start if RuntimeDirectory= names it"
+    try:
+        if not folder.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        if (path.exists() or path.is_symlink()) and not path.is_socket():
+            raise FileExistsError(errno.EEXIST, "it exists, and is not a socket")
+        check_directory(folder)
+    except OSError as error:
+        raise ValueError(
+            f"{text!r} cannot be listened on: {_why(error)}; expected a path in a directory that this user can write"
+        ) from None
+    return ""
+
+
 def connecting(text: str) -> str:
     """Resolve an address to connect to."""
     path = unix_path(text, listens=False)
     if path is not None:
-        return "" if Path(path).is_socket() else "there is no socket now"
+        try:
+            return "" if stat.S_ISSOCK(Path(path).stat().st_mode) else "there is no socket now"
+        except FileNotFoundError:
+            return "there is no socket now"
+        except OSError as error:
+            raise ValueError(
+                f"{text!r} cannot be connected to: {error.strerror}; expected a socket that this user can reach"
+            ) from None
     place = tcp_place(text, listens=False)
     if place is None:
         return ""
@@ -108,23 +139,28 @@ def connecting(text: str) -> str:
 
 def recovery(text: str) -> str:
     """Look whether there is a recovery file, and whether there can be one."""
-    path = Path(text).absolute()
-    there = next(each for each in (path, *path.parents) if each.exists() or each.is_symlink())
-    if path.is_dir():
-        raise ValueError(f"{text!r} is a directory; expected a file")
-    if there != path and not there.is_dir():
-        raise ValueError(f"{text!r} is below {there}, which is not a directory; expected a path that can be created")
-    age = f"written {time.time() - path.stat().st_mtime:.0f} s ago" if path.exists() else "does not exist yet"
-    folder = there if there.is_dir() else path.parent
-    # Not an error, since the proxy may run as another user than this check.
-    return f"{path}: {age}" + ("" if os.access(folder, os.W_OK) else "; this user cannot write there")
+    saver = Saver(Path(text).absolute())
+    try:
+        saver.check()
+        written = saver.path.stat().st_mtime if saver.path.exists() else None
+    except OSError as error:
+        raise ValueError(
+            f"statistics cannot be saved in {text!r}: {_why(error)}; expected a file that this user can write"
+        ) from None
+    return f"{saver.path}: " + (
+        "does not exist yet" if written is None else f"written {time.time() - written:.0f} s ago"
+    )
+
+
+def _why(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
 
 
 def _resolved(text: str, host: str, port: int) -> list[IPv4Address | IPv6Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no name of a host"
         raise ValueError(
             f"{text!r} names {host!r}, which cannot be resolved: {why}; expected a host that is known, or an IP address"
         ) from None

@@ -64,6 +64,14 @@ class Lock:
                 self._sign(self._file)
                 return
 
+    def check(self) -> None:
+        """Check that the file can be opened if it exists; whether another process has the lock does not matter.
+
+        :raises OSError: it cannot, or is a link.
+        """
+        with suppress(FileNotFoundError):
+            os.close(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
+
     def release(self) -> None:
         """Let others have the lock; the file stays."""
         if self._file is not None:

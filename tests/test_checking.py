@@ -48,8 +48,21 @@ def test_addresses_are_resolved(capsys: Any) -> None:
     [
         (["--forward", "nobody.invalid:1"], "--forward: 'nobody.invalid:1' names 'nobody.invalid', which cannot be"),
         (["--listen", "192.0.2.1:1"], "--listen: '192.0.2.1:1' cannot be listened on: Cannot assign requested"),
-        (["--recovery-path", "/"], "--recovery-path: '/' is a directory; expected a file"),
-        (["--recovery-path", "/dev/null/x"], "--recovery-path: '/dev/null/x' is below /dev/null, which is not a"),
+        (
+            ["--forward", "a..b:1"],
+            "--forward: 'a..b:1' names 'a..b', which cannot be resolved: it is no name of a host",
+        ),
+        (["--forward", "unix:/dev/null/x"], "--forward: 'unix:/dev/null/x' cannot be connected to: Not a directory"),
+        (["--recovery-path", "/"], "--recovery-path: statistics cannot be saved in '/': it exists, but is not a regul"),
+        (["--recovery-path", "/dev/null/x"], "--recovery-path: statistics cannot be saved in '/dev/null/x': /dev/null"),
+        (["--recovery-path", "/proc/x/y"], "--recovery-path: statistics cannot be saved in '/proc/x/y': /proc: Operat"),
+        (["--recovery-path", "a" * 300], f"--recovery-path: statistics cannot be saved in '{'a' * 300}': "),
+        (["--listen", "unix:/no/sock"], "--listen: 'unix:/no/sock' cannot be listened on: /no: No such file or direct"),
+        (
+            ["--http", "unix:/dev/null"],
+            "--http: 'unix:/dev/null' cannot be listened on: it exists, and is not a socket",
+        ),
+        (["--control", "unix:/proc/x"], "--control: 'unix:/proc/x' cannot be listened on: /proc: Operation not permit"),
     ],
 )
 def test_what_cannot_run_here_is_refused_with_one_line_each(capsys: Any, arguments: list[str], what: str) -> None:
@@ -70,9 +83,11 @@ def test_the_recovery_file_is_looked_at(capsys: Any, tmp_path: Path) -> None:
 
 
 def test_unix_sockets_are_looked_for(capsys: Any, tmp_path: Path) -> None:
-    _, out, _ = checked(capsys, "--listen", f"haproxy:unix:{tmp_path}/no/sock", "--forward", f"unix:{tmp_path}/nobody")
-    assert f"the directory {tmp_path}/no does not exist now\n" in out
+    status, out, _ = checked(capsys, "--listen", "unix:/run/no/sock", "--forward", f"unix:{tmp_path}/nobody")
+    assert "the directory /run/no does not exist now; systemd creates it at start if RuntimeDirectory= names" in out
     assert "there is no socket now\n" in out
+    assert status == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,19 @@ def victim(tmp_path: Path) -> Path:
     return file
 
 
+def test_a_check_changes_nothing_and_fails_for_a_link(path: Path, victim: Path) -> None:
+    lock = Lock(path)
+    lock.check()
+    assert not path.exists()
+    path.write_text("1 on other\n")
+    lock.check()
+    assert path.read_text() == "1 on other\n" and not lock.is_held
+    path.unlink()
+    path.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        lock.check()
+
+
 @pytest.fixture
 def taken(path: Path) -> Iterator[Callable[..., Lock]]:
     """Takes the lock, and releases it after the test."""

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from fooproxy.creating import check_directory
 from fooproxy.locking import Held, Lock
 
 if TYPE_CHECKING:
@@ -60,15 +61,23 @@ class Saver:
         :raises InUse: another process uses the file.
         :raises OSError: the file cannot be written, is not a regular file, or is another user's symbolic link.
         """
-        if self.path.is_symlink():
-            if self.path.lstat().st_uid not in (0, os.geteuid()):
-                # Whoever may write to the directory could have us replace any file.
-                raise OSError(errno.EPERM, "it is a symbolic link that belongs to another user")
-            self.path = Path(os.path.realpath(self.path))
+        self._follow()
         self._hold()
         self._exists()
         self._write_new(b"")
         self._beside("new").unlink()
+
+    def check(self) -> None:
+        """Check whether `claim` would succeed, as far as that can be known without changing anything.
+
+        It does not say whether another process uses the file.
+
+        :raises OSError: it would not.
+        """
+        self._follow()
+        self._exists()
+        check_directory(self.path.parent)
+        Lock(self._beside("lock"), self._flock).check()
 
     def release(self) -> None:
         """Unlock the file for other processes; write nothing after this."""
@@ -119,6 +128,14 @@ class Saver:
             number += 1
             aside = self._beside(f"{suffix}.{number}")
         return self.path.replace(aside)
+
+    def _follow(self) -> None:
+        """Follow a symbolic link, unless another user could have put it there."""
+        if self.path.is_symlink():
+            if self.path.lstat().st_uid not in (0, os.geteuid()):
+                # Whoever may write to the directory could have us replace any file.
+                raise OSError(errno.EPERM, "it is a symbolic link that belongs to another user")
+            self.path = Path(os.path.realpath(self.path))
 
     def _beside(self, suffix: str) -> Path:
         return self.path.with_name(f"{self.path.name}.{suffix}")

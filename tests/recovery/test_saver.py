@@ -173,10 +173,38 @@ def test_a_claim_changes_nothing_but_what_was_left_over(path: Path, claim: Claim
     assert names(path) == {"recovery.json", "recovery.json.lock"}
 
 
+def check(path: Path) -> None:
+    Saver(path).check()
+
+
+def test_a_check_passes_where_a_claim_would_and_changes_nothing(path: Path, claim: Claim) -> None:
+    check(path)
+    assert not path.parent.exists()
+    claim(path).write({"state": 1})
+    before = names(path)
+    check(path)
+    assert names(path) == before
+
+
+@pytest.mark.parametrize("obstacle", ["its lock is a link", "below a file", "in a directory of the kernel"])
+def test_what_would_be_refused_by_a_claim_fails_a_check(path: Path, obstacle: str, claim: Claim) -> None:
+    if obstacle == "its lock is a link":
+        path.parent.mkdir()
+        beside(path, "lock").symlink_to("nothing")
+    elif obstacle == "below a file":
+        path.parent.touch()
+    else:
+        path = Path("/proc/new/recovery.json")
+    for refuse in check, claim:
+        with pytest.raises(OSError, match="Errno"):
+            refuse(path)
+
+
 def test_a_directory_in_its_place_is_refused_by_the_claim(path: Path, claim: Claim) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(OSError, match="not a regular file"):
-        claim(path)
+    for refuse in claim, check:
+        with pytest.raises(OSError, match="not a regular file"):
+            refuse(path)
     assert path.is_dir()
 
 
@@ -206,8 +234,9 @@ def test_a_link_of_another_user_is_refused(path: Path, claim: Claim, monkeypatch
         monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     else:
         os.chown(path, 65534, 65534, follow_symlinks=False)
-    with pytest.raises(OSError, match="a symbolic link that belongs to another user"):
-        claim(path)
+    for refuse in claim, check:
+        with pytest.raises(OSError, match="a symbolic link that belongs to another user"):
+            refuse(path)
     assert names(path) == {"recovery.json", "victim"}
     assert victim.read_text() == "precious"
 

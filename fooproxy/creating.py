@@ -1,0 +1,67 @@
+"""Whether a file can be created in a directory: asks the kernel, and creates nothing that anybody could see.
+
+What the permissions say is not enough: they let root do anything, also in ``/proc``.  The recovery file and
+``--check-config`` ask this.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+_UNKNOWN = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""From file systems that have no files without a name, which may have others all the same."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_WITHOUT_FILES = frozenset({"cgroup", "cgroup2", "devpts", "proc", "sysfs"})
+"""File systems in which only the kernel creates files."""
+
+
+def check_directory(directory: Path) -> None:
+    """Check that a file can be created in `directory`, or that directory itself if it does not exist.
+
+    That the disk is full is no obstacle: that may change.
+
+    :raises OSError: it cannot; the error names the directory that there is.
+    """
+    there = _nearest(directory)
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        raise _refusal(errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES, there)
+    try:
+        os.close(os.open(there, os.O_TMPFILE | os.O_WRONLY, 0o600))
+    except OSError as error:
+        if error.errno in _UNKNOWN and _kind(there) in _WITHOUT_FILES:
+            raise _refusal(errno.EPERM, there) from None
+        if error.errno not in (*_UNKNOWN, *_FULL):
+            raise
+
+
+def _nearest(directory: Path) -> Path:
+    """Return `directory`, or the nearest one above it that exists."""
+    for each in (directory, *directory.parents):
+        try:
+            is_directory = each.is_dir()
+            if is_directory or each.is_symlink() or each.exists():
+                break
+        except NotADirectoryError:
+            continue
+    if not is_directory:
+        raise _refusal(errno.ENOTDIR, each)
+    return each
+
+
+def _kind(directory: Path) -> str:
+    """Return the type of the file system that a directory is on, or nothing."""
+    device = directory.stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        mount, _, kind = line.partition(" - ")
+        if mount.split()[2] == name:
+            return kind.split()[0]
+    return ""
+
+
+def _refusal(number: int, directory: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(directory))
