@@ -76,9 +76,9 @@ def _text_of(path: str) -> str:
     shown = one_line(path)
     try:
         # Looked at before it is opened, and opened without blocking: a pipe would have to be waited for.
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = _KINDS_OF_FILES.get(stat.S_IFMT(mode), "a device")
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode) and not os.path.samestat(found, Path(os.devnull).stat()):
+            kind = _KINDS_OF_FILES.get(stat.S_IFMT(found.st_mode), "a device")
             raise ValueError(f"{shown!r} is {kind}; expected a regular file, which is TOML with options")
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             content = file.read(_LARGEST + 1)
