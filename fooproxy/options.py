@@ -22,12 +22,15 @@ from fooproxy.core import IMPLEMENTATION
 from fooproxy.early import let_go
 from fooproxy.helptext import formatted
 from fooproxy.net.addresses import expects_proxy_header, host_port
+from fooproxy.net.overlap import claim, overlap
 from fooproxy.probing import check_health
 from fooproxy.text import one_line
 from fooproxy.upstreams.forward import read_forward, twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from fooproxy.net.overlap import Claim
 
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
 
@@ -463,7 +466,9 @@ class Options(usage.Options):
         self._read_file()
         for option in OPTIONS:
             self[option.name] = self._value(option)
-        self._check_combinations()
+        if self._instead != self._report_health:
+            # The proxy that is asked may have got others for what is not asked about.
+            self._check_combinations()
         if self._instead is not None:
             self._instead()
 
@@ -473,10 +478,9 @@ class Options(usage.Options):
                 f"{self._source('forward')}: two servers are called {same.name!r}; expected each once, or names to "
                 f"tell them apart, such as {same.address},name=other"
             )
+        self._check_overlaps()
         for index, text in enumerate(self["listen"]):
             place, listen = self._place("listen", index), host_port(text)
-            if text in self["listen"][:index] and not (listen and listen.port == 0):
-                raise usage.UsageError(f"{place}: {text!r} is given twice; expected another address")
             for number, server in enumerate(self["forward"]):
                 forward = host_port(server.address)
                 if listen and forward and listen.port == forward.port and {listen.host, forward.host} <= _THIS_MACHINE:
@@ -490,6 +494,20 @@ class Options(usage.Options):
                     "arrives too late to refuse it; expected an address without haproxy:, or a rule such as "
                     "'tcp-request connection reject' in the load balancer"
                 )
+
+    def _check_overlaps(self) -> None:
+        """Refuse two addresses of which only one can be listened on."""
+        taken: list[tuple[Claim, str, str]] = []
+        for name, default in ("listen", "0.0.0.0"), ("http", "127.0.0.1"), ("control", ""):
+            for index, text in enumerate(self._texts[name]):
+                if text == values.OFF:
+                    continue
+                wanted, place = claim(text, default), self._place(name, index)
+                for had, by, where in taken:
+                    if overlap(wanted, had):
+                        why = "is given twice" if by == text else f"cannot be listened on beside {by!r} ({where})"
+                        raise usage.UsageError(f"{place}: {text!r} {why}; expected another address")
+                taken.append((wanted, text, place))
 
     # Twisted takes only the long form.
     opt_h = usage.Options.opt_help

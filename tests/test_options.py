@@ -32,6 +32,24 @@ def refusal(*arguments: str, **environment: str) -> str:
     return str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["-l8002", "-l127.0.0.1:8002"], "--listen: '127.0.0.1:8002' cannot be listened on beside '8002' (--listen); "),
+        (["-l8003", "--http", "[::]:8003"], "--http: '[::]:8003' cannot be listened on beside '8003' (--listen); expe"),
+        (["-l8088"], "--http: '127.0.0.1:8088' cannot be listened on beside '8088' (--listen); expected another addr"),
+        (["--http", "unix:a", "--control", "unix:a"], "--control: 'unix:a' is given twice; expected another address"),
+    ],
+)
+def test_two_addresses_of_which_only_one_can_be_listened_on_are_refused(arguments: list[str], why: str) -> None:
+    assert refusal(*arguments).startswith(why)
+
+
+@pytest.mark.parametrize("arguments", [["-l0", "-l0", "--http", "0"], ["-l[::1]:8002", "-l8002"], ["--http", "off"]])
+def test_addresses_that_can_be_listened_on_together_are_taken(arguments: list[str]) -> None:
+    parsed(*arguments)
+
+
 def test_two_commands_are_refused_together() -> None:
     for arguments in ["--check-config", "--check-health"], ["--check-health", "--check-config"]:
         assert (

@@ -57,6 +57,12 @@ def test_a_proxy_that_answers_is_healthy(capsys: Any) -> None:
     assert asked[0].startswith(b"GET /health HTTP/1.1\r\n")
 
 
+def test_only_the_address_that_is_asked_matters(capsys: Any) -> None:
+    listener, port = bound()
+    with answering(listener, ALIVE):
+        assert checked(capsys, "--http", str(port), "--listen", str(port)) == (0, "OK!\n", "")
+
+
 @pytest.mark.parametrize(
     ("host", "address"),
     [

@@ -1,0 +1,73 @@
+"""Says whether two addresses cannot both be listened on, as the kernel would: one may be a part of the other.
+
+It resolves no names, and opens nothing; of what it cannot know, such as a name and an address, it says nothing.
+`fooproxy.options` asks it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+from fooproxy.net.addresses import HostPort, expects_proxy_header, tcp_place, unix_path
+from fooproxy.net.descriptions import check_listening, word
+
+_Host: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address | str"
+
+Claim: TypeAlias = "HostPort | str"
+"""What an address takes when it is listened on: a TCP port, or something else that can be had once."""
+
+
+def claim(text: str, default: str) -> Claim:
+    """Return what an address to listen on takes; if it names no host, that is `default`.
+
+    :raises ValueError: `text` is not an address.
+    """
+    tcp = tcp_place(text, listens=True)
+    if tcp is not None:
+        return tcp._replace(host=tcp.host or default)
+    path = unix_path(text, listens=True)
+    if path is not None:
+        return f"unix:{Path(path).absolute()}"
+    if expects_proxy_header(text):
+        text = text.partition(":")[2]
+    if word(text) == "systemd":
+        arguments = check_listening(text, text)
+        return f"systemd:{arguments.get('index')}:{arguments.get('name')}"
+    return text
+
+
+def overlap(one: Claim, other: Claim) -> bool:
+    """Return whether only one of two claims can be had; the kernel's choice of a port (0) is always another one."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    if one.port != other.port or not one.port:
+        return False
+    first, second = _host(one.host), _host(other.host)
+    return first == second or _covers(first, second) or _covers(second, first)
+
+
+def _host(text: str) -> _Host:
+    if text.lower() == "localhost":
+        return ipaddress.IPv4Address("127.0.0.1")
+    try:
+        found = ipaddress.ip_address(text)
+    except ValueError:
+        return text.lower()
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def _covers(one: _Host, other: _Host) -> bool:
+    """Return whether `one` stands for all addresses, of which `other` is one."""
+    if isinstance(one, str) or isinstance(other, str) or not one.is_unspecified:
+        return False
+    return one.version == other.version or (one.version == 6 and _takes_ipv4())
+
+
+def _takes_ipv4() -> bool:
+    """Return whether a socket on ``::`` also gets the connections of IPv4, as is usual."""
+    with suppress(OSError):
+        return Path("/proc/sys/net/ipv6/bindv6only").read_text().strip() != "1"
+    return True
