@@ -19,7 +19,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from twisted.internet import abstract, main, tcp
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -32,7 +32,7 @@ from fooproxy.net.pump import CLOSED, LARGEST_READ
 from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss, reset_on_close
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from twisted.internet.interfaces import IProtocol
 
@@ -61,8 +61,8 @@ class Transport(tcp.Connection):
     """What `set_options` was last called with, for this connection or the port that accepted it."""
     _clear = True
     _inflow: Tap | None = None
-    _sink: Transport | Callable[[], None] | None = None
-    """What the pump writes to whatever is read here; or what is called instead of a read, see `await_data`.
+    _sink: Transport | Literal["awaited"] | None = None
+    """What the pump writes to whatever is read here; or a word, see `await_data`.
 
     One attribute for both, since a further one would cost each transport a dictionary of its own."""
     _waits = False
@@ -193,20 +193,16 @@ class Transport(tcp.Connection):
             broken.connectionLost(Failure(ConnectionAborted()))
         return True
 
-    def await_data(self, then: Callable[[], None]) -> None:
-        """Call `then` when data arrives, and leave it in the kernel; an end is passed to the protocol as usual.
+    def await_data(self) -> None:
+        """Tell the protocol when data arrives, and leave it in the kernel; an end is passed to it as usual.
 
         This holds until `stop_pumping` is called, or what is read is pumped.
         """
         self.stop_pumping()
-        self._sink = then
+        self._sink = "awaited"
 
-    @property
-    def _awaits_data(self) -> bool:
-        return self._sink is not None and not isinstance(self._sink, Transport)
-
-    def _announce(self, herald: Callable[[], None]) -> Any:
-        """Call `herald` if data has arrived; return why if reading is over."""
+    def _announce(self) -> Any:
+        """Tell the protocol if data has arrived; return why if reading is over."""
         try:
             if not self.socket.recv(1, socket.MSG_PEEK):
                 return main.CONNECTION_DONE
@@ -214,7 +210,8 @@ class Transport(tcp.Connection):
             return None
         except OSError as problem:
             return loss(problem, self._number)
-        herald()
+        protocol: Any = self.protocol
+        protocol.dataWaits()
         return None
 
     @property
@@ -223,7 +220,7 @@ class Transport(tcp.Connection):
 
         Such last words may be no more than TLS's close_notify.
         """
-        if not (self.relays or self._awaits_data):
+        if not (self.relays or self._sink == "awaited"):
             return False
         try:
             return self.socket.recv(1, socket.MSG_PEEK) != b"" and not has_fin(self.socket)
@@ -232,8 +229,8 @@ class Transport(tcp.Connection):
 
     def doRead(self) -> Any:
         """Read once and pass the data to the protocol."""
-        if self._sink is not None and not isinstance(self._sink, Transport):
-            return self._announce(self._sink)
+        if self._sink == "awaited":
+            return self._announce()
         try:
             data = self.socket.recv(LARGEST_READ)
         except BlockingIOError:

@@ -59,6 +59,10 @@ class Interceptor:
             )
         self.wrapped.dataReceived(data)
 
+    def dataWaits(self) -> None:
+        """Pass on that data which was awaited has arrived, and is still to be read."""
+        self.wrapped.dataWaits()
+
     def handshakeCompleted(self) -> None:
         """Pass on that the TLS handshake is done."""
         self.wrapped.handshakeCompleted()

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
         def shaken(self) -> None:
             """Continue, now that the client's TLS handshake is done."""
 
+        def addressed(self) -> None:
+            """Continue, now that the client has said something, if a leg was to await that."""
+
         def proceed(self, leg: Leg) -> None:
             """Check whether what `leg` just did ends the session."""
 
@@ -154,19 +157,23 @@ class Leg(Protocol):
             self.forward = self._held.append
         self.transport.pauseProducing()
 
-    def await_data(self, then: Callable[[], None]) -> None:
-        """Call `then` once the peer has said something, which is not read before `relay` if the transport can tell."""
+    def await_data(self) -> None:
+        """Tell the session once the peer has said something, which is not read before `relay` if that can be known."""
         if isinstance(self.transport, Transport):
-            self.transport.await_data(then)
-            return
-        relays(self.transport)
+            self.transport.await_data()
+        else:
+            relays(self.transport)
+            self.forward, self.dataReceived = self._keep, self._hand_on
 
-        def keep(data: bytes) -> None:
-            self.hold()
-            self.forward(data)
-            then()
+    def dataWaits(self) -> None:
+        """Tell the session that the peer has said something."""
+        self.session.addressed()
 
-        self.forward, self.dataReceived = keep, self._hand_on
+    def _keep(self, data: bytes) -> None:
+        """Tell the same of what has been read already."""
+        self.hold()
+        self.forward(data)
+        self.session.addressed()
 
     @property
     def holds(self) -> bool:

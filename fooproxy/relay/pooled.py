@@ -15,7 +15,7 @@ The observer says what is clean.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fooproxy.net.sockets import is_writing
 from fooproxy.relay.opening import Opening
@@ -34,18 +34,15 @@ _THEIRS = ("idle_timeout", "reply_timeout", "half_close_timeout")
 
 
 class OnDemand(Opening):
-    """Leads a session to a link once its client says something."""
+    """What comes before the first request of a client that needs no link until then."""
 
     __slots__ = ()
 
-    def connect(self) -> None:
-        """Wait for the client's first byte."""
-        self.session.client.await_data(self.connect_now)
+    session: PooledSession[Any]
 
-    def connect_now(self) -> None:
-        """Take a link, since the client has said something."""
-        self.session.observer.needs_link()
-        super().connect()
+    def connect(self) -> None:
+        """Wait for the client's first byte; this is not needed for that."""
+        self.session.rest()
 
 
 class PooledSession(Session[Seen]):
@@ -108,15 +105,21 @@ class PooledSession(Session[Seen]):
         self._leave(leg)
         if leg.link is not None and not was_lost:
             leg.link.drop()
-        self._rest()
+        self.rest()
 
-    def _rest(self) -> None:
-        """Wait for the next byte of the client."""
+    def rest(self) -> None:
+        """Wait for the next byte of the client, with nothing that is not needed for that."""
         self.ending = False
-        self._opening = opening = self.opening(self, self.host.connect)
-        opening.connect()
+        self._opening = None
+        self.client.await_data()
         if self.client.paused:
             self.client.resumeProducing()
+
+    def addressed(self) -> None:
+        """Take a link, since the client has said something."""
+        self.observer.needs_link()
+        self._opening = opening = Opening(self, self.host.connect)
+        opening.connect()
 
     def _leave(self, leg: Leg) -> None:
         """Part with a link."""
@@ -281,7 +284,7 @@ class BurstSession(PooledSession[Seen]):
         if leg is None or not self._is_ready:
             return False
         self._give_back(leg)
-        self._rest()
+        self.rest()
         return True
 
     def _is_dead(self, leg: Leg) -> bool:

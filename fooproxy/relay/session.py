@@ -153,6 +153,9 @@ class Session(Generic[Seen]):
             self.host.deadlines.clear(self)
             self._opening.connect()
 
+    def addressed(self) -> None:
+        """Do nothing: no leg of such a session awaits data without reading it."""
+
     def connect_failed(self, reason: str) -> None:
         """End the session, since there is no upstream leg, for `reason`."""
         if not self.closing:

@@ -233,7 +233,7 @@ async def test_a_link_that_ends_before_anything_was_sent_on_it_is_replaced(bed: 
     await until(lambda: bed.bridge.sessions)
     session = bed.session()
     # As if the first byte had been seen, but not read yet.
-    session._opening.connect_now()  # type: ignore[union-attr]
+    session.addressed()
     link.transport.loseConnection()
     await bed.states()
     assert await bed.exchange(other, 2) is bed.upstreams.built[1]
