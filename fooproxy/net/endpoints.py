@@ -23,7 +23,7 @@ from fooproxy.net import unixport
 from fooproxy.net.inherited import adopted
 from fooproxy.net.private import Listening, secured
 from fooproxy.net.sockets import meets_itself, reset_on_close
-from fooproxy.net.transport import Transport
+from fooproxy.net.transport import Transport, kept
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IListeningPort, IProtocol, IProtocolFactory
@@ -39,11 +39,11 @@ _STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
 def _accepted(
-    skt: socket.socket, protocol: IProtocol, peer: Address, port: Any, number: int, poller: Poller
+    skt: socket.SocketType, protocol: IProtocol, peer: Any, port: Any, number: int, poller: Poller
 ) -> Transport:
     """Make the transport of a connection that a port has accepted from `peer`."""
     skt.setblocking(False)
-    transport = Transport(skt, protocol, peer, poller)
+    transport = Transport(skt, protocol, kept(peer), poller)
     transport.options_set_for = getattr(port, "options_set_for", None)
     return transport
 
@@ -151,13 +151,14 @@ class ClientEndpoint:
         poller: Poller,
         trail: Trail | None,
         family: socket.AddressFamily,
-        address: Address,
+        address: Any,
         zone: str = "",
     ) -> None:
         self._poller = poller
         self._trail = trail
         self._family = family
         self._address = address
+        self._peer = kept(address)
         self._zone = zone
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
@@ -165,8 +166,8 @@ class ClientEndpoint:
         try:
             if self._zone:
                 # Each time, since an interface may come and go, and then has another number.
-                self._address = (*self._address[:3], _scope(self._zone))
-            skt = socket.socket(self._family, _STREAM)
+                self._address = self._peer = (*self._address[:3], _scope(self._zone))
+            skt = socket.SocketType(self._family, _STREAM)
         except OSError as error:
             return fail(error)
         # The second call returns the result of the first, which on loopback is known by then.
@@ -174,10 +175,10 @@ class ClientEndpoint:
         if self._trail is not None and self._trail.leads_here(self._address):
             self._trail.note(skt, self._address)
         if problem in (errno.EALREADY, errno.EINPROGRESS):
-            return _Attempt(self._poller, skt, self._address, factory).result
+            return _Attempt(self._poller, skt, self._address, self._peer, factory).result
         problem = _outcome(skt, problem, self._address)
         if not problem:
-            return succeed(_connected(self._poller, skt, self._address, factory))
+            return succeed(_connected(self._poller, skt, self._peer, factory))
         skt.close()
         return fail(_refusal(problem))
 
@@ -200,10 +201,13 @@ class _Attempt:
 
     disconnecting = False
 
-    def __init__(self, poller: Poller, skt: socket.socket, address: Address, factory: IProtocolFactory) -> None:
+    def __init__(
+        self, poller: Poller, skt: socket.SocketType, address: Any, peer: Address, factory: IProtocolFactory
+    ) -> None:
         self._poller = poller
         self._skt = skt
         self._address = address
+        self._peer = peer
         self._factory = factory
         self.fileno = skt.fileno
         self.result: Deferred[IProtocol] = Deferred(lambda _: self._forget().close())
@@ -217,25 +221,25 @@ class _Attempt:
             skt.close()
             self.result.errback(_refusal(problem))
         else:
-            self.result.callback(_connected(self._poller, skt, self._address, self._factory))
+            self.result.callback(_connected(self._poller, skt, self._peer, self._factory))
 
     def connectionLost(self, reason: Failure) -> None:
         """Give up, since the reactor stops."""
         self._forget().close()
         self.result.errback(reason)
 
-    def _forget(self) -> socket.socket:
+    def _forget(self) -> socket.SocketType:
         self._poller.removeWriter(self)
         return self._skt
 
 
-def _connected(poller: Poller, skt: socket.socket, address: Address, factory: IProtocolFactory) -> Any:
+def _connected(poller: Poller, skt: socket.SocketType, peer: Address, factory: IProtocolFactory) -> Any:
     protocol: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
-    protocol.makeConnection(Transport(skt, protocol, address, poller))
+    protocol.makeConnection(Transport(skt, protocol, peer, poller))
     return protocol
 
 
-def _outcome(skt: socket.socket, problem: int, address: Address) -> int:
+def _outcome(skt: socket.SocketType, problem: int, address: Any) -> int:
     """Return what prevents the use of a socket after a connect to `address`, which said `problem`; 0 if nothing does.
 
     If it met itself, nobody listens there.  It is then closed with a reset, as it would otherwise keep the server from

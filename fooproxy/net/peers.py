@@ -22,10 +22,9 @@ def shown(address: Any) -> str:
 
 def shown_peer(transport: Any) -> str:
     """Format the address of the other end of a connection."""
-    if isinstance(transport, Transport) and isinstance(transport.peer, tuple) and len(transport.peer) == 2:
+    if isinstance(transport, Transport) and isinstance(transport.peer, str):
         # IPv4, as for nearly all clients: nothing has to be found out about it.
-        host, port = transport.peer
-        return f"{host}:{port}"
+        return transport.peer
     return shown(transport.getPeer())
 
 

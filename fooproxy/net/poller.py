@@ -48,6 +48,9 @@ _CHORES = 4_000
 _BATCH_ASIDE = 1024
 """Maximum events per call of epoll while something is set aside, so that relaying is found among many ends."""
 
+_ROOM = 256
+"""How many file descriptors there is room for at once, and for how many more each time that this is not enough."""
+
 _FAILURES = "failures of a connection's protocol"
 """What these log lines are called when there are too many of them."""
 
@@ -95,8 +98,10 @@ class Poller:
         self._has_chores = False
         """Whether `_do_chores` is due."""
         self._epoll: Any = None
-        self._polled: dict[int, Any] = {}
-        self._events: dict[int, int] = {}
+        self._polled: list[Any] = []
+        """What is polled, or `None`, by file descriptor: lists take a fifth of the memory of dictionaries."""
+        self._events = bytearray()
+        """The events that it is polled for, by file descriptor."""
         self._aside: OrderedDict[int, tuple[int, Any]] = OrderedDict()
         """Events that wait for a later turn, by file descriptor; these are not in the epoll meanwhile."""
 
@@ -118,13 +123,13 @@ class Poller:
 
     def getWriters(self) -> list[Any]:
         """List those that wait to write."""
-        return [self._polled[fd] for fd, events in self._events.items() if events & _OUT]
+        return [self._polled[fd] for fd, events in enumerate(self._events) if events & _OUT]
 
     def forget(self, selectable: Any) -> None:
         """Stop calling `selectable`, which is about to close; closing also removes it from the epoll."""
         fd = selectable.fileno()
-        if self._events.pop(fd, 0):
-            del self._polled[fd]
+        if 0 <= fd < len(self._events) and self._events[fd]:
+            self._polled[fd], self._events[fd] = None, 0
             self._aside.pop(fd, None)
 
     def soon(self, do: Callable[[], None]) -> None:
@@ -160,7 +165,11 @@ class Poller:
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()
-        before = self._events.get(fd, 0)
+        if fd >= len(self._events):
+            more = max(fd + 1 - len(self._events), _ROOM)
+            self._polled += [None] * more
+            self._events += bytes(more)
+        before = self._events[fd] if fd >= 0 else 0
         after = (before | add) & ~remove
         if after == before:
             return
@@ -173,15 +182,14 @@ class Poller:
             self._polled[fd] = selectable
         elif fd in self._aside:
             if not after:
-                del self._polled[fd], self._events[fd], self._aside[fd]
-                return
+                self._polled[fd] = None
+                del self._aside[fd]
         elif after:
             self._epoll.modify(fd, after)
         else:
             # As with Twisted's reactors, not even errors are reported now.
             self._epoll.unregister(fd)
-            del self._polled[fd], self._events[fd]
-            return
+            self._polled[fd] = None
         self._events[fd] = after
 
     def fileno(self) -> int:
@@ -238,7 +246,7 @@ class Poller:
         )
         others = []
         for fd, event in events:
-            selectable = self._polled.get(fd)
+            selectable = self._polled[fd]
             try:
                 give_up = getattr(selectable, "give_up", None)
                 if give_up is None or not give_up():
@@ -267,7 +275,7 @@ class Poller:
         began = self._clock()
         end = began + self._share
         for fd, event, why in others:
-            selectable = self._polled.get(fd)
+            selectable = self._polled[fd]
             if selectable is None:
                 # It waits to be closed, and until then epoll goes on reporting it.
                 continue
@@ -298,7 +306,7 @@ class Poller:
         # An event earlier in the batch may have closed this one.  If its file descriptor is in use again, the new
         # connection finds nothing to read, which does no harm: a system call confirms each event, and the ends that the
         # pump has found are handled before any new connection.
-        selectable = self._polled.get(fd)
+        selectable = self._polled[fd]
         if selectable is None:
             return
         try:
@@ -313,7 +321,7 @@ class Poller:
         """Read and write as `event` says; the system calls report errors and hang-ups."""
         events = self._events[fd]
         why = selectable.doRead() if events & IN and event & ~_OUT else None
-        still_there = self._polled.get(fd) is selectable
+        still_there = self._polled[fd] is selectable
         if why is None and events & _OUT and event & ~IN and still_there:
             return selectable.doWrite()
         return why
@@ -345,5 +353,6 @@ class Poller:
         if reason.value is not main.CONNECTION_LOST:
             self._reactor.addReader(self)
             return
-        for selectable in list(self._polled.values()):
-            selectable.connectionLost(reason)
+        for selectable in self._polled[:]:
+            if selectable is not None:
+                selectable.connectionLost(reason)

@@ -49,8 +49,9 @@ USED = (
     Use(
         "twisted.internet.abstract.FileDescriptor",
         "_tempDataBuffer",
-        "drop_unsent(): what waits when the peer is gone, while we still read what it sent",
-        "closing the connection drops the buffers, but also what the peer sent and we have not read",
+        "drop_unsent(): what waits when the peer is gone, while we still read what it sent; and Connection",
+        "closing the connection drops the buffers, but also what the peer sent and we have not read; and each "
+        "connection has a list for them, though most never need one",
     ),
     Use(
         "twisted.internet.tcp",
@@ -102,6 +103,28 @@ def drop_unsent(transport: FileDescriptor) -> None:
     transport._tempDataBuffer, transport._tempDataLen = [], 0
 
 
+class Connection(tcp.Connection):
+    """A connection that has a list for unsent data only while there is some, and a socket that does not block."""
+
+    def __init__(self, reactor: Any) -> None:
+        # Those of the classes above make the list, and have the socket not block by a system call.
+        self.reactor = reactor
+
+    def write(self, data: bytes) -> None:
+        """Keep some data until the socket is writable."""
+        _make_buffer(self)
+        super().write(data)
+
+
+_NO_BUFFER: Any = ()
+Connection._tempDataBuffer, Connection._tempDataLen = _NO_BUFFER, 0
+
+
+def _make_buffer(transport: FileDescriptor) -> None:
+    if not transport._tempDataBuffer:
+        transport._tempDataBuffer = []
+
+
 class Listening(socket.socket):
     """A listening socket that does not block, in place of `plain`."""
 
@@ -110,10 +133,10 @@ class Listening(socket.socket):
         super().__init__(*self._kind, fileno=plain.detach())
         self.setblocking(False)
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection; its socket may block."""
+    def accept(self) -> tuple[Any, Any]:
+        """Accept a connection; its socket may block, and lacks what `socket.socket` adds to those of the system."""
         fd, address = self._accept()  # type: ignore[attr-defined]
-        return socket.socket(*self._kind, fileno=fd), address
+        return socket.SocketType(*self._kind, fileno=fd), address
 
 
 class Secured(BufferingTLSTransport):

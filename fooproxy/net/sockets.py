@@ -90,7 +90,7 @@ def acknowledged(transport: Any) -> int:
     return int(count)
 
 
-def has_fin(skt: socket.socket) -> bool:
+def has_fin(skt: socket.SocketType) -> bool:
     """Return whether the peer's FIN has arrived, even if there is data before it; false where nobody can say."""
     try:
         return skt.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
@@ -131,7 +131,7 @@ def abort_now(transport: Any) -> None:
         bottom.connectionLost(Failure(ConnectionAborted()))
 
 
-def reset_on_close(skt: socket.socket) -> None:
+def reset_on_close(skt: socket.SocketType) -> None:
     """Have the close of a socket send a reset, and drop what was not delivered."""
     with suppress(OSError):
         skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)

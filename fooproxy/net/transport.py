@@ -21,13 +21,13 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from twisted.internet import abstract, main, tcp
+from twisted.internet import abstract, main
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.python.failure import Failure
 
-from fooproxy.net.private import drop_unsent
+from fooproxy.net.private import Connection, drop_unsent
 from fooproxy.net.pump import CLOSED, LARGEST_READ
 from fooproxy.net.sockets import TIMED_OUT, bottom_of, has_fin, loss, reset_on_close
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fooproxy.net.poller import Poller
     from fooproxy.net.pump import Tap
 
-    Address = tuple[Any, ...] | str | bytes
+    Address = tuple[Any, ...] | str
 
 _DONE = Failure(ConnectionDone())
 
@@ -47,8 +47,11 @@ _CLOSED_ALL_THE_SAME = suppress(OSError)
 """For a close that fails; one object serves all."""
 
 
-class Transport(tcp.Connection):
-    """A connected socket that does not block; `peer` is the address of the other end: a tuple for TCP, or a path.
+class Transport(Connection):
+    """A connected socket that does not block.
+
+    `peer` is the address of the other end: a tuple for TCP, that of the path alone for a unix socket, or text for IPv4,
+    which takes less memory and is what is shown.
 
     Accepted and outgoing connections, and both kinds of sockets, share one class on purpose: CPython's inline caches
     remember one class per place.
@@ -73,10 +76,9 @@ class Transport(tcp.Connection):
     """Why a write has failed, so that only reading is left."""
     _read_all = False
 
-    def __init__(self, skt: socket.socket, protocol: IProtocol, peer: Address, poller: Poller) -> None:
-        # Not that of `tcp.Connection`, which has the socket not block by a system call.
-        abstract.FileDescriptor.__init__(self, poller)  # type: ignore[arg-type]
-        self.socket = skt
+    def __init__(self, skt: socket.SocketType, protocol: IProtocol, peer: Address, poller: Poller) -> None:
+        super().__init__(poller)
+        self.socket = skt  # type: ignore[assignment]
         self.protocol = protocol
         self.peer = peer
         self._poller = poller
@@ -357,12 +359,12 @@ class Transport(tcp.Connection):
 
     def setTcpNoDelay(self, enabled: bool) -> None:
         """Set TCP_NODELAY; a unix socket never waits for more."""
-        if isinstance(self.peer, tuple):
+        if len(self.peer) > 1:
             super().setTcpNoDelay(enabled)
 
     def getHost(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return our own address."""
-        return _address(self.socket.getsockname())
+        return _address(kept(self.socket.getsockname()))
 
     def getPeer(self) -> IPv4Address | IPv6Address | UNIXAddress:
         """Return the peer's address, even after the connection is lost."""
@@ -376,8 +378,19 @@ def relays(transport: Any) -> None:
         bottom.relays = True
 
 
+_NAMELESS = ("",)
+"""The address of a unix socket that is bound to no path, as those of nearly all clients."""
+
+
+def kept(address: Any) -> Address:
+    """Return an address that a socket has as transports keep it."""
+    if isinstance(address, tuple):
+        return f"{address[0]}:{address[1]}" if len(address) == 2 else address
+    return (address,) if address else _NAMELESS
+
+
 def _address(address: Address) -> IPv4Address | IPv6Address | UNIXAddress:
-    if not isinstance(address, tuple):
-        return UNIXAddress(address or None)
-    kind = IPv4Address if len(address) == 2 else IPv6Address
-    return kind("TCP", *address)
+    if isinstance(address, str):
+        host, _, port = address.rpartition(":")
+        return IPv4Address("TCP", host, int(port))
+    return UNIXAddress(address[0] or None) if len(address) == 1 else IPv6Address("TCP", *address)
