@@ -155,8 +155,8 @@ answered(Exchange *self, int number, int64_t count)
     int lowest = self->lowest, end = lowest + self->width;
     if (number < lowest || number >= end) {
         /* With some room for the latencies that are likely next. */
-        int from = self->width && lowest < number ? lowest : number & ~7;
-        int to = self->width && end > number ? end : (number | 7) + 1;
+        int from = self->width && lowest < number ? lowest : number & ~3;
+        int to = self->width && end > number ? end : (number | 3) + 1;
         int64_t *buckets = PyMem_Calloc((size_t)(to - from), sizeof(int64_t));
         if (buckets == NULL)
             return;
@@ -341,7 +341,7 @@ exchange_restore(Exchange *self, PyObject *args)
     self->last = last;
     self->late = late;
     self->unmatched = unmatched;
-    self->cut_short = cut_short;
+    self->cut_short = (uint16_t)cut_short;
     Py_RETURN_NONE;
 }
 
@@ -442,7 +442,7 @@ static PyMemberDef exchange_members[] = {
     {"last", T_LONGLONG, offsetof(Exchange, last), READONLY, NULL},
     {"late", T_LONGLONG, offsetof(Exchange, late), READONLY, NULL},
     {"unmatched", T_LONGLONG, offsetof(Exchange, unmatched), READONLY, NULL},
-    {"cut", T_LONGLONG, offsetof(Exchange, cut_short), READONLY, NULL},
+    {"cut", T_USHORT, offsetof(Exchange, cut_short), READONLY, NULL},
     {"watched", T_BOOL, offsetof(Exchange, watched), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
@@ -568,6 +568,20 @@ PyTypeObject Analysis_Type = {
 
 /* Analyzer */
 
+/* Return the bit of a leg. */
+static uint8_t
+leg(const Analyzer *self)
+{
+    return self->analysis->requests ? 1 : 2;
+}
+
+static void
+mute(Analyzer *self, bool muted)
+{
+    uint8_t others = self->exchange->muted & (uint8_t)~leg(self);
+    self->exchange->muted = muted ? others | leg(self) : others;
+}
+
 static void
 set_state(Analyzer *self, unsigned state)
 {
@@ -679,7 +693,7 @@ analyzer_feed(Analyzer *self, PyObject *const *args, Py_ssize_t given)
     Py_buffer chunk;
     if (PyObject_GetBuffer(args[0], &chunk, PyBUF_SIMPLE) < 0)
         return NULL;
-    if (chunk.len && !self->muted)
+    if (chunk.len && !(self->exchange->muted & leg(self)))
         count(self, chunk.buf, (size_t)chunk.len, time);
     PyBuffer_Release(&chunk);
     Py_RETURN_NONE;
@@ -725,8 +739,42 @@ analyzer_restore(Analyzer *self, PyObject *args)
     for (int kind = 0; kind < COUNTS; kind++)
         self->counts[kind] = counts[kind];
     set_state(self, (unsigned)state);
-    self->muted = muted;
+    mute(self, muted);
     Py_RETURN_NONE;
+}
+
+static PyObject *
+analyzer_get_muted(Analyzer *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->exchange->muted & leg(self));
+}
+
+static int
+analyzer_set_muted(Analyzer *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    int muted = value == NULL ? -1 : PyObject_IsTrue(value);
+    if (muted >= 0)
+        mute(self, muted);
+    return muted < 0 ? -1 : 0;
+}
+
+static PyObject *
+analyzer_get_room(Analyzer *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->room);
+}
+
+static int
+analyzer_set_room(Analyzer *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    long room = value == NULL ? -1 : PyLong_AsLong(value);
+    if (room < 0 || room >= 1 << 23) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "no read is that large");
+        return -1;
+    }
+    self->room = (int)room;
+    return 0;
 }
 
 static PyObject *
@@ -752,13 +800,13 @@ static PyMemberDef analyzer_members[] = {
     {"nak", T_LONGLONG, offsetof(Analyzer, counts[NAK]), READONLY, NULL},
     {"invalid", T_LONGLONG, offsetof(Analyzer, counts[INVALID]), READONLY, NULL},
     {"outlet", T_INT, offsetof(Analyzer, outlet), 0, NULL},
-    {"room", T_INT, offsetof(Analyzer, room), 0, NULL},
-    {"is_muted", T_BOOL, offsetof(Analyzer, muted), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
 static PyGetSetDef analyzer_getset[] = {
     {"head", (getter)analyzer_get_head, NULL, NULL, NULL},
+    {"room", (getter)analyzer_get_room, (setter)analyzer_set_room, NULL, NULL},
+    {"is_muted", (getter)analyzer_get_muted, (setter)analyzer_set_muted, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

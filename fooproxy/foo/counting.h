@@ -26,11 +26,13 @@ typedef struct {
     PyObject_HEAD
     Row *latency;
     int64_t open, asked, last;
-    int64_t late, unmatched, cut_short;
+    int64_t late, unmatched;
     Asked *later; /* a ring of `capacity` entries, a power of two */
     uint16_t first, length, capacity;
     uint16_t lowest, width; /* `buckets` has the counts of `width` buckets from `lowest` on */
-    uint8_t unfinished;     /* how many legs are in the middle of a line */
+    uint16_t cut_short;
+    uint8_t unfinished; /* how many legs are in the middle of a line */
+    uint8_t muted;      /* which legs are: a bit for each, see `leg` */
     bool watched;
     int64_t *buckets;
 } Exchange;
@@ -59,9 +61,9 @@ typedef struct {
     Analysis *analysis;
     Exchange *exchange;
     int64_t counts[COUNTS];
-    int outlet, room; /* for the pump */
-    uint8_t state;    /* the place in the grammar that the unfinished line has reached; 0 between lines */
-    bool muted;
+    int outlet;         /* for the pump, as is `room` */
+    unsigned state : 8; /* the place in the grammar that the unfinished line has reached; 0 between lines */
+    int room : 24;      /* with `state` in one word, since there are two of these for each session */
 } Analyzer;
 
 extern PyTypeObject Row_Type, Exchange_Type, Analysis_Type, Analyzer_Type;

@@ -165,6 +165,11 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         super().__init__(factory, wrappedProtocol)
         self._begun = b""
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the header is still to come, and somebody wants to know."""
+        return self.tell is not _nobody
+
     def dataReceived(self, data: bytes) -> None:
         """Read the header, or pass on what follows it."""
         if self._header is not None:

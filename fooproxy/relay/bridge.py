@@ -59,7 +59,7 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
         self._drained: list[Deferred[None]] = []
         self._is_aborting = False
 
-    def buildProtocol(self, addr: IAddress | None) -> Leg:
+    def buildProtocol(self, addr: IAddress | None) -> Leg:  # type: ignore[override]
         """Build the client leg of a new session."""
         return self._session(self, self.observe()).client
 

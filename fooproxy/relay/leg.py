@@ -15,10 +15,11 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IHalfCloseableProtocol,
     IHandshakeListener,
+    IProtocol,
     IPushProducer,
     ISSLTransport,
 )
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -29,6 +30,8 @@ from fooproxy.net.transport import Transport, relays
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from twisted.internet.interfaces import ITransport
 
     from fooproxy.relay.observer import Observer
 
@@ -98,35 +101,40 @@ def _drop(data: bytes) -> None:
     """Discard `data`: the `forward` of a leg with no other leg to write to."""
 
 
-@implementer(IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
-class Leg(Protocol):
+@implementer(IProtocol, IHalfCloseableProtocol, IHandshakeListener, IPushProducer)
+class Leg:
     """One leg of a session: forwards each chunk and reports everything else to the session."""
 
-    # A slot, because CPython is slow to look up an instance attribute that hides a method of the class.
-    __slots__ = ("dataReceived",)
+    # Twisted's `Protocol`, which has nothing that is of use here, would give each of them a dictionary.
+    __slots__ = (
+        *("dataReceived", "finished", "forward", "link", "lost", "name", "over_tls", "paused", "session", "transport"),
+        *("_half_closed", "_held"),
+    )
 
     transport: Any
-    dataReceived: Callable[[bytes], None]  # type: ignore[assignment]
-    """Called with each chunk: `forward` itself, `_hand_on`, `_drop`, or a function of the session's."""
-    forward: Callable[[bytes], None] = staticmethod(_drop)
-    paused = False
-    finished = False
-    """Whether the peer sent its FIN or the connection ended."""
-    lost = False
-    awaits_header = False
-    """Whether a PROXY header is still to come."""
-    over_tls = False
-    """Whether the connection is usable only after a TLS handshake, and cannot close one direction only."""
-    link: Lender | None = None
-    """What has lent the connection, if it is one of a pool."""
-    _half_closed = False
-    _held: list[bytes] | None = None
 
     def __init__(self, session: Owner, name: str) -> None:
         self.session = session
         self.name = name
         """``client`` or ``upstream``."""
-        self.dataReceived = self._hand_on
+        self.dataReceived: Callable[[bytes], None] = self._hand_on
+        """Called with each chunk: `forward` itself, `_hand_on`, `_drop`, or a function of the session's."""
+        self.forward: Callable[[bytes], None] = _drop
+        self.paused = False
+        self.finished = False
+        """Whether the peer sent its FIN or the connection ended."""
+        self.lost = False
+        self.over_tls = False
+        """Whether the connection is usable only after a TLS handshake, and cannot close one direction only."""
+        self.link: Lender | None = None
+        """What has lent the connection, if it is one of a pool."""
+        self._half_closed = False
+        self._held: list[bytes] | None = None
+
+    def makeConnection(self, transport: ITransport) -> None:
+        """Begin on `transport`."""
+        self.transport = transport
+        self.connectionMade()
 
     def connectionMade(self) -> None:
         """Tell the session, now and when a PROXY header has named the peer."""
@@ -134,13 +142,17 @@ class Leg(Protocol):
             self.over_tls = bool(ISSLTransport.providedBy(self.transport))
             header = header_below(self.transport)
             if header is not None:
-                self.awaits_header = True
                 header.tell = self._identify
         self.session.connected(self)
 
+    @property
+    def awaits_header(self) -> bool:
+        """Whether a PROXY header is still to come."""
+        header = None if isinstance(self.transport, Transport) else header_below(self.transport)
+        return header is not None and header.is_awaited
+
     def _identify(self, is_known: bool) -> None:
         """Tell the session what came of the PROXY header."""
-        self.awaits_header = False
         (self.session.identified if is_known else self.session.unidentified)(self)
 
     def handshakeCompleted(self) -> None:

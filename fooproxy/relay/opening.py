@@ -120,6 +120,6 @@ class UpstreamFactory(ClientFactory):
     def __init__(self, session: Owner) -> None:
         self.session = session
 
-    def buildProtocol(self, addr: IAddress | None) -> Leg:
+    def buildProtocol(self, addr: IAddress | None) -> Leg:  # type: ignore[override]
         """Build the upstream leg."""
         return Leg(self.session, "upstream")

@@ -98,7 +98,7 @@ class Session(Generic[Seen]):
 
     __slots__ = (
         *("client", "closing", "draining", "ending", "host", "observer", "pauses", "reason", "stirred", "upstream"),
-        *("__weakref__", "_opening"),
+        "_opening",
     )
 
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
