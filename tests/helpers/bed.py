@@ -110,12 +110,16 @@ class Peers(Factory):
 class Bed:
     """An upstream, the relay in front of it, and clients."""
 
+    session_type: type[Session[Any]] = Session
+
     def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
         self.poller = Poller(reactor, clock=self.tick, pump=pump()) if transports == "ours" else None
         self.clock = Clock()
         self._ticks = 0
         self.stats = Stats(self.clock.seconds, twin=counting())
-        self.bridge = BridgeFactory(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts)
+        self.bridge = BridgeFactory(
+            *(self.connect_upstream, lambda: SessionStats(self.stats), self.clock, timeouts), session=self.session_type
+        )
         self.sweep = Sweep(self.bridge.sessions, timeouts, self.clock, self.stats.catch_up, self.poller)
         self.gate: Deferred[None] = succeed(None)
         """Delays every connection to the upstream until it fires."""

@@ -48,8 +48,16 @@ LINE = b"REQ 7 " + b"x" * 250 + b"\n"
 REPLY = b"ACK 7 " + b"y" * 250 + b"\n"
 
 
+class _Remembered(Session[Any]):
+    """A session of which a test knows whether it is still there."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Stage(Bed):
     """A bed with faulty peers and a single session."""
+
+    session_type = _Remembered
 
     def __init__(self, transports: str) -> None:
         super().__init__(transports)
@@ -108,6 +116,11 @@ class Stage(Bed):
 
     async def connect(self) -> FaultyPeer:
         """Connect the client; the upstream is connected once the gate opens."""
+        client = await self.dial()
+        self.sessions.append(weakref.ref(self.session()))
+        return client
+
+    async def dial(self) -> FaultyPeer:
         address: Any = self.ports[1].getHost()
         skt = socket.socket()
         skt.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
@@ -115,7 +128,6 @@ class Stage(Bed):
         skt.connect_ex(("127.0.0.1", address.port))
         self.caller = FaultyPeer(skt)
         await until(lambda: self.bridge.sessions)
-        self.sessions.append(weakref.ref(self.session()))
         return self.caller
 
     async def open(self) -> tuple[FaultyPeer, FaultyPeer]:
