@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,24 +16,55 @@ from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
 pytestmark = pytest.mark.slow
 
-DEADLINE = 0.5
+DEADLINE = 600
+"""Seconds; so many that no deadline passes on a machine that is merely slow."""
+
+PROGRAM = f"""
+import select, signal, time
+passed, epoll, monotonic, monotonic_ns = 0, select.epoll, time.monotonic, time.monotonic_ns
+
+def go_on(*_):
+    global passed
+    passed += {2 * DEADLINE}
+
+class Epoll:
+    def __init__(self, *arguments):
+        self._true = epoll(*arguments)
+
+    def __getattr__(self, name):
+        return getattr(self._true, name)
+
+    def poll(self, *arguments):
+        before, found = passed, self._true.poll(*arguments)
+        return found if passed == before else []
+
+select.epoll = Epoll
+time.monotonic = lambda: monotonic() + passed
+time.monotonic_ns = lambda: monotonic_ns() + passed * 10**9
+signal.signal(signal.SIGCONT, go_on)
+from twisted.scripts.twistd import run; run()
+"""
+"""Runs twistd with a clock by which the process, whenever it goes on, was stopped past the deadline.
+
+As after a long stop, a wait for events is then over without any, so that timers come before what has arrived.
+"""
+
+COMMAND = (sys.executable, "-c", PROGRAM, "-n")
 
 
 @contextmanager
 def frozen(proxy: Proxy) -> Iterator[None]:
-    """Stop the process until the context ends, and until a deadline that was running has long passed."""
+    """Stop the process until the context ends; by its clock, a deadline that was running has long passed then."""
     proxy.signal(signal.SIGSTOP)
     eventually(lambda: Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
-    thaw = time.monotonic() + 3 * DEADLINE
     yield
-    time.sleep(max(thaw - time.monotonic(), 0))
     proxy.signal(signal.SIGCONT)
 
 
 def asked(stack: ExitStack, folder: Path, *options: str) -> tuple[FooServer, Proxy, socket.socket]:
     """Start everything, and send a request that the server has, and has not answered."""
     server = stack.enter_context(FooServer(holding=True))
-    proxy = stack.enter_context(fooproxy(folder, *options, upstream=server.port))
+    proxy = stack.enter_context(fooproxy(folder, *options, upstream=server.port, command=COMMAND))
     client = stack.enter_context(connect(proxy.port))
     client.sendall(b"REQ 1 a\n")
     settles(lambda: server.received, [b"REQ 1 a\n"])
@@ -70,7 +101,7 @@ def test_a_connect_that_has_succeeded_is_not_late(tmp_path: Path, scheme: str) -
         host = "localhost" if scheme == "name" else "127.0.0.1"
         forward = f"{scheme.removesuffix('name')}{host}:{listener.getsockname()[1]}"
         options = ("--forward", forward, "--connect-timeout", str(DEADLINE))
-        proxy = stack.enter_context(fooproxy(tmp_path, *options))
+        proxy = stack.enter_context(fooproxy(tmp_path, *options, command=COMMAND))
         client = stack.enter_context(connect(proxy.port))
         client.sendall(b"REQ 1 a\n")
         settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
