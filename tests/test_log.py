@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from fooproxy.logs.limits import AT_ONCE
-from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, reset
+from tests.helpers.fooserver import PATIENCE, FooServer, connect, connect_unix, exchange, read_lines, reset
 from tests.helpers.processes import completed, started
 from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, run, settles
 from tests.test_signals import daemonized
@@ -122,13 +122,14 @@ def test_nothing_below_the_level_is_logged_and_everything_above(tmp_path: Path, 
     listen = tmp_path / "socket"
     level = ("--log-level", "warn", "--drain-timeout", "0.1", "--connect-timeout", "60")
     arguments = [*command, "fooproxy", *options(tmp_path, None, "--listen", f"unix:{listen}"), *level]
-    with (tmp_path / "stderr").open("wb") as log, started(arguments, stderr=log, cwd=tmp_path) as process:
-        eventually(listen.exists)
-        with closing(socket.socket(socket.AF_UNIX)) as client:
-            client.connect(str(listen))
-            eventually(lambda: b"cannot connect" in (tmp_path / "stderr").read_bytes())
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
+    with (
+        (tmp_path / "stderr").open("wb") as log,
+        started(arguments, stderr=log, cwd=tmp_path) as process,
+        connect_unix(listen),
+    ):
+        eventually(lambda: b"cannot connect" in (tmp_path / "stderr").read_bytes())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 0
     lines = (tmp_path / "stderr").read_text().splitlines()
     assert [re.sub(r".*#(\w+)\] (\w+) .*", r"\1 \2", line) for line in lines] == ["warn cannot"]
 
@@ -173,8 +174,7 @@ def test_whatever_a_client_has_named_its_socket_its_line_is_one_line(
 
 def get_by_unix(path: str, url: str) -> Any:
     with closing(HTTPConnection("localhost")) as connection:
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(path)
+        connection.sock = connect_unix(path)
         connection.request("GET", url)
         return json.loads(connection.getresponse().read().decode())
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_lines, read_to_end
 from tests.helpers.processes import completed, started
-from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, settles
+from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, options, refuses, settles
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +183,7 @@ def test_a_stop_lets_the_replies_to_requests_in_flight_arrive(tmp_path: Path, nu
         client.sendall(b"REQ 1 a\nREQ 2 b\nREQ 3 c\n")
         settles(lambda: server.received, [b"REQ 1 a\nREQ 2 b\nREQ 3 c\n"])
         proxy.signal(number)
-        eventually(lambda: refused(proxy.port))
+        eventually(lambda: refuses(proxy.port))
         server.release()
         assert read_to_end(client) == b"ACK 1 a\nACK 2 b\nACK 3 c\n"
         assert proxy.wait() == 0
@@ -224,8 +224,8 @@ def late_reader(proxy: Proxy) -> Iterator[socket.socket]:
 
 def test_a_stop_refuses_new_clients_and_says_so_while_it_waits(tmp_path: Path) -> None:
     with draining(tmp_path, "--drain-timeout", "600") as proxy:
-        assert refused(proxy.port)
-        assert proxy.get("/ready") == (503, {"ready": False, "reasons": ["draining"], "warnings": []})
+        assert refuses(proxy.port)
+        settles(lambda: proxy.get("/ready"), (503, {"ready": False, "reasons": ["draining"], "warnings": []}))
         assert proxy.get("/health") == (200, {"status": "OK!"})
 
 
@@ -303,7 +303,7 @@ def test_a_client_that_does_not_read_cannot_outlast_the_drain_timeout(tmp_path: 
     ):
         client.sendall(stream)
         eventually(lambda: server.received == [stream])
-        replying = threading.Thread(target=release, args=(server,))
+        replying = threading.Thread(target=server.release)
         replying.start()
         eventually(lambda: proxy.stats("msg_ack")["msg_ack"] > 0)
         proxy.signal(signal.SIGTERM)
@@ -407,12 +407,6 @@ def catches(process: Path, number: signal.Signals) -> bool:
     return bool(int(caught, 16) >> (number - 1) & 1)
 
 
-def release(server: FooServer) -> None:
-    """Send what was held; the proxy may well abort this."""
-    with suppress(OSError):
-        server.release()
-
-
 @contextmanager
 def draining(folder: Path, *more: str) -> Iterator[Proxy]:
     """Run a proxy that has been told to stop and waits for a reply that does not come."""
@@ -424,17 +418,5 @@ def draining(folder: Path, *more: str) -> Iterator[Proxy]:
         client.sendall(b"REQ 1 a\n")
         settles(lambda: server.received, [b"REQ 1 a\n"])
         proxy.signal(signal.SIGTERM)
-        eventually(lambda: refused(proxy.port))
+        eventually(lambda: refuses(proxy.port))
         yield proxy
-
-
-def refused(port: int) -> bool:
-    """Say whether a client that comes now is refused."""
-    try:
-        connect(port).close()
-    except ConnectionRefusedError:
-        return True
-    except ConnectionResetError:
-        # It came just before, and was still in the backlog.
-        pass
-    return False

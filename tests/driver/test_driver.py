@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
@@ -35,6 +36,7 @@ from fooproxy.driver.command import duration
 from fooproxy.driver.conversation import Conversation
 from fooproxy.driver.messages import Request, RequestReader, digest
 from fooproxy.driver.tally import Latencies, Tally
+from tests.helpers.fooserver import PATIENCE
 from tests.helpers.processes import GRACE, completed
 
 P = ParamSpec("P")
@@ -86,7 +88,7 @@ class Talker(LineOnlyReceiver):
     def lines(self, count: int) -> Deferred[list[bytes]]:
         waiting: Deferred[list[bytes]] = Deferred()
         self._waiting = (count, waiting)
-        return waiting.addTimeout(10, reactor)
+        return waiting.addTimeout(PATIENCE, reactor)
 
     def say(self, data: bytes) -> None:
         self.transport.write(data)
@@ -527,9 +529,11 @@ async def test_a_reply_too_many_is_an_error() -> None:
 @pytest.mark.slow
 @in_reactor
 async def test_a_refused_connection_is_reported_in_one_line() -> None:
-    async with listening(FooServerFactory(reactor)) as port:
-        pass
-    out, err, status = await command("client", "--connect", f"127.0.0.1:{port}")
+    # While it is bound, nobody else gets it.
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        out, err, status = await command("client", "--connect", f"127.0.0.1:{port}")
     assert (out, status) == ("", 1)
     assert err == f"foo-client: 127.0.0.1:{port}: connection 1: cannot connect: Connection refused\n"
 

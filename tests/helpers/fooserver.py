@@ -14,7 +14,9 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 PATIENCE = 60.0
@@ -86,6 +88,26 @@ def connect(port: int) -> socket.socket:
     peer = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return peer
+
+
+def connect_unix(path: str | Path) -> socket.socket:
+    """Connect to a unix socket as soon as somebody listens there.
+
+    A socket can be seen before its owner listens, so that it can be seen does not mean that it takes connections.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.settimeout(PATIENCE)
+            peer.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            peer.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return peer
 
 
 def read_to_end(peer: socket.socket) -> bytes:
@@ -237,10 +259,11 @@ class FooServer:
         return [bytes(session.sent) for session in self.sessions]
 
     def release(self) -> None:
-        """Send all held replies, and stop holding."""
+        """Send all held replies, and stop holding; those whose session the proxy has ended are lost."""
         self.holding = False
         for session in self.sessions:
-            session.reply()
+            with contextlib.suppress(OSError):
+                session.reply()
 
     def forget(self) -> None:
         """Close all sessions."""

@@ -66,6 +66,9 @@ def refuses(port: int) -> bool:
         connect(port).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        # It came just before, and was still in the backlog.
+        pass
     return False
 
 

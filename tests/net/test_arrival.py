@@ -23,7 +23,7 @@ from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind, word
 from fooproxy.net.poller import Poller
 from tests.helpers.anybed import certificate
 from tests.helpers.bed import Peers, reactor, until
-from tests.helpers.fooserver import PATIENCE
+from tests.helpers.fooserver import PATIENCE, free_port
 
 ensure = pytest_twisted.ensureDeferred
 
@@ -198,9 +198,7 @@ async def test_a_server_that_rejects_our_certificate_after_the_handshake_is_repo
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+    return free_port()
 
 
 def is_free(address: tuple[str, int]) -> bool:
@@ -243,7 +241,7 @@ async def test_a_connection_of_ours_that_meets_itself_is_refused(
     with pytest.raises(ConnectionRefusedError):
         await connecting
     assert not peers.built
-    assert is_free(here)
+    await until(lambda: is_free(here))
 
 
 @ensure

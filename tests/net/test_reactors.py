@@ -52,7 +52,12 @@ def test_a_wall_clock_that_is_set_back_stops_neither_saves_nor_rates(tmp_path: P
         saved = tmp_path / "recovery.json"
         eventually(lambda: json.loads(saved.read_text())["saved_at"] < time.time() - 3000)
         relays(proxy)
-        eventually(lambda: proxy.stats("request_rate_1s")["request_rate_1s"] > 0)
+
+        def shows_a_rate() -> bool:
+            exchange(proxy.port, b"REQ 1 a\n")
+            return float(proxy.stats("request_rate_1s")["request_rate_1s"]) > 0
+
+        eventually(shows_a_rate)
         settles(lambda: proxy.stats("request_rate_1s"), {"request_rate_1s": 0.0})
 
 

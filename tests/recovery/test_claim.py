@@ -18,7 +18,7 @@ import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, read_to_end
 from tests.helpers.processes import started
-from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run, settles
 from tests.test_signals import daemonized
 
 pytestmark = pytest.mark.slow
@@ -56,7 +56,7 @@ def test_a_second_proxy_on_a_file_is_refused_and_changes_nothing(tmp_path: Path)
         assert {file.name for file in tmp_path.iterdir()} >= {"recovery.json", "recovery.json.lock"}
         assert not list(tmp_path.glob("recovery.json.[ou]*"))
         assert exchange(proxy.port, b"REQ 1 b\n") == b"ACK 1 b\n"
-        assert proxy.get("/ready")[1]["warnings"] == []
+        settles(lambda: proxy.get("/ready")[1]["warnings"], [])
         proxy.signal(signal.SIGTERM)
         assert proxy.wait() == 0
     assert json.loads((tmp_path / "recovery.json").read_text())["counters"]["client_req"] == 2

@@ -441,14 +441,14 @@ def test_the_limit_is_what_the_hard_limit_of_descriptors_allows_and_everybody_is
                 client.sendall(b"REQ 1 a\n")
             for client in waiting[:limit]:
                 assert read_lines(client, 1) == b"ACK 1 a\n"
-            assert eventually(lambda: proxy.stats("accepts_paused")["accepts_paused"]) == {"limit": 1, "descriptors": 0}
-            assert proxy.get("/ready")[1]["warnings"] == ["clients_waiting"]
+            settles(lambda: proxy.stats("accepts_paused")["accepts_paused"], {"limit": 1, "descriptors": 0})
+            assert "clients_waiting" in proxy.get("/ready")[1]["warnings"]
             assert len(server.sessions) == limit
             for number, client in enumerate(waiting):
                 assert number < limit or read_lines(client, 1) == b"ACK 1 a\n"
                 client.close()
         settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
-        assert proxy.get("/ready")[1]["warnings"] == []
+        eventually(lambda: "clients_waiting" not in proxy.get("/ready")[1]["warnings"])
         assert proxy.stats("connections_total", "msg_ack") == {"connections_total": limit + 20, "msg_ack": limit + 20}
         proxy.says(f"session limit of {limit} reached", times=1)
 
@@ -591,8 +591,8 @@ def test_who_is_not_allowed_is_closed_at_once_and_counted_and_named(tmp_path: Pa
         for _ in range(5):
             with closing(connect(proxy.port)) as client:
                 assert client.recv(1) == b""
-        closed = proxy.stats("connections_closed")["connections_closed"]
-        assert {reason: count for reason, count in closed.items() if count} == {"not_allowed": 5}
+        settles(lambda: proxy.stats("connections_closed")["connections_closed"]["not_allowed"], 5)
+        assert sum(proxy.stats("connections_closed")["connections_closed"].values()) == 5
         assert not server.sessions
         rejected = "rejected a client from 127.0.0.1, which no --allow covers"
         assert all(line.endswith(rejected) for line in proxy.says("a client", times=5))

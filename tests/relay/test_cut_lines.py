@@ -141,7 +141,7 @@ def test_a_server_executes_a_last_request_without_newline_only_after_a_fin(
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy:
         client = connect(proxy.port)
         client.sendall(CUT)
-        settles(lambda: proxy.stats("bytes_from_clients"), {"bytes_from_clients": len(CUT)})
+        settles(lambda: server.received, [CUT])
         end(client)
         settles(lambda: proxy.stats("connections_active"), {"connections_active": 0})
         settles(lambda: server.sessions[0].thread.is_alive(), False)

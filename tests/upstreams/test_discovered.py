@@ -70,6 +70,7 @@ def test_servers_follow_answers_that_grow_shrink_turn_empty_fail_and_time_out(tm
             assert "discovery_failing" not in proxy.get("/ready")[1]["warnings"]
             proxy.says(f"cannot look up dns:{NAME}:{port}: SERVFAIL from 127.0.0.1; keeping the 3 found ")
             # The server with the session is gone.
+            settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
             its = next(row["name"] for row in proxy.get("/upstreams")[1]["upstreams"] if row["connections_active"])
             names.host(NAME, *[host for host in HOSTS if not its.startswith(f"{host}:")])
             settles(lambda: states(proxy)[its], "draining")

@@ -104,7 +104,7 @@ def test_a_name_is_looked_up_again_when_its_address_takes_no_connections_any_mor
     command = looking_up("def look_up(host, *rest): return true(open('address').read(), *rest)")
     (tmp_path / "address").write_text("127.0.0.2")
     with ExitStack() as stack:
-        old = stack.enter_context(FooServer(socket.create_server(("127.0.0.2", 0))))
+        old = stack.enter_context(FooServer(socket.create_server(("127.0.0.2", free_port()))))
         more = ("--forward", f"foo.example:{old.port}")
         proxy = stack.enter_context(fooproxy(tmp_path, *more, command=command))
         assert is_served(proxy)
@@ -208,7 +208,10 @@ def test_a_crowd_that_waits_for_a_server_that_is_down_is_served_when_it_comes_ba
 
 
 def test_a_server_that_restarts_under_its_clients_costs_only_the_sessions_it_had(tmp_path: Path) -> None:
-    with FooServer() as server, fooproxy(tmp_path, "--connect-timeout", "60", upstream=server.port) as proxy:
+    with (
+        FooServer(socket.create_server(("127.0.0.1", free_port()))) as server,
+        fooproxy(tmp_path, "--connect-timeout", "60", upstream=server.port) as proxy,
+    ):
         with connect(proxy.port) as client:
             client.sendall(b"REQ 1 a\n")
             assert read_lines(client, 1) == b"ACK 1 a\n"
@@ -247,7 +250,7 @@ def test_a_look_up_for_which_there_is_nothing_left_is_a_failure_that_passes(tmp_
         ) as proxy,
     ):
         assert is_refused(proxy)
-        assert closed(proxy) == {"upstream_unresolved": 1}
+        settles(lambda: closed(proxy), {"upstream_unresolved": 1})
         (tmp_path / "exhausted").unlink()
         assert is_served(proxy)
 
@@ -255,7 +258,7 @@ def test_a_look_up_for_which_there_is_nothing_left_is_a_failure_that_passes(tmp_
 def test_a_name_that_is_none_is_not_resolved(tmp_path: Path) -> None:
     with fooproxy(tmp_path, "--forward", "foo..example:8001", "--connect-timeout", "0.5") as proxy:
         assert is_refused(proxy)
-        assert closed(proxy) == {"upstream_unresolved": 1}
+        settles(lambda: closed(proxy), {"upstream_unresolved": 1})
 
 
 def warnings(proxy: Proxy) -> list[str]:
@@ -288,13 +291,13 @@ def test_what_accepts_for_a_dead_server_and_closes_at_once_is_unreachable_and_lo
     ):
         stack.callback(server.shutdown, socket.SHUT_RDWR)
         threading.Thread(target=_turn_away, args=(server,), daemon=True).start()
-        assert unready(proxy) == ["upstream_unreachable"]
+        settles(lambda: unready(proxy), ["upstream_unreachable"])
         with connect(proxy.port) as client:
             # It looks before it speaks.
             assert read_to_end(client) == b""
         settles(lambda: closed(proxy), {"upstream_closed": 1})
         assert "upstream_drops_requests" in warnings(proxy)
-        assert "ended: upstream_closed" in proxy.log
+        proxy.says("ended: upstream_closed")
 
 
 def _turn_away(server: socket.socket) -> None:
@@ -306,7 +309,7 @@ def _turn_away(server: socket.socket) -> None:
 def test_a_proxy_that_forwards_to_itself_is_not_ready_even_before_a_client_came(tmp_path: Path) -> None:
     port = free_port()
     with fooproxy(tmp_path, "--listen", f"[::]:{port}", "--forward", f"127.0.0.1:{port}") as proxy:
-        assert unready(proxy) == ["loop", "upstream_unreachable"]
+        settles(lambda: unready(proxy), ["loop", "upstream_unreachable"])
 
 
 def test_a_server_that_hangs_is_stuck_after_ten_seconds_and_not_when_it_answers_again(tmp_path: Path) -> None:
@@ -317,10 +320,10 @@ def test_a_server_that_hangs_is_stuck_after_ten_seconds_and_not_when_it_answers_
     ):
         client.sendall(b"REQ 1 a\n")
         settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
-        assert warnings(proxy) == []
+        assert "upstream_stuck" not in warnings(proxy)
         # Forged replies of a client change nothing.
         client.sendall(b"ACK 1\n")
-        settles(lambda: warnings(proxy), ["upstream_stuck"])
+        eventually(lambda: "upstream_stuck" in warnings(proxy))
         assert unready(proxy) == []
         server.release()
         assert read_lines(client, 2) == b"ACK 1 a\nNAK 0 ERRDECODE\n"

@@ -77,21 +77,26 @@ def site(shared: Site) -> Iterator[Site]:
     settles(lambda: shared.proxy.stats("connections_active"), {"connections_active": 0})
 
 
+def asked(server: FooServer) -> int:
+    """Return how many requests the server has got."""
+    return b"".join(server.received).count(b"\n")
+
+
 def test_the_socket_is_for_its_own_user_only(site: Site) -> None:
     assert stat.S_IMODE(site.path.stat().st_mode) == 0o600
     site.proxy.says(f"taking orders on {site.path}")
 
 
 def test_a_server_that_drains_gets_no_clients_until_it_is_ready_and_the_log_says_who_asked(site: Site) -> None:
-    before = len(site.a.sessions)
+    before = asked(site.a)
     site.order("upstreams", "first", "drain")
     for _ in range(10):
         assert exchange(site.proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
-    assert len(site.a.sessions) == before
+    assert asked(site.a) == before
     first, second = ask(str(site.path), "GET", "upstreams")["upstreams"]
     assert (first["state"], first["reason"], second["reason"]) == ("draining", "operator", None)
     assert re.fullmatch(r"draining by \S+ \(uid \d+, pid \d+\)", first["error"])
-    assert site.proxy.get("/ready")[1]["warnings"] == ["upstream_held"]
+    assert "upstream_held" in site.proxy.get("/ready")[1]["warnings"]
     site.proxy.says(f"(uid {os.getuid()}, pid {os.getpid()}) drained upstream first")
     answer = site.order("upstreams", "first", "ready")
     assert answer["upstreams"] == [{"name": "first", "state": "up"}]
@@ -107,6 +112,8 @@ def test_a_name_may_have_slashes_and_colons(site: Site) -> None:
 
 def test_a_pause_lets_clients_wait_and_says_when_nothing_is_in_flight(site: Site) -> None:
     with connect(site.proxy.port) as busy, connect(site.proxy.port) as late:
+        late.sendall(b"REQ 1 a\n")
+        assert read_lines(late, 1) == b"ACK 1 a\n"
         before = site.proxy.stats()["bytes_from_clients"]
         busy.sendall(b"REQ 1 ")
         settles(lambda: site.proxy.stats()["bytes_from_clients"] - before, 6)
@@ -116,12 +123,12 @@ def test_a_pause_lets_clients_wait_and_says_when_nothing_is_in_flight(site: Site
             settles(lambda: site.proxy.stats("clients_waiting"), {"clients_waiting": 1})
             busy.sendall(b"a\n")
             assert read_lines(busy, 1) == b"ACK 1 a\n"
-            assert site.order("pause", wait=10)["idle"] is True
+            assert site.order("pause", wait=60)["idle"] is True
             assert site.states() == ["paused", "paused"]
             assert site.proxy.get("/ready")[0] == 200
             # A session that was there before goes on.
-            late.sendall(b"REQ 1 b\n")
-            assert read_lines(late, 1) == b"ACK 1 b\n"
+            late.sendall(b"REQ 2 b\n")
+            assert read_lines(late, 1) == b"ACK 2 b\n"
             assert site.proxy.stats("clients_waiting") == {"clients_waiting": 1}
             site.order("resume")
             assert read_lines(new, 1) == b"ACK 1 new\n"

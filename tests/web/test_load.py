@@ -18,7 +18,7 @@ import pytest
 from fooproxy.web.site import MOST_CONNECTIONS
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
 from tests.helpers.processes import completed, started
-from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run
+from tests.helpers.proxyprocess import TWISTD, Proxy, eventually, fooproxy, options, run, settles
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,7 @@ def dribble(clients: list[socket.socket], byte: bytes) -> None:
 def test_five_hundred_slow_http_clients_neither_hold_up_foo_clients_nor_pile_up(tmp_path: Path) -> None:
     with FooServer() as server, fooproxy(tmp_path, upstream=server.port) as proxy, ExitStack() as stack:
         foo = stack.enter_context(connect(proxy.port))
+        settles(lambda: proxy.stats("connections_active"), {"connections_active": 1})
         idle, before = sockets(proxy), proxy.memory("VmRSS")
         slow = []
         for _ in range(CROWD):

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import pytest
 from docutils import nodes
 
-from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, exchange, read_lines
+from tests.helpers.fooserver import PATIENCE, FooServer, FooSession, connect, counted, exchange, free_port, read_lines
 from tests.helpers.processes import ROOT, completed, started
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 from tests.project.test_docs import parsed
@@ -542,8 +542,8 @@ def test_a_crash_whose_last_second_was_not_saved_is_no_second_start_of_the_count
     program("prometheus")
     query = 'increase(fooproxy_messages_total{type="req"}[2m])'
     with FooServer() as server, ExitStack() as stack:
-        with fooproxy(tmp_path, upstream=server.port) as proxy:
-            port = proxy.http_port
+        port = free_port()
+        with fooproxy(tmp_path, "--http", f"127.0.0.1:{port}", upstream=server.port) as proxy:
             watcher = stack.enter_context(prometheus(tmp_path, shipped_configuration(tmp_path, port)))
             settles(lambda: watcher.query('fooproxy_messages_total{type="req"}'), [0.0])
             ask_many(proxy.port, 1000)
