@@ -59,10 +59,10 @@ class TimeTable:
         now = self._now()
         late = now.time - self._samples[-1].time > 2 * INTERVAL
         self._passed_over = late and not self._passed_over
+        if late and now.time - self._seen() > INTERVAL:
+            self.mark()
         if not self._passed_over:
             self._append(now)
-        elif now.time - self._seen() > INTERVAL:
-            self.mark()
 
     def mark(self) -> None:
         """Add a sample for the time at which the last data was read, if that is after the last sample.

@@ -391,6 +391,19 @@ def test_what_was_read_before_a_stall_belongs_before_it(rate: int) -> None:
     assert stalled.world.report("request_rate_10s") == 0.0
 
 
+def test_what_was_read_between_two_stalls_belongs_between_them(world: World) -> None:
+    times, session = world.stats.times, world.session()
+    times.sample()
+    world.now += 0.2
+    world.ask(session, 1000)
+    # Late, so it is left out: there may be more to read.
+    times.sample()
+    world.now += 1.5
+    times.sample()
+    assert world.report("request_rate_1s") == 0.0
+    assert world.report("request_rate_10s") == pytest.approx(100.0)
+
+
 def test_what_is_read_first_after_a_stall_belongs_to_the_stall() -> None:
     stalled = Stalled(100)
     before = stalled.world.stats.msg_req
