@@ -80,7 +80,7 @@ class Proxy:
         self.pid = process.pid
         self.stdout = stdout
         self._log = log
-        self.port = self._announced(r"(?m)listening for clients on \S*?(\d+)$")
+        self.port = self._announced(r"listening for clients on \S*?(\d+)\n")
         self.http_port = self._announced(r"serving HTTP on http://127\.0\.0\.1:(\d+)/")
         # Wait until the proxy serves, since the ports are open a little earlier.
         assert self.get("/health") == (200, {"status": "OK!"})

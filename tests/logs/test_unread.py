@@ -206,7 +206,7 @@ def test_a_report_that_nobody_reads_to_its_end_stops_nothing(tmp_path: Path) -> 
             os.close(writing)
 
             def port() -> int:
-                found = re.search(r"clients on 127.0.0.1:(\d+)", (tmp_path / "log").read_text())
+                found = re.search(r"clients on 127.0.0.1:(\d+)\n", (tmp_path / "log").read_text())
                 return int(found[1]) if found else 0
 
             relay = eventually(port)

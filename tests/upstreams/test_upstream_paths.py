@@ -306,7 +306,9 @@ class InNetwork:
         """Run it; the result is the port it listens on."""
         log = self._folder / "log"
         with log.open("wb") as err, started(self._command, stdout=err, stderr=err, cwd=self._folder):
-            found: Any = eventually(lambda: re.search(r"listening for clients on 127\.0\.0\.1:(\d+)", log.read_text()))
+            found: Any = eventually(
+                lambda: re.search(r"listening for clients on 127\.0\.0\.1:(\d+)\n", log.read_text())
+            )
             yield int(found[1])
 
 

@@ -131,7 +131,7 @@ def prometheus(folder: Path, configuration: str) -> Iterator[Prometheus]:
 
         def listening() -> re.Match[str] | None:
             assert process.poll() is None, log.read_text()
-            return re.search(r'"Listening on".* address=127\.0\.0\.1:(\d+)', log.read_text())
+            return re.search(r'"Listening on".* address=127\.0\.0\.1:(\d+)\n', log.read_text())
 
         match = eventually(listening)
         assert match is not None
@@ -279,7 +279,8 @@ def test_a_rate_is_what_was_sent_per_second(watched: Watched) -> None:
     rate = watched.prometheus.query(
         f'rate(fooproxy_messages_total{{type="req"}}[{WINDOW}s])', at=watched.traffic.middle
     )
-    assert rate == [pytest.approx(watched.traffic.rate, rel=0.15)]
+    # A scrape that is late at an end of the window costs a part of it.
+    assert rate == [pytest.approx(watched.traffic.rate, rel=0.3)]
 
 
 @pytest.mark.slow
