@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from fooproxy import __version__
-from fooproxy.core import REASON
+from fooproxy.core import IMPLEMENTATION, REASON
 from fooproxy.ends import Ends
 from fooproxy.launch import Launch
 from fooproxy.logs.formats import FORMATS
@@ -105,7 +105,8 @@ class ProxyService(Service):
         """Claim the recovery file as the user who will write it, and open the listeners while still privileged."""
         super().privilegedStartService()
         self._launch.settled()
-        self.log.info("fooproxy {version}, {reason}", version=__version__, reason=REASON)
+        how = REASON.replace("{", "{{").replace("}", "}}")
+        self.log.info(f"fooproxy {{version}}, {how}", version=__version__, implementation=IMPLEMENTATION)
         parts = self._parts
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(parts.saving.claim))

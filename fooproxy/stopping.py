@@ -36,10 +36,11 @@ class Stopping:
         if self._bridge.sessions:
             await deferLater(self._clock, LAST_LOOK)
         if self._bridge.sessions and self._patience:
+            count = len(self._bridge.sessions)
             self.log.info(
-                "stopping: waiting up to {seconds:g} s for {sessions} to finish",
+                f"stopping: waiting up to {{seconds:g}} s for {{sessions}} {_noun(count)} to finish",
                 seconds=self._patience,
-                sessions=_counted(len(self._bridge.sessions), "session"),
+                sessions=count,
             )
         deadlines: Deadlines[Stopping] = Deadlines(self._clock)
         deadlines.set(self, self._patience, self._cut_short)
@@ -56,15 +57,15 @@ class Stopping:
         left = len(self._bridge.sessions)
         closing = sum(session.state == "closing" for session in self._bridge.sessions)
         if left > closing:
-            self.log.warn("aborting {sessions}", sessions=_counted(left - closing, "busy session"))
+            self.log.warn(f"aborting {{sessions}} busy {_noun(left - closing)}", sessions=left - closing)
         if closing:
             self.log.info(
-                "not waiting any longer for {sessions} to close, whose last replies may still be on their way",
-                sessions=_counted(closing, "session"),
+                f"not waiting any longer for {{sessions}} {_noun(closing)} to close, whose last replies may still be "
+                "on their way",
+                sessions=closing,
             )
         self._bridge.abort()
 
 
-def _counted(number: int, noun: str) -> str:
-    """Return `number` with `noun`, in the plural unless it is one: "1 session", "2 sessions"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _noun(number: int) -> str:
+    return "session" if number == 1 else "sessions"

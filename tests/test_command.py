@@ -81,6 +81,8 @@ def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_ha
             assert process.wait(PATIENCE) == 0
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert all(list(entry)[:4] == ["time", "level", "logger", "message"] for entry in entries)
+    (first,) = [entry for entry in entries if "implementation" in entry]
+    assert {name: first[name] for name in list(first)[4:]} == {"version": __version__, "implementation": IMPLEMENTATION}
     (ended,) = [entry for entry in entries if "session" in entry]
     found = {name: ended[name] for name in ("level", "session", "reason", "req", "ack", "unanswered")}
     assert found == {"level": "info", "session": 1, "reason": "client_closed", "req": 1, "ack": 1, "unanswered": 0}

@@ -100,11 +100,11 @@ class Limits:
         reasons = ", ".join(f"{number} {reason}" for reason, number in period.hidden.most_common() if reason)
         self.log.emit(
             period.level,
-            "not logged in the last {seconds:.0f} s: {count} {kind}{reasons}",
+            "not logged in the last {seconds:.0f} s: {count} {kind}" + (" ({reasons})" if reasons else ""),
             seconds=now - period.began,
             count=count,
             kind=kind,
-            reasons=f" ({reasons})" if reasons else "",
+            reasons=reasons,
             limited="",
         )
 

@@ -159,7 +159,7 @@ class Saving:
         if not self.failing:
             self.failing = True
             self.log.error(
-                "cannot save the statistics to {path}: {why}; a crash would now lose the counts since the last save",
+                "cannot save the statistics to {path}: {error}; a crash would now lose the counts since the last save",
                 path=one_line(str(self._saver.path)),
-                why=why,
+                error=why,
             )

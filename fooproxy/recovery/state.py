@@ -86,19 +86,21 @@ class Recovery:
         if -self._max_age <= age <= self._max_age:
             self._restore(state, max(age, 0.0))
             self.log.info(
-                "restored the statistics from {path}, saved {when}",
+                f"restored the statistics from {{path}}, saved {_when(age)}",
                 path=one_line(str(self._saver.path)),
-                when=_when(age),
+                age_seconds=age,
+                limited="",
             )
         else:
             aside = self._saver.put_aside("old")
             self.log.warn(
-                "the recovery file {path} was saved {when}, more than --recovery-max-age ({max_age:g} s) allows; "
-                "the file was moved to {aside}, and all statistics start from zero",
+                f"the recovery file {{path}} was saved {_when(age)}, more than --recovery-max-age "
+                "({max_age_seconds:g} s) allows; the file was moved to {aside}, and all statistics start from zero",
                 path=one_line(str(self._saver.path)),
-                when=_when(age),
-                max_age=self._max_age,
+                age_seconds=age,
+                max_age_seconds=self._max_age,
                 aside=one_line(str(aside)),
+                limited="",
             )
 
     def _restore(self, state: SavedState, age: float) -> None:

@@ -166,7 +166,7 @@ class Gate(Acceptor):
         """
         while True:
             if not self.has_room:
-                self.pause("limit", f"session limit of {self._limit} reached; new clients wait until a session ends")
+                self.pause("limit", "")
                 raise nobody()
             client, address = super().accept()
             if self._trail is not None and self._trail.was_made_here(client, address):
@@ -207,8 +207,12 @@ class Gate(Acceptor):
         """Count a pause, and log the first one."""
         self._pauses[cause] += 1
         if is_news:
-            words = why if cause == "limit" else f"cannot accept clients: {why}; new clients wait"
-            self.log.warn("{words}", words=words, limited="pauses of accepting")
+            line = "cannot accept clients: {error}; new clients wait"
+            fields: dict[str, Any] = {"error": why}
+            if cause == "limit":
+                line = "session limit of {limit} reached; new clients wait until a session ends"
+                fields = {"limit": self._limit}
+            self.log.warn(line, **fields, limited="pauses of accepting")
 
     def recovered(self) -> None:
         """Log that clients do not wait any more."""

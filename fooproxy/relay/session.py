@@ -220,9 +220,9 @@ class Session(Generic[Seen]):
         how = "closed" if isinstance(why, ConnectionDone) else "tls" if is_tls(why) else "reset"
         if how == "tls" and leg is self.client:
             self.log.info(
-                "TLS with {client} failed: {why}",
+                "TLS with {client} failed: {error}",
                 client=leg.peer,
-                why=one_line(words(why)),
+                error=one_line(words(why)),
                 limited="TLS failures of clients",
             )
         if self.reason is None:

@@ -187,7 +187,7 @@ class Condition:
     def doubt(self, why: str) -> None:
         """Prefer other servers from now on, since checks fail; `why` is for the log."""
         self.doubted = True
-        self._standing.fall(why, "upstream_check", "upstream {name} fails its checks: {error}")
+        self._standing.fall(why, "upstream_check", "upstream {upstream} fails its checks: {error}")
 
     def trust(self) -> None:
         """Use the server like others again, since checks pass."""
@@ -207,7 +207,7 @@ class Condition:
         if self.counts is not None and is_counted:
             self.counts.connect_failures[kind(reason)] += 1
         if self.failures >= self.patience or self.error is not None:
-            line = "cannot connect to upstream {name}: {error}"
+            line = "cannot connect to upstream {upstream}: {error}"
             self._standing.fall(one_line(words(reason)), counted_as(reason), line)
         self.when_failed()
 
@@ -220,7 +220,7 @@ class Condition:
         self.failing = self.ejected = True
         if self.counts is not None:
             self.counts.ejections += 1
-        self._standing.fall(why, reason, "taking out upstream {name}: {error}")
+        self._standing.fall(why, reason, "taking out upstream {upstream}: {error}")
         self.when_failed()
 
     def succeeded(self, is_trial: bool = False) -> None:

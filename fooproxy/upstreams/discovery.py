@@ -331,10 +331,9 @@ class Found:
         if names != before:
             words = "servers" if len(names) > 1 else "server"
             self.log.info(
-                "{name} has {count} {words} now: {servers}",
+                f"{{name}} has {{count}} {words} now: {{servers}}",
                 name=self.forward.name,
                 count=len(names),
-                words=words,
                 servers=", ".join(names),
             )
         if left_out and not self._left_out:
@@ -355,9 +354,9 @@ class Found:
             if self._found_at is None:
                 line += "no server is known yet, and clients wait"
             else:
-                line += "keeping the {count} found {age:.0f} s ago"
+                line += "keeping the {count} found {age_seconds:.0f} s ago"
             age = 0.0 if self._found_at is None else now - self._found_at
-            self.log.warn(line, name=self.forward.name, error=why, count=len(self.present), age=age)
+            self.log.warn(line, name=self.forward.name, error=why, count=len(self.present), age_seconds=age)
         self.error = why
         self._owner.changed()
         self._again(self._pause)

@@ -79,7 +79,7 @@ class Standing:
             self.change()
             is_relapse = self.since - self._recovered_at <= _RELAPSE
             self._probation = min(2 * self._probation, _LONGEST_PROBATION) if is_relapse else _PROBATION
-            self.log.warn(line, name=self._name, error=self.error)
+            self.log.warn(line, upstream=self._name, reason=self.reason, error=self.error)
 
     def rise_soon(self) -> None:
         """Note that the server can be used again: the episode ends if it does not fail for a while."""
@@ -91,7 +91,7 @@ class Standing:
         self.change()
         self._recovered_at = self.since
         self.error = self.reason = None
-        self.log.info("connected to upstream {name} again", name=self._name)
+        self.log.info("connected to upstream {upstream} again", upstream=self._name)
 
     def clear(self) -> None:
         """Say nothing more of an episode."""

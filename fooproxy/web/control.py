@@ -41,6 +41,9 @@ _LOOK = 0.05
 """Seconds between two looks whether it has."""
 
 
+_WHO = "{user} (uid {uid}, pid {pid})"
+
+
 class Proxy(Protocol):
     """What can be done with the proxy and its sessions."""
 
@@ -97,12 +100,13 @@ class Control:
     @app.route("/pause", methods=["POST"])
     async def pause_all(self, request: IRequest) -> bytes:
         """Pause all servers: new clients wait, and what is under way is answered."""
-        return await self._pause(request, self._upstreams.servers, "all upstreams", self._upstreams.pause_all)
+        hold = self._upstreams.pause_all
+        return await self._pause(request, self._upstreams.servers, hold, "paused all upstreams")
 
     @app.route("/resume", methods=["POST"])
     def resume_all(self, request: IRequest) -> bytes:
         """Resume all servers."""
-        self._note(request, "resumed all upstreams")
+        self._note(request, "resumed all upstreams", order="resume")
         self._upstreams.resume_all()
         return as_json(request, 200, self._shown(self._upstreams.servers))
 
@@ -111,19 +115,21 @@ class Control:
         """Pause a server: new clients go to others, or wait, and what is under way is answered."""
         server = self._server(name)
         hold = partial(self._upstreams.hold, server, "paused")
-        return await self._pause(request, [server], f"upstream {server.name}", hold)
+        return await self._pause(request, [server], hold, "paused upstream {upstream}", upstream=server.name)
 
     @app.route("/upstreams/<path:name>/resume", methods=["POST"])
     def resume(self, request: IRequest, name: str) -> bytes:
         """Resume a server that was paused."""
         server = self._server(name)
-        return self._release(request, server, f"resumed upstream {server.name}", "paused")
+        self._note(request, "resumed upstream {upstream}", order="resume", upstream=server.name)
+        return self._release(request, server, "paused")
 
     @app.route("/upstreams/<path:name>/drain", methods=["POST"])
     async def drain(self, request: IRequest, name: str) -> bytes:
         """Drain a server: it gets no more clients, and its sessions go on until they end."""
         server, seconds = self._server(name), _seconds(request)
-        self._upstreams.hold(server, "draining", self._note(request, f"drained upstream {server.name}"))
+        who = self._note(request, "drained upstream {upstream}", order="drain", upstream=server.name)
+        self._upstreams.hold(server, "draining", who)
         await self._until(lambda: server.held is None or not self._open([server]), seconds)
         return as_json(request, 200, self._shown([server]))
 
@@ -131,7 +137,8 @@ class Control:
     def ready(self, request: IRequest, name: str) -> bytes:
         """Give clients to a server again, whether it was draining or paused."""
         server = self._server(name)
-        return self._release(request, server, f"made upstream {server.name} ready", "draining", "paused")
+        self._note(request, "made upstream {upstream} ready", order="ready", upstream=server.name)
+        return self._release(request, server, "draining", "paused")
 
     @app.route("/connections/<int:number>/close", methods=["POST"])
     async def close(self, request: IRequest, number: int) -> bytes:
@@ -140,7 +147,7 @@ class Control:
         session = next((each for each in self._sessions if each.observer.number == number), None)
         if session is None:
             raise Refused(404, "no open session has this ID")
-        self._note(request, f"closed session {number}")
+        self._note(request, "closed session {session}", order="close", session=number)
         within = self._proxy.close(session)
         await self._until(lambda: session not in self._sessions, seconds)
         is_open = session in self._sessions
@@ -149,7 +156,7 @@ class Control:
     @app.route("/drain", methods=["POST"])
     def drain_all(self, request: IRequest) -> bytes:
         """Drain and stop the proxy, as SIGTERM does."""
-        self._note(request, "stopped the proxy")
+        self._note(request, "stopped the proxy", order="stop")
         # So that the answer is on its way before.
         self._clock.callLater(0, self._proxy.drain)
         return as_json(request, 200, {"state": "draining", "connections_active": len(self._sessions)})
@@ -157,16 +164,15 @@ class Control:
     answer_errors(app)
 
     async def _pause(
-        self, request: IRequest, servers: Sequence[Server], what: str, hold: Callable[[str], None]
+        self, request: IRequest, servers: Sequence[Server], hold: Callable[[str], None], what: str, **fields: str
     ) -> bytes:
         seconds = _seconds(request)
-        hold(self._note(request, f"paused {what}"))
+        hold(self._note(request, what, order="pause", **fields))
         is_over = await self._until(lambda: self._is_idle(servers) or not _are_paused(servers), seconds)
         is_idle = is_over and _are_paused(servers)
         return as_json(request, 200, {**self._shown(servers), "idle": is_idle})
 
-    def _release(self, request: IRequest, server: Server, what: str, *hows: str) -> bytes:
-        self._note(request, what)
+    def _release(self, request: IRequest, server: Server, *hows: str) -> bytes:
         self._upstreams.release(server, *hows)
         return as_json(request, 200, self._shown([server]))
 
@@ -220,11 +226,11 @@ class Control:
             await deferLater(self._clock, _LOOK)
         return True
 
-    def _note(self, request: Any, what: str) -> str:
-        """Log what is done, and return who asked for it."""
-        who = _asker(request)
-        self.log.info("{who} {what}", who=who, what=what)
-        return who
+    def _note(self, request: Any, what: str, **fields: str | int) -> str:
+        """Log what is done, a template of the `fields`, and return who asked for it."""
+        asker = _asker(request)
+        self.log.info(f"{_WHO} {what}", **asker, **fields, limited="orders")
+        return _WHO.format(**asker)
 
 
 def _are_paused(servers: Sequence[Server]) -> bool:
@@ -235,11 +241,11 @@ def _seconds(request: IRequest) -> int:
     return Query(request).number("wait", 0, LONGEST_WAIT)
 
 
-def _asker(request: Any) -> str:
+def _asker(request: Any) -> dict[str, str | int]:
     """Return the user and the process that have sent a request."""
     pid, user = peer_process(request.channel.transport.getHandle())
     try:
         name = pwd.getpwuid(user).pw_name
     except (KeyError, OverflowError):
         name = "somebody"
-    return f"{name} (uid {user}, pid {pid})"
+    return {"user": name, "uid": user, "pid": pid}

@@ -57,7 +57,7 @@ async def test_a_client_that_does_not_speak_tls_ends_with_a_reason_of_its_own(be
         await until(lambda: (plain.fin or plain.lost) and not bed.bridge.sessions)
     assert bed.reasons() == {"client_tls": 1}
     assert not bed.upstreams.built
-    assert [event["why"] for event in events if "client" in event] == ["wrong version number (does it speak TLS?)"]
+    assert [event["error"] for event in events if "client" in event] == ["wrong version number (does it speak TLS?)"]
 
 
 @ensure

@@ -187,8 +187,8 @@ def test_a_server_that_fails_three_checks_gets_no_clients_until_two_have_passed(
         case.join(10)
         assert case.served[0] > before
     assert [event["log_format"] for event in events] == [
-        "upstream {name} fails its checks: {error}",
-        "connected to upstream {name} again",
+        "upstream {upstream} fails its checks: {error}",
+        "connected to upstream {upstream} again",
     ]
 
 

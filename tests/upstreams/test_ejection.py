@@ -48,7 +48,7 @@ def test_three_dropped_sessions_in_a_row_take_a_server_out() -> None:
     assert case.out == [0]
     assert (case.states[0], case.servers[0].reason) == ("down", "upstream_drops_requests")
     assert case.counts[0].ejections == 1
-    assert [event["log_format"] for event in events] == ["taking out upstream {name}: {error}"]
+    assert [event["log_format"] for event in events] == ["taking out upstream {upstream}: {error}"]
     case.join(10)
     assert case.served == [0, 10]
 

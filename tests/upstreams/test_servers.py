@@ -220,8 +220,8 @@ def test_three_failures_in_a_row_make_a_server_down_and_fewer_do_not() -> None:
         assert world.states == ["down", "up"]
         assert world.servers[0].error is not None and world.all.error is None
         assert world.all.counts == (1, 2)
-    assert [event["log_format"] for event in events] == ["cannot connect to upstream {name}: {error}"]
-    assert events[0]["name"] == "server-0"
+    assert [event["log_format"] for event in events] == ["cannot connect to upstream {upstream}: {error}"]
+    assert events[0]["upstream"] == "server-0"
 
 
 def test_a_server_that_is_back_is_found_without_a_client_and_gets_its_share_slowly() -> None:
