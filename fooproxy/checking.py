@@ -43,8 +43,8 @@ class Row(NamedTuple):
     look: Callable[[str], str]
 
 
-def check(rows: Sequence[Row]) -> bool:
-    """Print the options, and problems on standard error; return whether there was none."""
+def check(rows: Sequence[Row], notes: Sequence[str] = ()) -> bool:
+    """Print the options, and `notes` and problems on standard error; return whether there was no problem."""
     problems = []
     name_width = max(len(row.name) for row in rows)
     text_width = max(len(one_line(text)) for row in rows for text in row.texts)
@@ -60,7 +60,7 @@ def check(rows: Sequence[Row]) -> bool:
                     print(f"{'':{name_width}}    {one_line(found)}")
     # In the order in which they were written, also if both go to one file.
     sys.stdout.flush()
-    for problem in problems:
+    for problem in (*notes, *problems):
         print(f"fooproxy: {one_line(problem)}", file=sys.stderr)
     return not problems
 

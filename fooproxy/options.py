@@ -20,9 +20,11 @@ from fooproxy import __version__, checking, values
 from fooproxy.configuration import ConfigurationFile
 from fooproxy.core import IMPLEMENTATION
 from fooproxy.early import let_go
+from fooproxy.environment import left_over, misspelt
 from fooproxy.helptext import formatted
-from fooproxy.net.addresses import expects_proxy_header, host_port
+from fooproxy.net.addresses import expects_proxy_header, host_port, takes_passed_socket
 from fooproxy.net.overlap import claim, overlap
+from fooproxy.net.private import passed_sockets
 from fooproxy.probing import check_health
 from fooproxy.text import one_line
 from fooproxy.upstreams.forward import read_forward, twice
@@ -30,6 +32,7 @@ from fooproxy.upstreams.forward import read_forward, twice
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from fooproxy.environment import Note
     from fooproxy.net.overlap import Claim
 
 _THIS_MACHINE = {"", "0.0.0.0", "127.0.0.1", "localhost"}
@@ -442,6 +445,8 @@ class Options(usage.Options):
         self._texts: dict[str, list[str]] = {}
         self._sources: dict[str, Source] = {}
         self._instead: Callable[[], NoReturn] | None = None
+        self.notes: list[Note] = []
+        """What the environment has and is not used, although somebody seems to have meant it."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -469,6 +474,8 @@ class Options(usage.Options):
         if self._instead != self._report_health:
             # The proxy that is asked may have got others for what is not asked about.
             self._check_combinations()
+        self.notes += misspelt(self._environment, [option.variable for option in OPTIONS])
+        self.notes += left_over(passed_sockets(), sum(map(takes_passed_socket, [*self["listen"], self["http"]])))
         if self._instead is not None:
             self._instead()
 
@@ -587,7 +594,7 @@ class Options(usage.Options):
             places = [self._place(option.name, index) for index in range(len(texts))]
             sources = [source.kind] * len(texts) if source.kind in ("default", "command line") else places
             rows.append(checking.Row(option.name, texts, sources, places, option.look))
-        raise SystemExit(0 if checking.check(rows) else 2)
+        raise SystemExit(0 if checking.check(rows, list(map(str, self.notes))) else 2)
 
     def _report_health(self) -> NoReturn:
         """Ask the proxy that runs with these options, and end the process."""

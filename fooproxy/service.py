@@ -107,6 +107,8 @@ class ProxyService(Service):
         self._launch.settled()
         how = REASON.replace("{", "{{").replace("}", "}}")
         self.log.info(f"fooproxy {{version}}, {how}", version=__version__, implementation=IMPLEMENTATION)
+        for note in self._options.notes:
+            self.log.warn(note.template, **note.fields, limited="")
         parts = self._parts
         # First, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(parts.saving.claim))

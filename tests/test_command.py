@@ -67,7 +67,10 @@ def test_a_signal_is_heeded_before_twisted_is_loaded(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "recovery.json").read_text())
 
 
-def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_have_fields(tmp_path: Path) -> None:
+def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_have_fields(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOOPROXY_LISTN", "8003")
     listen, log = tmp_path / "relay", tmp_path / "log"
     with FooServer() as server, log.open("wb") as stderr:
         more = ("--listen", f"unix:{listen}", "--log-format", "json", "--log-sessions")
@@ -83,6 +86,9 @@ def test_with_the_json_format_each_line_of_the_log_is_one_object_and_sessions_ha
     assert all(list(entry)[:4] == ["time", "level", "logger", "message"] for entry in entries)
     (first,) = [entry for entry in entries if "implementation" in entry]
     assert {name: first[name] for name in list(first)[4:]} == {"version": __version__, "implementation": IMPLEMENTATION}
+    (note,) = [entry for entry in entries if "near" in entry]
+    found = {name: note[name] for name in ("level", "variable", "near")}
+    assert found == {"level": "warn", "variable": "FOOPROXY_LISTN", "near": "FOOPROXY_LISTEN"}
     (ended,) = [entry for entry in entries if "session" in entry]
     found = {name: ended[name] for name in ("level", "session", "reason", "req", "ack", "unanswered")}
     assert found == {"level": "info", "session": 1, "reason": "client_closed", "req": 1, "ack": 1, "unanswered": 0}

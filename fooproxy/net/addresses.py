@@ -208,6 +208,11 @@ def expects_proxy_header(text: str) -> bool:
     return word(text) == "haproxy" and ":" in text
 
 
+def takes_passed_socket(text: str) -> bool:
+    """Whether an address to listen on is a socket that was passed to this process."""
+    return word(text.partition(":")[2] if expects_proxy_header(text) else text) == "systemd"
+
+
 def _balancers(reactor: Any, text: str) -> Any:
     """Make the endpoint that load balancers connect to."""
     description = text.partition(":")[2]

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from fooproxy.net.addresses import HostPort, expects_proxy_header, tcp_place, unix_path
-from fooproxy.net.descriptions import check_listening, word
+from fooproxy.net.addresses import HostPort, expects_proxy_header, takes_passed_socket, tcp_place, unix_path
+from fooproxy.net.descriptions import check_listening
 
 _Host: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address | str"
 
@@ -31,10 +31,9 @@ def claim(text: str, default: str) -> Claim:
     path = unix_path(text, listens=True)
     if path is not None:
         return f"unix:{Path(path).absolute()}"
-    if expects_proxy_header(text):
-        text = text.partition(":")[2]
-    if word(text) == "systemd":
-        arguments = check_listening(text, text)
+    if takes_passed_socket(text):
+        description = text.partition(":")[2] if expects_proxy_header(text) else text
+        arguments = check_listening(description, text)
         return f"systemd:{arguments.get('index')}:{arguments.get('name')}"
     return text
 

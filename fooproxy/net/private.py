@@ -13,7 +13,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twisted.internet import tcp
+from twisted.internet import endpoints, tcp
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
 
 if TYPE_CHECKING:
@@ -89,6 +89,18 @@ USED = (
         "connect_by(): TLS over our own connections, which remember the addresses of a name",
         "wrapClientTLS() takes any endpoint, but only clientFromString() makes its options from a description",
     ),
+    Use(
+        "twisted.internet.endpoints._SystemdParser",
+        "_SystemdParser",
+        "passed_sockets(): whether systemd has passed sockets that no option uses",
+        "ListenFDs.fromEnvironment() finds none, since Twisted has called it, and it forgets them then",
+    ),
+    Use(
+        "twisted.internet.endpoints._SystemdParser",
+        "_sddaemon",
+        "passed_sockets(): the same",
+        "the parser of systemd: has what Twisted found, and tells it nobody",
+    ),
 )
 
 
@@ -157,6 +169,11 @@ def secured(factory: TLSMemoryBIOFactory) -> TLSMemoryBIOFactory:
 def reserve_descriptor() -> None:
     """Do what Twisted does before it listens: keep a file descriptor for when they run out."""
     tcp._reservedFD.reserve()
+
+
+def passed_sockets() -> int:
+    """Return how many sockets Twisted knows that systemd, or who does as it does, has passed to this process."""
+    return len(endpoints._SystemdParser._sddaemon.inheritedDescriptors())
 
 
 def unsent_cleartext(transport: Any) -> int:

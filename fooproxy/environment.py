@@ -1,0 +1,59 @@
+"""What the environment has for the proxy and the proxy does not use, although somebody seems to have meant it.
+
+These are notes and no errors: others may put there what they like.  It knows the names of variables, and not what their
+values mean; `fooproxy.options` calls it, ``--check-config`` prints the notes, and the service logs them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fooproxy.text import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+_PREFIX = "FOOPROXY_"
+
+_LIKENESS = 0.8
+"""How much alike two names are that are taken for one, from 0 to 1."""
+
+_OF_KUBERNETES = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
+"""What it sets for Services whose names begin with ours."""
+
+
+class Note(NamedTuple):
+    """A template, and the values for it."""
+
+    template: str
+    fields: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.template.format(**self.fields)
+
+
+def misspelt(environment: Mapping[str, str], variables: Collection[str]) -> Iterator[Note]:
+    """Note each variable that is almost one of `variables`."""
+    names = {variable.removeprefix(_PREFIX): variable for variable in variables}
+    for variable, value in environment.items():
+        begin, written = variable[: len(_PREFIX)], variable[len(_PREFIX) :].upper().replace("-", "_")
+        if not value or variable in variables or begin.upper().replace("-", "_") != _PREFIX:
+            continue
+        if not _OF_KUBERNETES.fullmatch(written):
+            for near in difflib.get_close_matches(written, names, 1, _LIKENESS):
+                yield Note(
+                    "the environment variable {variable} is not used; did you mean {near}?",
+                    {"variable": one_line(variable), "near": names[near]},
+                )
+
+
+def left_over(passed: int, used: int) -> Iterator[Note]:
+    """Note that systemd, or who does as it does, has passed more sockets than are used."""
+    if passed > used:
+        yield Note(
+            "{used} of {passed} sockets that were passed to this process (LISTEN_FDS) are used; "
+            "to take the first one, set --listen systemd:domain=INET:index=0",
+            {"passed": passed, "used": used},
+        )
