@@ -22,7 +22,8 @@ class Exchange:
     late: int
     unmatched: int
     cut: int
-    watched: bool
+    special: int
+    unpaired: int
     settled: bool
     in_flight: int
     last_request: int

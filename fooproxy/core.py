@@ -11,7 +11,7 @@ import os
 
 __all__ = ["IMPLEMENTATION", "IS_USED", "REASON", "core"]
 
-INTERFACE = 3
+INTERFACE = 4
 """Grows with each change of what the compiled module offers; so does its own number, in _core.c."""
 
 try:

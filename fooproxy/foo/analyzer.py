@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fooproxy.foo.grammar import LONG, NO_REPLY, NO_REQUEST, TYPES, canonical, heads_of
 from fooproxy.foo.latency import LONGEST, bucket
 from fooproxy.foo.numbers import Block, Number
+from fooproxy.foo.pairing import Pairs
 
 if TYPE_CHECKING:
     from fooproxy.foo.latency import Exchange, Latency
@@ -193,6 +194,8 @@ class Analyzer(Derived):
     def take_back(self, size: int) -> None:
         """Forget the unfinished line, of which `size` bytes were fed since the last newline; they are not relayed."""
         self.place(b"")
+        if self.exchange.pairs is not None:
+            self.exchange.pairs.take_back(self.analysis.requests)
         self.bytes -= size
         self.analysis.total.bytes -= size
 
@@ -231,11 +234,18 @@ class Analysis:
         self.settled: list[Exchange] = [] if before is None else before.settled
         """The watched exchanges that have become settled, for whoever watches them to take; one may be here twice."""
         self._watched: set[Exchange] = set() if before is None else before._watched
+        self._paired: list[bool] = [False] if before is None else before._paired
+        """Whether the seqs of any exchange are compared; in a list, since all analyses share it."""
         self._slip = (NO_REQUEST if requests else NO_REPLY).search
 
     def watch(self, exchange: Exchange, is_watched: bool = True) -> None:
         """Begin or cease to add `exchange` to `settled` whenever it has become so."""
         (self._watched.add if is_watched else self._watched.discard)(exchange)
+
+    def pair(self, exchange: Exchange) -> None:
+        """Compare the seqs of the replies of `exchange` with those of its requests from now on."""
+        exchange.pairs = exchange.pairs or Pairs()
+        self._paired[0] = True
 
     def digest(self) -> None:
         """Catch up if enough chunks wait to make it worthwhile."""
@@ -253,6 +263,10 @@ class Analysis:
         self._latency.seen = max(self._latency.seen, whole[-1][2])
         rest: list[_Fed] = []
         self.waiting.clear()
+        if self._paired[0]:
+            for analyzer, chunk, _ in whole:
+                if analyzer.exchange.pairs is not None:
+                    analyzer.exchange.pairs.feed(self.requests, chunk)
         chunks = [chunk for analyzer, chunk, _ in whole if chunk[-1] == _NEWLINE and not analyzer.apart]
         if len(chunks) < len(whole) or len(chunks[-1]) > Analyzer.large:
             whole, rest = _divide(whole)

@@ -443,7 +443,8 @@ static PyMemberDef exchange_members[] = {
     {"late", T_LONGLONG, offsetof(Exchange, late), READONLY, NULL},
     {"unmatched", T_LONGLONG, offsetof(Exchange, unmatched), READONLY, NULL},
     {"cut", T_USHORT, offsetof(Exchange, cut_short), READONLY, NULL},
-    {"watched", T_BOOL, offsetof(Exchange, watched), 0, NULL},
+    {"unpaired", T_UINT, offsetof(Exchange, unpaired), READONLY, NULL},
+    {"special", T_UBYTE, offsetof(Exchange, special), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -589,6 +590,52 @@ set_state(Analyzer *self, unsigned state)
     self->state = (uint8_t)state;
 }
 
+/* Twin of pairing.py. */
+enum { TYPE, GAP, SEQ, REST, MINUS = 7919 };
+
+static void
+pair(Exchange *self, bool requests, const uint8_t *here, const uint8_t *end)
+{
+    unsigned place = self->places[requests];
+    uint32_t seq = self->seqs[requests];
+    while (here < end) {
+        if (place == REST && (here = memchr(here, '\n', (size_t)(end - here))) == NULL)
+            break;
+        uint8_t byte = *here++;
+        if (byte == '\n') {
+            uint32_t mixed = seq * 0x9E3779B1u;
+            mixed = (mixed ^ mixed >> 15) * 0x85EBCA6Bu;
+            self->unpaired += requests ? mixed : 0 - mixed;
+            place = TYPE;
+            seq = 0;
+        } else if (place == TYPE) {
+            if (byte == ' ' || byte == '\t')
+                place = GAP;
+        } else if (byte >= '0' && byte <= '9') {
+            seq = seq * 10 + (uint32_t)(byte - '0');
+            place = SEQ;
+        } else if (place == GAP && byte == '-') {
+            seq = MINUS;
+            place = SEQ;
+        } else if (place == SEQ || (byte != ' ' && byte != '\t' && byte != '+')) {
+            place = REST;
+        }
+    }
+    self->places[requests] = (uint8_t)place;
+    self->seqs[requests] = seq;
+}
+
+static void
+do_more(Analyzer *self, const char *chunk, size_t size)
+{
+    Exchange *exchange = self->exchange;
+    if (exchange->special & PAIRED)
+        pair(exchange, self->analysis->requests, (const uint8_t *)chunk, (const uint8_t *)chunk + size);
+    if (exchange->special & WATCHED && !exchange->open && !exchange->unfinished)
+        if (PyList_Append(self->analysis->settled, (PyObject *)exchange) < 0)
+            PyErr_Clear();
+}
+
 void
 count(Analyzer *self, const char *chunk, size_t size, int64_t time)
 {
@@ -650,9 +697,8 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
     } else {
         exchange->last = time;
     }
-    if (exchange->watched && !exchange->open && !exchange->unfinished)
-        if (PyList_Append(analysis->settled, (PyObject *)exchange) < 0)
-            PyErr_Clear();
+    if (exchange->special)
+        do_more(self, chunk, size);
 }
 
 static PyObject *
@@ -706,6 +752,8 @@ analyzer_take_back(Analyzer *self, PyObject *argument)
     if (size == -1 && PyErr_Occurred())
         return NULL;
     set_state(self, 0);
+    self->exchange->places[self->analysis->requests] = TYPE;
+    self->exchange->seqs[self->analysis->requests] = 0;
     self->counts[BYTES] -= size;
     self->analysis->total->numbers[BYTES] -= size;
     Py_RETURN_NONE;

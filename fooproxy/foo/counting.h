@@ -33,9 +33,14 @@ typedef struct {
     uint16_t cut_short;
     uint8_t unfinished; /* how many legs are in the middle of a line */
     uint8_t muted;      /* which legs are: a bit for each, see `leg` */
-    bool watched;
+    uint8_t special;    /* what else is done after each chunk: WATCHED, PAIRED */
+    uint8_t places[2];  /* how far `pair` has read the unfinished line of each leg, the one of requests second */
+    uint32_t seqs[2];   /* what its seq is, as far as that is known */
+    uint32_t unpaired;
     int64_t *buckets;
 } Exchange;
+
+enum { WATCHED = 1, PAIRED = 2 };
 
 enum { WORDS = 3 };
 

@@ -28,6 +28,9 @@ class Twin(NamedTuple):
 PURE = Twin(analyzer.Analysis, analyzer.Analyzer, latency.Exchange)
 COMPILED: Twin | None = None
 
+_WATCHED, _PAIRED = 1, 2
+"""What is done for an exchange after each chunk, as counting.h has it."""
+
 if core is not None:  # pragma: no branch (without it the compiled twin is not tested either)
 
     class _Analysis(core.Analysis):
@@ -43,7 +46,11 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
 
         def watch(self, exchange: _Exchange, is_watched: bool = True) -> None:
             """Begin or cease to add `exchange` to `settled` whenever it has become so."""
-            exchange.watched = is_watched
+            exchange.special = exchange.special & ~_WATCHED | (_WATCHED if is_watched else 0)
+
+        def pair(self, exchange: _Exchange) -> None:
+            """Compare the seqs of the replies of `exchange` with those of its requests from now on."""
+            exchange.special |= _PAIRED
 
         def digest(self) -> None:
             """Do nothing: everything is counted already."""

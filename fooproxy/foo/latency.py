@@ -18,6 +18,8 @@ from fooproxy.foo.numbers import Block, Number
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from fooproxy.foo.pairing import Pairs
+
 LONGEST = (1 << 27) - 1
 """Microseconds (134 s); longer latencies count as this long."""
 
@@ -202,7 +204,8 @@ class Waiting:
     def state(self) -> list[Any]:
         """Return everything about the session's requests and replies as plain data, the arguments of `restore`.
 
-        What it has added to the numbers in the array is not part of it.  The analysis must have caught up.
+        Neither what it has added to the numbers in the array is part of it, nor what `Pairs` knows.  The analysis must
+        have caught up.
         """
         opened = [[self.asked, self.open], *(self.later or ())] if self.open else []
         return [opened, self.last, self.late, self.unmatched, self.cut, dict(self.buckets)]
@@ -225,7 +228,9 @@ class Exchange(Waiting):
     and `reply` inline, since they run once per chunk.
     """
 
-    __slots__ = (*("_total", "asked", "buckets", "cut", "last", "late", "later", "open", "unfinished", "unmatched"),)
+    __slots__ = (
+        *("_total", "asked", "buckets", "cut", "last", "late", "later", "open", "pairs", "unfinished", "unmatched"),
+    )
 
     def __init__(self, total: Latency) -> None:
         self.open = 0
@@ -246,6 +251,8 @@ class Exchange(Waiting):
         """Requests without a newline: 1 if that was how the last one ended, else 0."""
         self.unfinished = 0
         """How many legs are in the middle of a line."""
+        self.pairs: Pairs | None = None
+        """What compares the seqs of its replies with those of its requests, if that is asked for."""
         self._total = total
 
     @property
@@ -257,6 +264,11 @@ class Exchange(Waiting):
     def settled(self) -> bool:
         """Whether every line from the client has its reply, and no line is unfinished on either leg."""
         return not (self.open or self.unfinished)
+
+    @property
+    def unpaired(self) -> int:
+        """0 if every reply had the seq of a request, once each request has its reply; see `Pairs`."""
+        return 0 if self.pairs is None else self.pairs.unpaired
 
     @property
     def requests(self) -> int:

@@ -41,6 +41,13 @@ class Observer(Protocol):
     def between_requests(self) -> bool:
         """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
 
+    def pair(self) -> None:
+        """Compare which requests the replies say they answer with those that there are, from now on."""
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the replies are those to the requests, as far as they say; asked once there is one for each."""
+
     @property
     def is_regular(self) -> bool:
         """Whether both peers have said nothing but what can be asked and answered: each line has one reply."""

@@ -58,6 +58,7 @@ class PooledSession(Session[Seen]):
         """The upstream leg, while its replies are read and dropped."""
         self._heard = 0
         """Bytes that had passed when the link was lent; -1 if some are sent on it at once."""
+        observer.pair()
 
     def connected(self, leg: Leg) -> None:
         """Continue with the link that is lent."""
@@ -141,7 +142,7 @@ class PooledSession(Session[Seen]):
     def _is_clean(self, leg: Leg) -> bool:
         observer = self.observer
         is_open = not (leg.finished or leg.lost or leg.is_gone or is_writing(leg.transport))
-        return is_open and observer.settled and observer.is_regular
+        return is_open and observer.settled and observer.is_regular and observer.is_paired
 
     def _give_back(self, leg: Leg) -> None:
         self._leave(leg)

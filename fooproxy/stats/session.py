@@ -122,6 +122,16 @@ class SessionStats:
         noise = client.invalid or client.ack or client.nak or upstream.invalid or upstream.req
         return not (noise or self.exchange.cut or self.exchange.unmatched)
 
+    def pair(self) -> None:
+        """Compare the seqs of the replies with those of the requests from now on."""
+        self._stats.traffic.requests.pair(self.exchange)
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether the replies had the seqs of the requests; asked once every request has its reply."""
+        self._stats.catch_up()
+        return not self.exchange.unpaired
+
     @property
     def passed(self) -> int:
         """Bytes received from both legs."""

@@ -36,7 +36,7 @@ HAPPENS = st.builds(
     lambda first, rest: bytes((first,)) + rest.replace(b"\xff", b""),
     st.integers(0, 254),
     st.lists(WELL_FORMED | NEARLY, max_size=4).map(b"".join)
-    | st.sampled_from([b"p", b"r", b"i", b"f", b"s", b"e", b"w", b"u", b"m", b"v"]),
+    | st.sampled_from([b"p", b"r", b"i", b"f", b"s", b"e", b"w", b"u", b"m", b"q", b"v"]),
 )
 
 

@@ -115,8 +115,15 @@ _HAPPENINGS: dict[bytes, Callable[[SessionStats, str], Any]] = {
     b"w": lambda session, _: session.upstream.analysis.watch(session.exchange),
     b"u": lambda session, _: session.upstream.analysis.watch(session.exchange, False),
     b"m": lambda session, _: _moved(session),
+    b"q": lambda session, _: _paired(session),
     b"v": lambda session, leg: session.served_by(_SERVERS[leg == "client"]),
 }
+
+
+def _paired(session: SessionStats) -> None:
+    """Compare seqs from now on."""
+    session._stats.catch_up()
+    session.pair()
 
 
 def _moved(session: SessionStats) -> None:
@@ -145,7 +152,7 @@ def _figures_of(session: SessionStats) -> list[Any]:
     legs = [[*_listed(leg.counts), leg.head, leg.replies, leg.is_muted] for leg in (session.client, session.upstream)]
     waiting = exchange.waiting_since if exchange.open else None
     matched = [exchange.in_flight, exchange.open, exchange.last_request, dict(exchange.buckets), exchange.quantile(0.5)]
-    return [legs, matched, waiting, session.idle, session.settled, session.between_requests]
+    return [legs, matched, exchange.unpaired, waiting, session.idle, session.settled, session.between_requests]
 
 
 def _listed(counts: Counts) -> list[int]:

@@ -224,3 +224,19 @@ async def test_a_server_that_closes_after_each_reply_costs_a_client_that_waits_f
     assert bed.discarded() == {"closed": 5}
     assert bed.session().state == "idle"
     assert not bed.reasons()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reply_to_no_request_of_its_client_does_not_set_its_link_free(bed: PoolBed) -> None:
+    client, other = await bed.client(), await bed.client()
+    link = await bed.asks(client, b"REQ 7\n")
+    # Taken by its order, this is the reply; then the next client would get the real one.
+    link.transport.write(b"ACK 999 unasked\n")
+    await until(lambda: client.received == b"ACK 999 unasked\n")
+    await bed.states(in_use=1)
+    assert await bed.exchange(other, 8) is bed.upstreams.built[1]
+    link.transport.write(b"ACK 7\n")
+    await until(lambda: client.received == b"ACK 999 unasked\nACK 7\n")
+    assert bytes(other.received) == b"ACK 8\n"
+    await bed.leaves(client)
+    await until(lambda: bed.discarded() == {"unclean": 1})

@@ -282,3 +282,13 @@ async def test_a_server_that_is_held_keeps_no_links(bed: PoolBed) -> None:
     await bed.exchange(later)
     await bed.leaves(later)
     await bed.states(idle=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_link_on_which_another_request_was_answered_is_closed(bed: PoolBed) -> None:
+    client = await bed.client()
+    link = await bed.asks(client, b"REQ 7\n")
+    link.transport.write(b"ACK 8\n")
+    await until(lambda: client.received == b"ACK 8\n")
+    await bed.leaves(client)
+    await until(lambda: bed.discarded() == {"unclean": 1})
