@@ -12,8 +12,9 @@ import socket
 import stat
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.address import IPv4Address, IPv6Address
 
@@ -43,26 +44,33 @@ class Row(NamedTuple):
     look: Callable[[str], str]
 
 
-def check(rows: Sequence[Row], notes: Sequence[str] = ()) -> bool:
-    """Print the options, and `notes` and problems on standard error; return whether there was no problem."""
+def check(title: str, rows: Sequence[Row], notes: Sequence[str]) -> bool:
+    """Print a title and options, and `notes` and problems on standard error; return whether there was no problem."""
+    _say(title)
     problems = []
     name_width = max(len(row.name) for row in rows)
     text_width = max(len(one_line(text)) for row in rows for text in row.texts)
     for row in rows:
         for text, source, place in zip(row.texts, row.sources, row.places, strict=True):
-            print(f"{row.name:{name_width}}  {one_line(text):{text_width}}  {one_line(source)}")
+            _say(f"{row.name:{name_width}}  {one_line(text):{text_width}}  {one_line(source)}")
             try:
                 found = row.look(text)
             except ValueError as error:
                 problems.append(f"{place}: {error}")
             else:
                 if found:
-                    print(f"{'':{name_width}}    {one_line(found)}")
+                    _say(f"{'':{name_width}}    {one_line(found)}")
     # In the order in which they were written, also if both go to one file.
-    sys.stdout.flush()
+    _say("", end="", flush=True)
     for problem in (*notes, *problems):
         print(f"fooproxy: {one_line(problem)}", file=sys.stderr)
     return not problems
+
+
+def _say(line: str, **how: Any) -> None:
+    # Who reads may have read enough; the status still counts.
+    with suppress(BrokenPipeError):
+        print(line, **how)
 
 
 def nothing(text: str) -> str:

@@ -26,6 +26,7 @@ from fooproxy.net.addresses import expects_proxy_header, host_port, takes_passed
 from fooproxy.net.overlap import claim, overlap
 from fooproxy.net.private import passed_sockets
 from fooproxy.probing import check_health
+from fooproxy.process import printing
 from fooproxy.text import one_line
 from fooproxy.upstreams.forward import read_forward, twice
 
@@ -451,7 +452,8 @@ class Options(usage.Options):
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
         try:
-            super().parseOptions(options)
+            with printing():
+                super().parseOptions(options)
         except usage.UsageError as error:
             # getopt says what is wrong, but not what would be right.
             hint = " (see --help)" if isinstance(error.__context__, GetoptError) else ""
@@ -584,7 +586,6 @@ class Options(usage.Options):
 
     def _report_check(self) -> NoReturn:
         """Print what would run, and end the process."""
-        print(f"fooproxy {__version__} ({IMPLEMENTATION}) would run with these options:\n")
         rows = []
         for option in OPTIONS:
             texts, source = self._texts[option.name], self._sources[option.name]
@@ -594,7 +595,8 @@ class Options(usage.Options):
             places = [self._place(option.name, index) for index in range(len(texts))]
             sources = [source.kind] * len(texts) if source.kind in ("default", "command line") else places
             rows.append(checking.Row(option.name, texts, sources, places, option.look))
-        raise SystemExit(0 if checking.check(rows, list(map(str, self.notes))) else 2)
+        title = f"fooproxy {__version__} ({IMPLEMENTATION}) would run with these options:\n"
+        raise SystemExit(0 if checking.check(title, rows, list(map(str, self.notes))) else 2)
 
     def _report_health(self) -> NoReturn:
         """Ask the proxy that runs with these options, and end the process."""
@@ -611,6 +613,8 @@ class Options(usage.Options):
             except ValueError as error:
                 is_list = option.repeats and source.kind == "environment" and "," in text
                 hint = "; separate several values by spaces, not commas" if is_list else ""
+                if source.kind == "environment" and text[:1] in ("'", '"') and text[-1:] == text[:1]:
+                    hint = "; leave out the quotes, which belong to shells"
                 raise usage.UsageError(f"{self._place(option.name, index)}: {error}{hint}") from error
         return found if option.repeats else found[0] if found else None
 

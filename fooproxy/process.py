@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import select
 import sys
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from twisted.internet.base import ReactorBase
 from fooproxy.logs.writer import Writer, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class Printer:
@@ -44,6 +46,38 @@ class Printer:
         self._writer.start()
         if not _is_read() or not self._writer.put(write, len(data)):
             otherwise()
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Let a command end as usual if nobody reads what it prints, and with one line if it cannot be written.
+
+    It may raise `SystemExit`, whose status stays, unless what was printed is lost.
+    """
+    end = None
+    try:
+        try:
+            yield
+        except SystemExit as status:
+            end = status
+        # Here, since the interpreter would only complain.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As in "| head": it has read enough.
+        _drop_the_rest()
+        end = end or SystemExit(0)
+    except OSError as error:
+        _drop_the_rest()
+        print(f"fooproxy: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        end = SystemExit(1)
+    if end is not None:
+        raise end
+
+
+def _drop_the_rest() -> None:
+    """Have what is still to be written to standard output go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _is_read() -> bool:

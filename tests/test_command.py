@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -151,6 +153,33 @@ def test_a_wrong_option_of_the_command_is_refused_with_one_line_and_status_2(tmp
     end = run(tmp_path, "fooproxy", "--idle-timeout", "soon", command=COMMAND)
     assert (end.returncode, end.stdout) == (2, "")
     assert re.fullmatch("fooproxy: --idle-timeout: 'soon' is not a time; expected .*\n", end.stderr)
+
+
+@pytest.mark.parametrize("command", ["--check-config", "--help", "--version"])
+def test_a_command_whose_output_nobody_reads_ends_in_silence(tmp_path: Path, command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with started([*COMMAND, "fooproxy", command], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE) as process:
+        os.close(writing)
+        _, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, said) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["--check-config", "--help"])
+def test_a_command_that_cannot_write_says_so(tmp_path: Path, command: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        arguments = [*COMMAND, "fooproxy", command]
+        with started(arguments, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE) as process:
+            _, said = process.communicate(timeout=PATIENCE)
+    expected = b"fooproxy: cannot write to standard output: No space left on device\n"
+    assert (process.returncode, said) == (1, expected)
+
+
+def test_a_check_without_standard_output_has_its_status(tmp_path: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "fooproxy", "--check-config", "--forward", "nobody.invalid:1"]
+    end = completed(shell, cwd=tmp_path)
+    assert end.returncode == 2
+    assert re.fullmatch("fooproxy: --forward: .*; expected .*\n", end.stderr)
 
 
 def test_the_help_of_the_command_does_not_mention_twistd(tmp_path: Path) -> None:

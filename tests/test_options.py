@@ -50,6 +50,11 @@ def test_addresses_that_can_be_listened_on_together_are_taken(arguments: list[st
     parsed(*arguments)
 
 
+def test_quotes_in_a_variable_are_noticed() -> None:
+    said = refusal(FOOPROXY_FORWARD='"foo.example:8001"')
+    assert said.startswith("FOOPROXY_FORWARD: ") and said.endswith("; leave out the quotes, which belong to shells")
+
+
 def test_two_commands_are_refused_together() -> None:
     for arguments in ["--check-config", "--check-health"], ["--check-health", "--check-config"]:
         assert (
