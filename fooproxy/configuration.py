@@ -74,20 +74,21 @@ class ConfigurationFile:
 
 def _text_of(path: str) -> str:
     shown = one_line(path)
+    quoted = f"'{shown}'"
     try:
         # Looked at before it is opened, and opened without blocking: a pipe would have to be waited for.
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not os.path.samestat(found, Path(os.devnull).stat()):
             kind = _KINDS_OF_FILES.get(stat.S_IFMT(found.st_mode), "a device")
-            raise ValueError(f"{shown!r} is {kind}; expected a regular file, which is TOML with options")
+            raise ValueError(f"{quoted} is {kind}; expected a regular file, which is TOML with options")
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
             content = file.read(_LARGEST + 1)
     except OSError as error:
         is_dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
         why = "it is a symbolic link to what does not exist" if is_dangling else error.strerror
-        raise ValueError(f"cannot read {shown!r}: {why}; expected a TOML file that this user can read") from None
+        raise ValueError(f"cannot read {quoted}: {why}; expected a TOML file that this user can read") from None
     if len(content) > _LARGEST:
-        raise ValueError(f"{shown!r} is larger than 1 MiB; expected a TOML file with options")
+        raise ValueError(f"{quoted} is larger than 1 MiB; expected a TOML file with options")
     try:
         return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:

@@ -172,7 +172,7 @@ def test_a_conflict_between_two_lines_names_both(file: Path) -> None:
         ("/no/such/file", "cannot read '/no/such/file': No such file or directory; expected a TOML file"),
         ("/", "'/' is a directory; expected a regular file, which is TOML with options"),
         ("/dev/zero", "'/dev/zero' is a device; expected a regular file"),
-        ("/dev/zero\n", "cannot read '/dev/zero\\\\n': No such file or directory; expected a TOML file"),
+        ("/dev/zero\n", "cannot read '/dev/zero\\n': No such file or directory; expected a TOML file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_the_option_that_names_it(path: str, why: str) -> None:
