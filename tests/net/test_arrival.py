@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.interfaces import ISSLTransport
@@ -41,6 +40,8 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
         self.ends = 0
         """How many connections have ended."""
+        self.heard = 0
+        """How many bytes have come."""
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
 
@@ -56,6 +57,7 @@ class Server:
                     peer = self._context.wrap_socket(peer, server_side=True)
                 peer.sendall(self._greeting)
                 while data := peer.recv(1 << 16):
+                    self.heard += len(data)
                     if self._context is not None:
                         peer.sendall(data)
             peer.close()
@@ -129,9 +131,7 @@ async def test_a_server_that_never_shakes_hands_is_not_connected(
     connecting = described(servers[0].port, folder, form).connect(peers)
     failures: list[Any] = []
     connecting.addErrback(failures.append)
-    waiting: Deferred[None] = Deferred()
-    reactor.callLater(0.1, waiting.callback, None)
-    await waiting
+    await until(lambda: servers[0].heard)
     assert not connecting.called and not peers.built
     connecting.cancel()
     assert failures[0].check(HandshakeCancelled)
