@@ -161,8 +161,8 @@ def daemonized(folder: Path) -> Iterator[Daemon]:
 def test_a_daemon_reports_to_its_log(tmp_path: Path) -> None:
     with daemonized(tmp_path) as daemon:
         daemon.signal(signal.SIGUSR2)
-        report = eventually(lambda: re.search(r"\{\"msg_total\".*\}$", daemon.log, re.MULTILINE))
-        assert report is not None and is_report(report[0])
+        report = eventually(lambda: re.search(r"(\{\"msg_total\".*\})\n", daemon.log))
+        assert report is not None and is_report(report[1])
         assert daemon.printed == ""
 
 

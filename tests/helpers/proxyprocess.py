@@ -98,7 +98,8 @@ class Proxy:
         deadline = time.monotonic() + PATIENCE
         while True:
             late = time.monotonic() > deadline
-            lines = [line for line in self.log.splitlines() if text in line]
+            whole, _, _ = self.log.rpartition("\n")
+            lines = [line for line in whole.splitlines() if text in line]
             if late or len(lines) >= (times or 1):
                 break
             time.sleep(0.01)
