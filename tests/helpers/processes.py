@@ -25,6 +25,9 @@ GRACE = 15.0
 
 _MARK = "FOOPROXY_TEST_RUN"
 
+ENDING = "TEST_RUN_ENDING"
+"""The environment variable with the seconds that processes have, after the end of a run, to be over; usually 10."""
+
 
 def environment() -> dict[str, str]:
     """Return the environment for a child; the checkout need not be installed."""
@@ -89,7 +92,7 @@ def left():
     return found
 
 sys.stdin.read()
-give_up = time.monotonic() + 2
+give_up = time.monotonic() + float(sys.argv[2])
 while left() and time.monotonic() < give_up:
     time.sleep(0.05)
 for _ in range(100):
@@ -113,7 +116,10 @@ class Watch:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _WATCH, f"{_MARK}={(mark := secrets.token_hex(8))}"],
+            [
+                *(sys.executable, "-I", "-S", "-c", _WATCH),
+                *(f"{_MARK}={(mark := secrets.token_hex(8))}", os.environ.get(ENDING, "10")),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fooserver import PATIENCE
-from tests.helpers.processes import GRACE, ROOT, completed, started
+from tests.helpers.processes import ENDING, GRACE, ROOT, completed, started
 from tests.helpers.proxyprocess import eventually
 
 pytestmark = pytest.mark.slow
@@ -123,6 +123,13 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     nothing_is_left(tmp_path, 4)
 
 
+@pytest.fixture
+def short_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give what a run leaves behind little time."""
+    monkeypatch.setenv(ENDING, "0.5")
+
+
+@pytest.mark.usefixtures("short_ending")
 def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: Path) -> None:
     done = completed(command(tmp_path, "def end(): pass" + WITHOUT_CONTEXT), cwd=tmp_path)
     assert done.returncode == 1
@@ -140,6 +147,7 @@ def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: 
         pytest.param(WAIT + ASYNCHRONOUS, signal.SIGINT, id="asynchronous SIGINT"),
     ],
 )
+@pytest.mark.usefixtures("short_ending")
 def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, test: str, number: signal.Signals) -> None:
     with running(tmp_path, test) as process:
         eventually(lambda: noted(tmp_path))
