@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_to_end
-from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, freeze, settles
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +55,7 @@ COMMAND = (sys.executable, "-c", PROGRAM, "-n")
 @contextmanager
 def frozen(proxy: Proxy) -> Iterator[None]:
     """Stop the process until the context ends; by its clock, a deadline that was running has long passed then."""
-    proxy.signal(signal.SIGSTOP)
-    eventually(lambda: Path(f"/proc/{proxy.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    freeze(proxy.pid)
     yield
     proxy.signal(signal.SIGCONT)
 

@@ -27,7 +27,7 @@ from tests.helpers.fooserver import (
     replies_to,
     reset,
 )
-from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, settles
+from tests.helpers.proxyprocess import TWIST, TWISTD, Proxy, eventually, fooproxy, freeze, settles
 
 pytestmark = pytest.mark.slow
 
@@ -373,7 +373,7 @@ def test_rates_are_true_also_after_the_process_was_stopped_and_fall_to_zero(rela
     pacer.start()
     eventually(lambda: pacer.sent > 1.2 * Pacer.RATE)
     eventually(are_true)
-    relay.proxy.signal(signal.SIGSTOP)
+    freeze(relay.proxy.pid)
     offered = pacer.sent + 2 * Pacer.RATE
     eventually(lambda: pacer.sent > offered)
     relay.proxy.signal(signal.SIGCONT)
@@ -398,7 +398,7 @@ def test_rates_are_true_also_after_the_process_was_stopped_and_fall_to_zero(rela
 
 def test_what_came_just_before_the_process_was_stopped_is_over_when_it_goes_on(relay: Relay) -> None:
     exchange(relay.port, b"".join(requests(1000)))
-    relay.proxy.signal(signal.SIGSTOP)
+    freeze(relay.proxy.pid)
     time.sleep(1.5)
     relay.proxy.signal(signal.SIGCONT)
     rates = relay.proxy.stats("request_rate_1s", "response_rate_1s")

@@ -72,6 +72,20 @@ def refuses(port: int) -> bool:
     return False
 
 
+def freeze(pid: int) -> None:
+    """Stop a process with SIGSTOP, and wait until all of its threads stand still.
+
+    One thread takes the signal and tells the others, which go on until it has run.
+    """
+    os.kill(pid, signal.SIGSTOP)
+
+    def stands_still() -> bool:
+        threads = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        return all(thread.rpartition(")")[2].split()[0] == "T" for thread in threads)
+
+    eventually(stands_still)
+
+
 class Proxy:
     """A running proxy that logs to the file `log` and prints to the file `stdout`."""
 

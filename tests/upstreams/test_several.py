@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers.fooserver import FooServer, connect, exchange, read_lines, reset
 from tests.helpers.processes import started
-from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, freeze, settles
 
 pytestmark = pytest.mark.slow
 
@@ -205,7 +205,7 @@ def test_two_servers_that_both_reset_their_clients_are_not_both_taken_out(tmp_pa
 def test_a_server_that_is_stopped_gets_no_more_clients_after_ten_seconds_and_comes_back(tmp_path: Path) -> None:
     with own_process() as (port, server), FooServer() as b, fooproxy(tmp_path, *forward(port, b)) as proxy:
         with holding(proxy, 20) as clients:
-            os.kill(server.pid, signal.SIGSTOP)
+            freeze(server.pid)
             for client in clients:
                 client.sendall(b"REQ 2 b\n")
             proxy.says("taking out upstream a: it has not answered any request for 10 s")

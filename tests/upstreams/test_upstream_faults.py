@@ -17,7 +17,7 @@ import pytest
 
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, exchange, free_port, read_lines, read_to_end, reset
 from tests.helpers.processes import started
-from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
+from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, freeze, settles
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ def test_a_server_that_is_stopped_holds_its_own_sessions_alone_and_answers_when_
         assert server.stdout is not None
         port = int(server.stdout.readline())
         with fooproxy(tmp_path, upstream=port) as proxy, connect(proxy.port) as client:
-            os.kill(server.pid, signal.SIGSTOP)
+            freeze(server.pid)
             client.sendall(b"REQ 1 a\n")
             settles(lambda: proxy.stats("requests_in_flight"), {"requests_in_flight": 1})
             # Its kernel still accepts connections, so it looks like a slow server.
