@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.helpers.bed import Bed
 from tests.helpers.interrupts import Interrupts, ignore_no_signal
@@ -30,9 +30,12 @@ for name in [name for name in os.environ if name.startswith("FOOPROXY_") and nam
     del os.environ[name]
 
 # Examples are judged by what comes out, not by how long a busy machine takes for them.
-settings.register_profile("all", deadline=None)
-# The same ones each time, so that what they cover is no matter of luck.
-settings.register_profile("fast", deadline=None, max_examples=20, derandomize=True, database=None)
+CALM: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+# The same ones each time, so that neither what they cover nor whether they pass is a matter of luck.
+settings.register_profile("all", **CALM, derandomize=True, database=None)
+settings.register_profile("fast", **CALM, derandomize=True, database=None, max_examples=20)
+# For whoever looks for more, with --hypothesis-profile=new: others each time.
+settings.register_profile("new", **CALM)
 
 WATCH = pytest.StashKey[Watch]()
 LIMIT = pytest.StashKey[float]()
@@ -40,7 +43,8 @@ COVERED = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
+    if not config.getoption("--hypothesis-profile"):
+        settings.load_profile("fast" if config.option.markexpr == "not slow" else "all")
     ignore_no_signal()
     declared = ConfigParser()
     declared.read(ROOT / "setup.cfg")

@@ -56,7 +56,7 @@ def _fuzz(chosen: argparse.Namespace, scratch: Path) -> None:
     corpus = CORPUS / chosen.target
     keep = chosen.keep or scratch / "corpus"
     keep.mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={chosen.seconds}", "-timeout=10", "-rss_limit_mb=1024"]
+    options = [f"-max_total_time={chosen.seconds}", f"-seed={chosen.seed}", "-timeout=10", "-rss_limit_mb=1024"]
     options.append(f"-artifact_prefix={chosen.findings / chosen.target}-")
     if chosen.inputs:
         options += chosen.inputs
@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add("target", choices=names, help="what to fuzz")
     add("inputs", nargs="*", metavar="FILE", help="run the target on these files only, without fuzzing")
     add("--seconds", type=int, default=60, metavar="N", help="fuzz for this many seconds (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="try inputs in the order of this seed (default: any order)")
     add("--findings", type=Path, default=Path(), metavar="DIR", help="save inputs that fail here (default: .)")
     add("--keep", type=Path, metavar="DIR", help="save inputs that reach new code or new hit counts here")
     add("--take", type=_directory, metavar="DIR", help="add inputs from here to the corpus if they reach new code")
