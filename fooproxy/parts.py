@@ -16,6 +16,7 @@ from fooproxy.foo.question import Question
 from fooproxy.health import Health
 from fooproxy.net.addresses import client_endpoint, connects_polled, listens_polled
 from fooproxy.net.dns import NameServers
+from fooproxy.net.lead import Lead
 from fooproxy.net.poller import Poller, is_available, microseconds
 from fooproxy.net.sockets import set_options
 from fooproxy.net.trail import Trail
@@ -62,7 +63,7 @@ _SESSIONS: dict[str, type[Session[SessionStats]]] = {
 """How sessions get their upstream leg, by the names that the option has for it."""
 
 _PATIENCE = 0.001
-"""Seconds that the poller, if it has all relay sockets, waits for traffic before timers and HTTP get a turn."""
+"""Seconds that the poller, if it has all relay sockets but not the lead, waits for traffic before HTTP gets a turn."""
 
 
 class Parts:
@@ -88,6 +89,7 @@ class Parts:
         if self.poller is not None:
             self.poller.after_silence.append(self.stats.times.mark)
             self.poller.afterwards.append(self.sampling.look)
+        self._lead = None if self.poller is None else Lead(reactor, self.poller)
         self._trail = Trail()
         balance = BALANCES[options["balance"]](random.Random())
         self.upstreams = Servers(
@@ -142,6 +144,8 @@ class Parts:
         if self._checks is not None:
             self._checks.start()
         self.discovery.start()
+        if self._lead is not None:
+            self._lead.take()
 
     def stop(self) -> None:
         """Stop all of that; the sessions have ended by now."""
@@ -153,6 +157,8 @@ class Parts:
         if self._checks is not None:
             self._checks.stop()
         self.sampling.stop()
+        if self._lead is not None:
+            self._lead.give_back()
 
     def for_clients(self) -> InterceptorFactory:
         """Return the factory for ports that listen for clients."""

@@ -1,7 +1,8 @@
 """Polls TCP transports together, with an epoll of their own that is a single reader of whatever reactor runs.
 
 Twisted's reactors handle each event in a log context of its own and do more work in each turn.  A `Poller` pays for
-both once per batch of events, or for several batches.  Transports use it as their reactor.
+both once per batch of events, or for several batches.  Transports use it as their reactor.  `fooproxy.net.lead` has it
+wait in the reactor's place, where that can be.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ _SILENCE = 100_000
 
 _BUDGET = 10_000
 """Maximum microseconds before the reactor gets its turn, for timers, signals and HTTP."""
+
+_LONG_BUDGET = 50_000
+"""The same, while its next timer and all else that it waits for are known."""
+
+_MOMENT = 0.001
+"""Maximum seconds to wait for more of what may give the reactor something to do: that goes well together."""
+
+_NEVER = 1 << 62
+"""A time that does not come."""
 
 _ROUNDS = 8
 """Maximum batches before that, while it is known that somebody waits for this turn."""
@@ -75,6 +85,7 @@ class Poller:
 
     `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
     traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
+    It makes no difference while the poller waits in the reactor's place.
     `clock` returns microseconds; one reading is the time of a whole batch.  `pump` makes the pump.
     """
 
@@ -94,6 +105,10 @@ class Poller:
         self._served_at = 0
         self.afterwards: list[Callable[[], None]] = []
         """Functions to call after each batch of events, when everything has been written."""
+        self.led = -1
+        """The file descriptor of the reactor's epoll, while the poller waits in its place."""
+        self.is_due = False
+        """Whether the reactor has something to do, so that the turn ends after this batch."""
         self._soon: deque[Callable[[], None]] = deque()
         self._has_chores = False
         """Whether `_do_chores` is due."""
@@ -104,6 +119,12 @@ class Poller:
         """The events that it is polled for, by file descriptor."""
         self._aside: OrderedDict[int, tuple[int, Any]] = OrderedDict()
         """Events that wait for a later turn, by file descriptor; these are not in the epoll meanwhile."""
+
+    def open(self) -> None:
+        """Open the epoll, if it is not yet; not earlier, since twistd may fork between makeService and the start."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._reactor.addReader(self)
 
     def addReader(self, reader: Any) -> None:
         """Call `reader.doRead` whenever it can read."""
@@ -174,10 +195,7 @@ class Poller:
         if after == before:
             return
         if not before:
-            if self._epoll is None:
-                # Opened late, since twistd may fork between makeService and the start.
-                self._epoll = select.epoll()
-                self._reactor.addReader(self)
+            self.open()
             self._epoll.register(fd, after)
             self._polled[fd] = selectable
         elif fd in self._aside:
@@ -199,12 +217,35 @@ class Poller:
 
     def doRead(self) -> None:
         """Handle the events that are ready, and those that follow within the limits above."""
+        self._turn(0.0, self.patience, _BUDGET, _NEVER)
+
+    def iterate(self, delay: float | None) -> None:
+        """Do that in the reactor's place, which has its next timer in `delay` seconds: wait for events until then.
+
+        The turn also ends with the batch that sets `is_due`.
+        """
+        if delay is None:
+            self._turn(-1, _LONG_BUDGET / 1e6, _LONG_BUDGET, _NEVER)
+        elif delay:
+            self._turn(delay, delay, _LONG_BUDGET, self._clock() + int(delay * 1e6))
+        else:
+            self._turn(0.0, 0.0, _BUDGET, _NEVER)
+
+    def _turn(self, timeout: float, patience: float, budget: int, due: int) -> None:
+        """Handle events, waiting `timeout` seconds for the first ones (-1: for ever), and `patience` for those after.
+
+        It takes `budget` from the first ones on, but ends at the time `due`.
+        """
         poll, relay, clock = self._epoll.poll, self.pump.relay, self._clock
-        patience, end, rounds = 0.0, 0, 0
+        end, rounds, self.is_due = 0, 0, False
         self._share, self._accepted = _SHARE, False
         while True:
-            events = poll(patience, _BATCH_ASIDE if self._aside else _BATCH)
+            events = poll(timeout, _BATCH_ASIDE if self._aside else _BATCH)
             if not events:
+                return
+            if len(events) == 1 and events[0][0] == self.led:
+                # This was no batch of ours, nor the end of a silence.
+                self.is_due = True
                 return
             now = clock()
             if now - self._served_at > _SILENCE:
@@ -215,23 +256,33 @@ class Poller:
             except Exception:
                 others, stuck = self._give_up(events), []
             # Everything that was read is written before anything else happens to any transport.
-            for sink, data, why in stuck:
-                try:
-                    if why is None:
-                        sink.write(data)
-                    else:
-                        sink.fail(why)
-                except Exception:
-                    self._failed(sink)
+            if stuck:
+                self._send(stuck)
             waiting = self._serve_others(others) if others else 0
             self._call_all(self.afterwards)
+            if not rounds:
+                end = min(now + budget, due)
             rounds += 1
-            end = end or now + _BUDGET
-            if now > end or waiting == len(events):
+            is_all_relayed = not (others or stuck or self._has_chores)
+            if self.afterwards or not is_all_relayed:
+                # These may have given the reactor something to do.
+                end = min(end, now + _BUDGET)
+            if now > end or waiting == len(events) or self.is_due:
                 return
-            if rounds >= _ROUNDS and (waiting or self._has_chores or not self.patience):
+            if rounds >= _ROUNDS and (waiting or self._has_chores or not patience):
                 return
-            patience = self.patience
+            timeout = min(patience, (end - now) / 1e6 if is_all_relayed else _MOMENT)
+
+    def _send(self, stuck: list[Any]) -> None:
+        """Send what the pump could not write at once."""
+        for sink, data, why in stuck:
+            try:
+                if why is None:
+                    sink.write(data)
+                else:
+                    sink.fail(why)
+            except Exception:
+                self._failed(sink)
 
     def _give_up(self, events: list[tuple[int, int]]) -> list[Any]:
         """Reset the connections of a batch in which the pump has failed; return the events that are not the pump's.

@@ -54,6 +54,12 @@ USED = (
         "connection has a list for them, though most never need one",
     ),
     Use(
+        "twisted.internet.epollreactor.EPollReactor",
+        "_poller",
+        "epoll_of(): waiting for what the reactor waits for",
+        "getReaders() and getWriters() list what it waits for, but nothing says when that changes",
+    ),
+    Use(
         "twisted.internet.tcp",
         "_reservedFD",
         "reserve_descriptor(): a file descriptor to accept and close clients with when there are no others",
@@ -174,6 +180,13 @@ def reserve_descriptor() -> None:
 def passed_sockets() -> int:
     """Return how many sockets Twisted knows that systemd, or who does as it does, has passed to this process."""
     return len(endpoints._SystemdParser._sddaemon.inheritedDescriptors())
+
+
+def epoll_of(reactor: Any) -> Any:
+    """Return the epoll by which `reactor` waits; `None` if it waits otherwise."""
+    epoll = getattr(reactor, "_poller", None)
+    # The poll reactor has something else by that name.
+    return epoll if hasattr(epoll, "fileno") else None
 
 
 def unsent_cleartext(transport: Any) -> int:

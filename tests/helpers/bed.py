@@ -21,6 +21,7 @@ from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 
 from fooproxy.net.addresses import client_endpoint, server_endpoint
+from fooproxy.net.lead import Lead
 from fooproxy.net.poller import Poller
 from fooproxy.relay.bridge import BridgeFactory
 from fooproxy.relay.interceptor import InterceptorFactory
@@ -114,6 +115,7 @@ class Bed:
 
     def __init__(self, transports: str, timeouts: Timeouts = TIMEOUTS) -> None:
         self.poller = Poller(reactor, clock=self.tick, pump=pump()) if transports == "ours" else None
+        self.lead = None if self.poller is None else Lead(reactor, self.poller)
         self.clock = Clock()
         self._ticks = 0
         self.stats = Stats(self.clock.seconds, twin=counting())
@@ -140,6 +142,8 @@ class Bed:
 
     async def start(self) -> None:
         publisher.addObserver(self.notice)
+        if self.lead is not None:
+            self.lead.take()
         self.ports = [await self.listen(self.upstreams), await self.listen_relay()]
         self.sweep.start()
 
@@ -148,6 +152,8 @@ class Bed:
             await self.end_all()
         finally:
             publisher.removeObserver(self.notice)
+            if self.lead is not None:
+                self.lead.give_back()
         assert not self.failures
 
     async def end_all(self) -> None:

@@ -790,6 +790,27 @@ def test_the_poller_returns_to_the_reactor_in_time(tick: int, patience: float, n
         poller.forget(ready)
 
 
+@pytest.mark.parametrize(("delay", "batches"), [(None, 102), (600.0, 102), (0.005, 52), (0, 8)])
+def test_in_the_reactors_place_it_returns_for_timers_in_time(delay: float | None, batches: int) -> None:
+    near, far = socket.socketpair()
+    stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
+    now = 1
+    poller = Poller(stub, clock=lambda: now)
+
+    def pass_time() -> None:
+        nonlocal now
+        now += 100
+
+    poller.afterwards.append(pass_time)
+    with near, far:
+        far.send(b"x")
+        ready = AlwaysReady(near.fileno())
+        poller.addReader(ready)
+        poller.iterate(delay)
+        assert ready.reads == batches
+        poller.forget(ready)
+
+
 @pytest.mark.timeout(20)
 def test_the_poller_returns_soon_for_what_was_postponed() -> None:
     near, far = socket.socketpair()

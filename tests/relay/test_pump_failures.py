@@ -17,19 +17,22 @@ pytestmark = pytest.mark.parametrize("bed", ["ours"], indirect=True)
 class FailsOnce:
     """A pump that fails at its next batch, after it has read from every connection and written nothing."""
 
-    def __init__(self, pump: Any) -> None:
+    def __init__(self, pump: Any, reactors: int) -> None:
         self._pump = pump
+        self._reactors = reactors
         self.has_failed = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pump, name)
 
     def relay(self, events: list[tuple[int, int]], now: int) -> Any:
-        if self.has_failed:
+        # The reactor is no connection.
+        if self.has_failed or all(fd == self._reactors for fd, _ in events):
             return self._pump.relay(events, now)
         self.has_failed = True
         for fd, _ in events:
-            os.read(fd, 1 << 16)
+            if fd != self._reactors:
+                os.read(fd, 1 << 16)
         raise MemoryError
 
 
@@ -40,8 +43,8 @@ def expect_failure(bed: Bed) -> None:
 
 async def fail_once(bed: Bed, client: Any) -> None:
     """Have the pump fail at what `client` sends next."""
-    assert bed.poller is not None
-    bed.poller.pump = FailsOnce(bed.poller.pump)
+    assert bed.poller is not None and bed.lead is not None
+    bed.poller.pump = FailsOnce(bed.poller.pump, bed.lead.fileno())
     client.transport.write(b"REQ 2 lo")
     await until(lambda: bed.failures)
     expect_failure(bed)
