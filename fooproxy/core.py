@@ -11,7 +11,7 @@ import os
 
 __all__ = ["IMPLEMENTATION", "IS_USED", "REASON", "core"]
 
-INTERFACE = 4
+INTERFACE = 5
 """Grows with each change of what the compiled module offers; so does its own number, in _core.c."""
 
 try:

@@ -17,7 +17,8 @@ from fooproxy.health import Health
 from fooproxy.net.addresses import client_endpoint, connects_polled, listens_polled
 from fooproxy.net.dns import NameServers
 from fooproxy.net.lead import Lead
-from fooproxy.net.poller import Poller, is_available, microseconds
+from fooproxy.net.poller import Poller, is_available
+from fooproxy.net.pump import microseconds
 from fooproxy.net.sockets import set_options
 from fooproxy.net.trail import Trail
 from fooproxy.recovery.saver import Saver
@@ -88,7 +89,9 @@ class Parts:
         self.sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self.poller is not None:
             self.poller.after_silence.append(self.stats.times.mark)
-            self.poller.afterwards.append(self.sampling.look)
+            # What is counted at once needs no look after each batch.
+            hooks = self.poller.afterwards if self.stats.defers else self.poller.each_turn
+            hooks.append(self.sampling.look)
         self._lead = None if self.poller is None else Lead(reactor, self.poller)
         self._trail = Trail()
         balance = BALANCES[options["balance"]](random.Random())

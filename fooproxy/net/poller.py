@@ -7,9 +7,9 @@ wait in the reactor's place, where that can be.
 
 from __future__ import annotations
 
+import math
 import select
 from collections import OrderedDict, deque
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp
@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from fooproxy.net.pump import CHOSEN, IN
+from fooproxy.net.pump import CHOSEN, IN, microseconds
 from fooproxy.net.sockets import TIMED_OUT
 
 if TYPE_CHECKING:
@@ -74,11 +74,6 @@ def is_available() -> bool:
     return hasattr(select, "epoll")
 
 
-def microseconds() -> int:
-    """Return the time on the monotonic clock in microseconds; latencies are measured by it."""
-    return monotonic_ns() // 1000
-
-
 @implementer(IReadDescriptor)
 class Poller:
     """Polls transports with one epoll, which `reactor` polls in turn; the transports use it as their reactor.
@@ -105,6 +100,10 @@ class Poller:
         self._served_at = 0
         self.afterwards: list[Callable[[], None]] = []
         """Functions to call after each batch of events, when everything has been written."""
+        self.each_turn: list[Callable[[], None]] = []
+        """The same, but only after the first batch of each turn."""
+        self._goes_on = hasattr(self.pump, "go_on")
+        """Whether the pump can relay further batches without Python, if nothing needs to be called after each."""
         self.led = -1
         """The file descriptor of the reactor's epoll, while the poller waits in its place."""
         self.is_due = False
@@ -262,6 +261,7 @@ class Poller:
             self._call_all(self.afterwards)
             if not rounds:
                 end = min(now + budget, due)
+                self._call_all(self.each_turn)
             rounds += 1
             is_all_relayed = not (others or stuck or self._has_chores)
             if self.afterwards or not is_all_relayed:
@@ -272,6 +272,25 @@ class Poller:
             if rounds >= _ROUNDS and (waiting or self._has_chores or not patience):
                 return
             timeout = min(patience, (end - now) / 1e6 if is_all_relayed else _MOMENT)
+            if patience and is_all_relayed and self._goes_on and not (self.afterwards or self._aside):
+                now = self._relay_on(now, end, timeout)
+                if now > end:
+                    return
+                # It has waited, and there was or is something else.
+                timeout, end = 0.0, min(end, now + _BUDGET)
+
+    def _relay_on(self, now: int, end: int, patience: float) -> int:
+        """Relay the batches that follow one at the time `now`, up to one with other events; return the last one's."""
+        try:
+            milliseconds = math.ceil(patience * 1000)
+            others, stuck, now = self.pump.go_on(self._epoll.fileno(), _BATCH, milliseconds, now, end, _SILENCE)
+        except Exception:
+            others, stuck = self._give_up(self.pump.batch()), []
+        self._served_at = now
+        self._send(stuck)
+        if others:
+            self._serve_others(others)
+        return now
 
     def _send(self, stuck: list[Any]) -> None:
         """Send what the pump could not write at once."""

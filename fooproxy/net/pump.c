@@ -1,7 +1,9 @@
 /* The innermost loop, compiled: twin of pump.py's Pump, whose rules it follows.
 
    It reads all chunks of a batch of events, counts each as it is read, and then writes all.  A large chunk is written
-   before the next read.  Nothing here calls Python per chunk, and what it cannot do itself it returns to the poller. */
+   before the next read.  Nothing here calls Python per chunk, and what it cannot do itself it returns to the poller.
+
+   Beyond its twin, it can poll for further batches by itself (`go_on`), which saves the poller's part of each. */
 
 #include "pump.h"
 
@@ -10,7 +12,7 @@
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <unistd.h>
+#include <time.h>
 
 enum {
     SMALLEST_READ = 1 << 12,
@@ -38,12 +40,15 @@ typedef struct {
 
 typedef struct {
     PyObject_HEAD
-    PyObject *clock, *loss, *done;
+    PyObject *clock; /* None: the monotonic clock */
+    PyObject *loss, *done;
     Source *sources; /* by file descriptor */
     Py_ssize_t most; /* the number of entries in `sources` */
+    struct epoll_event *events;
     Pending *pending;
     char *arena;
-    Py_ssize_t batch; /* the number of events that `pending` and `arena` have room for */
+    Py_ssize_t batch; /* the number of events that `events`, `pending` and `arena` have room for */
+    Py_ssize_t number; /* of the events of the batch that is being relayed */
     bool relaying;
 } Pump;
 
@@ -95,6 +100,7 @@ pump_dealloc(Pump *self)
     PyObject_GC_UnTrack(self);
     pump_clear(self);
     PyMem_Free(self->sources);
+    PyMem_Free(self->events);
     PyMem_Free(self->pending);
     PyMem_RawFree(self->arena);
     Py_TYPE(self)->tp_free(self);
@@ -155,6 +161,9 @@ make_room(Pump *self, Py_ssize_t events)
 {
     if (events <= self->batch)
         return true;
+    struct epoll_event *list = PyMem_Realloc(self->events, (size_t)events * sizeof(struct epoll_event));
+    if (list != NULL)
+        self->events = list;
     Pending *pending = PyMem_Realloc(self->pending, (size_t)events * sizeof(Pending));
     if (pending != NULL)
         self->pending = pending;
@@ -162,7 +171,7 @@ make_room(Pump *self, Py_ssize_t events)
     char *arena = PyMem_RawRealloc(self->arena, (size_t)events * (LARGE + LINE) + LARGEST_READ);
     if (arena != NULL)
         self->arena = arena;
-    if (pending == NULL || arena == NULL) {
+    if (list == NULL || pending == NULL || arena == NULL) {
         PyErr_NoMemory();
         return false;
     }
@@ -227,39 +236,71 @@ write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
 static bool
 later(Pump *self, int64_t *now)
 {
-    PyObject *time = PyObject_CallNoArgs(self->clock);
-    if (time == NULL)
-        return false;
-    int64_t then = PyLong_AsLongLong(time);
-    Py_DECREF(time);
-    if (then == -1 && PyErr_Occurred())
-        return false;
+    int64_t then;
+    if (self->clock == Py_None) {
+        struct timespec time;
+        clock_gettime(CLOCK_MONOTONIC, &time);
+        then = (int64_t)time.tv_sec * 1000000 + time.tv_nsec / 1000;
+    } else {
+        PyObject *time = PyObject_CallNoArgs(self->clock);
+        if (time == NULL)
+            return false;
+        then = PyLong_AsLongLong(time);
+        Py_DECREF(time);
+        if (then == -1 && PyErr_Occurred())
+            return false;
+    }
     *now = then > *now ? then : *now + 1;
     return true;
 }
 
+/* Make a batch of what Python has: a list of pairs of a file descriptor and its events. */
 static bool
-relay(Pump *self, PyObject *events, int64_t now, PyObject *ends, PyObject *others, PyObject *stuck)
+take_events(Pump *self, PyObject *events)
 {
-    Py_ssize_t number = PyList_GET_SIZE(events), length = 0;
-    size_t used = 0;
-    bool done = make_room(self, number);
-    int most = number ? (int)(BATCH_BYTES / number) : LARGEST_READ;
-    most = most < FAIR_READ ? FAIR_READ : most > LARGEST_READ ? LARGEST_READ : most;
-    for (Py_ssize_t place = 0; done && place < number; place++) {
+    Py_ssize_t number = PyList_GET_SIZE(events);
+    if (!make_room(self, number))
+        return false;
+    for (Py_ssize_t place = 0; place < number; place++) {
         PyObject *event = PyList_GET_ITEM(events, place);
         if (!PyTuple_Check(event) || PyTuple_GET_SIZE(event) != 2) {
             PyErr_SetString(PyExc_TypeError, "an event is a pair of a file descriptor and its events");
-            done = false;
-            break;
+            return false;
         }
         long fd = PyLong_AsLong(PyTuple_GET_ITEM(event, 0)), what = PyLong_AsLong(PyTuple_GET_ITEM(event, 1));
-        if ((fd == -1 || what == -1) && PyErr_Occurred()) {
-            done = false;
-            break;
+        if ((fd == -1 || what == -1) && PyErr_Occurred())
+            return false;
+        if (fd != (int)fd || what != (uint32_t)what) {
+            PyErr_SetString(PyExc_OverflowError, "an event has a number that is none of the kernel's");
+            return false;
         }
-        if (what != EPOLLIN || fd < 0 || fd >= self->most || self->sources[fd].tap == NULL) {
-            done = append(others, Py_BuildValue("(llO)", fd, what, Py_None));
+        self->events[place].data.fd = (int)fd;
+        self->events[place].events = (uint32_t)what;
+    }
+    return true;
+}
+
+static bool
+is_source(Pump *self, int fd)
+{
+    return fd >= 0 && fd < self->most && self->sources[fd].tap != NULL;
+}
+
+/* Relay a batch of so many events. */
+static bool
+relay(Pump *self, Py_ssize_t number, int64_t now, PyObject *ends, PyObject *others, PyObject *stuck)
+{
+    Py_ssize_t length = 0;
+    size_t used = 0;
+    bool done = true;
+    self->number = number;
+    int most = number ? (int)(BATCH_BYTES / number) : LARGEST_READ;
+    most = most < FAIR_READ ? FAIR_READ : most > LARGEST_READ ? LARGEST_READ : most;
+    for (Py_ssize_t place = 0; done && place < number; place++) {
+        int fd = self->events[place].data.fd;
+        uint32_t what = self->events[place].events;
+        if (what != EPOLLIN || !is_source(self, fd)) {
+            done = append(others, Py_BuildValue("(iIO)", fd, what, Py_None));
             continue;
         }
         Analyzer *tap = self->sources[fd].tap;
@@ -267,13 +308,13 @@ relay(Pump *self, PyObject *events, int64_t now, PyObject *ends, PyObject *other
         char *chunk = self->arena + used;
         ssize_t size;
         do
-            size = read((int)fd, chunk, (size_t)room);
+            size = recv(fd, chunk, (size_t)room, 0);
         while (size < 0 && errno == EINTR);
         if (size <= 0) {
             if (size < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
                 continue;
-            PyObject *why = size < 0 ? why_lost(self, (int)fd) : Py_NewRef(self->done);
-            done = why != NULL && append(ends, Py_BuildValue("(llN)", fd, what, why));
+            PyObject *why = size < 0 ? why_lost(self, fd) : Py_NewRef(self->done);
+            done = why != NULL && append(ends, Py_BuildValue("(iIN)", fd, what, why));
             continue;
         }
         if (size == room)
@@ -295,35 +336,119 @@ relay(Pump *self, PyObject *events, int64_t now, PyObject *ends, PyObject *other
     return write_all(self, length, stuck) && done;
 }
 
+/* What relaying leaves to the poller. */
+typedef struct {
+    PyObject *ends, *others, *stuck;
+} Rest;
+
+static void
+drop(Rest *rest)
+{
+    Py_XDECREF(rest->ends);
+    Py_XDECREF(rest->others);
+    Py_XDECREF(rest->stuck);
+}
+
+static bool
+begin(Pump *self, Rest *rest)
+{
+    if (self->relaying) {
+        PyErr_SetString(PyExc_RuntimeError, "relay was called from within itself");
+        return false;
+    }
+    *rest = (Rest){PyList_New(0), PyList_New(0), PyList_New(0)};
+    self->number = 0;
+    self->relaying = rest->ends != NULL && rest->others != NULL && rest->stuck != NULL;
+    if (!self->relaying)
+        drop(rest);
+    return self->relaying;
+}
+
+/* Return the rest, and the time of the last batch if `now` is not NULL. */
+static PyObject *
+finish(Pump *self, Rest *rest, bool done, const int64_t *now)
+{
+    PyObject *result = NULL;
+    Py_ssize_t number = PyList_GET_SIZE(rest->ends);
+    if (done && PyList_SetSlice(rest->ends, number, number, rest->others) == 0)
+        result = now == NULL ? PyTuple_Pack(2, rest->ends, rest->stuck)
+                             : Py_BuildValue("OOL", rest->ends, rest->stuck, (long long)*now);
+    self->relaying = false;
+    drop(rest);
+    return result;
+}
+
 static PyObject *
 pump_relay(Pump *self, PyObject *args)
 {
     PyObject *events;
     long long now;
+    Rest rest;
     if (!PyArg_ParseTuple(args, "O!L:relay", &PyList_Type, &events, &now))
         return NULL;
-    if (self->relaying) {
-        PyErr_SetString(PyExc_RuntimeError, "relay was called from within itself");
+    if (!begin(self, &rest))
         return NULL;
+    bool done = take_events(self, events)
+                && relay(self, PyList_GET_SIZE(events), now, rest.ends, rest.others, rest.stuck);
+    return finish(self, &rest, done, NULL);
+}
+
+/* Relay the batches that follow one at the time `last`, until a moment after `end`, and as long as they bring nothing
+   else and come within `patience` milliseconds.  Any other batch is left to the next poll, since epoll goes on
+   reporting what nobody reads; so is one that comes after a `silence`. */
+static PyObject *
+pump_go_on(Pump *self, PyObject *args)
+{
+    int epoll, most, patience;
+    long long last, end, silence;
+    Rest rest;
+    if (!PyArg_ParseTuple(args, "iiiLLL:go_on", &epoll, &most, &patience, &last, &end, &silence))
+        return NULL;
+    if (!begin(self, &rest))
+        return NULL;
+    int64_t now = last;
+    bool done = make_room(self, most);
+    while (done && now <= end) {
+        int64_t left = (end - now + 999) / 1000;
+        int number, wait = left < patience ? (int)left : patience;
+        self->number = 0;
+        Py_BEGIN_ALLOW_THREADS
+        number = epoll_wait(epoll, self->events, most, wait);
+        Py_END_ALLOW_THREADS
+        bool is_relayed = number > 0;
+        for (int place = 0; is_relayed && place < number; place++)
+            is_relayed = self->events[place].events == EPOLLIN && is_source(self, self->events[place].data.fd);
+        if (!is_relayed)
+            break;
+        int64_t then = now;
+        done = later(self, &then);
+        if (!done || then - now > silence)
+            break;
+        now = then;
+        done = relay(self, number, now, rest.ends, rest.others, rest.stuck);
+        if (PyList_GET_SIZE(rest.ends) || PyList_GET_SIZE(rest.stuck))
+            break;
     }
-    PyObject *ends = PyList_New(0), *others = PyList_New(0), *stuck = PyList_New(0), *result = NULL;
-    if (ends != NULL && others != NULL && stuck != NULL) {
-        self->relaying = true;
-        bool done = relay(self, events, now, ends, others, stuck);
-        self->relaying = false;
-        if (done && PyList_SetSlice(ends, PyList_GET_SIZE(ends), PyList_GET_SIZE(ends), others) == 0)
-            result = PyTuple_Pack(2, ends, stuck);
-    }
-    Py_XDECREF(ends);
-    Py_XDECREF(others);
-    Py_XDECREF(stuck);
-    return result;
+    return finish(self, &rest, done, &now);
+}
+
+/* Return the events of the batch that failed. */
+static PyObject *
+pump_batch(Pump *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *events = PyList_New(0);
+    for (Py_ssize_t place = 0; events != NULL && place < self->number; place++)
+        if (!append(events, Py_BuildValue("(iI)", self->events[place].data.fd, self->events[place].events)))
+            Py_CLEAR(events);
+    return events;
 }
 
 static PyMethodDef pump_methods[] = {
     {"start", (PyCFunction)pump_start, METH_VARARGS, NULL},
     {"stop", (PyCFunction)pump_stop, METH_O, NULL},
     {"relay", (PyCFunction)pump_relay, METH_VARARGS, NULL},
+    {"go_on", (PyCFunction)pump_go_on, METH_VARARGS, NULL},
+    {"batch", (PyCFunction)pump_batch, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -17,7 +17,8 @@ FLAGS = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-saniti
 
 TESTS = (
     *("tests/foo/test_twins.py", "tests/foo/test_latency.py", "tests/net/test_pump.py", "tests/net/test_pump_twins.py"),
-    *("tests/net/test_poller.py", "tests/net/test_transport.py", "tests/relay/test_relaying.py"),
+    *("tests/net/test_further_batches.py", "tests/net/test_poller.py", "tests/net/test_transport.py"),
+    "tests/relay/test_relaying.py",
 )
 
 
