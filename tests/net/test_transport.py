@@ -29,6 +29,7 @@ from fooproxy.net.addresses import client_endpoint, server_endpoint
 from fooproxy.net.endpoints import Listener
 from fooproxy.net.poller import Poller
 from fooproxy.net.private import unsent
+from fooproxy.net.pump import IN
 from fooproxy.net.sockets import set_options
 from fooproxy.net.transport import Transport
 from tests.helpers.bed import Peer, Peers, reactor, until
@@ -809,6 +810,24 @@ def test_in_the_reactors_place_it_returns_for_timers_in_time(delay: float | None
         poller.iterate(delay)
         assert ready.reads == batches
         poller.forget(ready)
+
+
+@pytest.mark.parametrize(("is_relayed", "wait"), [(True, 0.05), (False, 0.001)])
+def test_in_the_reactors_place_it_waits_for_long_only_after_mere_relaying(is_relayed: bool, wait: float) -> None:
+    stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
+    pump = SimpleNamespace(relay=lambda events, now: ([] if is_relayed else [(0, IN, None)], []))
+    poller = Poller(stub, clock=lambda: 1, pump=lambda look, clock: pump)
+    waits: list[float] = []
+    batches: list[Any] = [[(0, IN)], []]
+
+    def poll(timeout: float, most: int) -> Any:
+        waits.append(timeout)
+        return batches.pop(0)
+
+    poller._epoll = SimpleNamespace(poll=poll, register=lambda fd, events: None)
+    poller.addReader(AlwaysReady(0))
+    poller.iterate(600.0)
+    assert waits == [600.0, wait]
 
 
 @pytest.mark.timeout(20)
