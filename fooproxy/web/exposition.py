@@ -50,7 +50,7 @@ def exposition(
     """
     if not _asks_for_text(accept):
         return None
-    registry = CollectorRegistry(auto_describe=False)
+    registry = CollectorRegistry()
     registry.register(_Collector(stats, ready))
     if stats.servers:
         registry.register(_Servers(stats, states or {}))
@@ -67,8 +67,7 @@ def _asks_for_text(accept: str) -> bool:
     """Return whether the header names a text type (a wildcard does not) and ranks it above JSON."""
     accepted = parse_accept_header(accept, MIMEAccept)
     named = {type_.partition(";")[0].strip().lower(): quality for type_, quality in reversed(list(accepted))}
-    text = max((named.get(type_, 0) for type_ in _TEXT_TYPES), default=0)
-    return text > 0 and text > named.get("application/json", 0)
+    return max(named.get(type_, 0) for type_ in _TEXT_TYPES) > named.get("application/json", 0)
 
 
 class _Collector:

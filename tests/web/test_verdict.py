@@ -90,6 +90,17 @@ def test_of_several_servers_the_one_in_trouble_is_named() -> None:
     assert ", a server rejects" in judge(situation("only_naks", upstreams=SERVERS))["why"]
 
 
+def test_a_single_server_in_trouble_is_called_by_its_address() -> None:
+    stuck = [{"name": "one", "state": "up", "stuck": 1, "reason": None}]
+    assert "from the upstream 127.0.0.1:8001." in judge(situation("upstream_stuck", upstreams=stuck))["why"]
+    assert ", the upstream 127.0.0.1:8001 rejects" in judge(situation("only_naks"))["why"]
+
+
+def test_of_several_servers_all_are_meant_if_none_is_in_trouble_any_more() -> None:
+    well = [{**row, "stuck": 0} for row in SERVERS]
+    assert "from any of the 2 upstreams." in judge(situation("upstream_stuck", upstreams=well))["why"]
+
+
 def test_clients_whom_an_operator_keeps_from_all_servers_are_not_said_to_be_served() -> None:
     assert judge(situation("upstream_held"))["why"].startswith("Clients are being served, but")
     held = {"address": "127.0.0.1:8001", "state": "paused", "reason": None, "error": None}
@@ -110,6 +121,7 @@ def test_the_limit_is_told_from_a_lack_of_file_descriptors() -> None:
 
 
 def test_a_single_session_is_counted_in_the_singular() -> None:
+    assert "3 sessions are still open" in judge(situation("draining"))["why"]
     one = {**situation().report, "connections_active": 1}
     assert "1 session is still open" in judge(situation("draining", report=one))["why"]
 
