@@ -147,6 +147,25 @@ def test_a_write_that_fails_is_given_back_with_the_loss_that_the_kernel_tells_on
     assert (others, stuck) == ([], [(case.sinks[0], b"REQ 1\n", main.CONNECTION_LOST)])
 
 
+def test_what_is_written_to_a_connection_that_was_reset_is_given_back_with_the_loss(case: Case) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    with near:
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        far.close()
+        case.requests.outlet = near.fileno()
+        case.client.sendall(b"REQ 1\n")
+        others, stuck = case.pump.relay([(case.client_leg.fileno(), IN)], 7)
+        assert (others, stuck) == ([], [(case.sinks[0], b"REQ 1\n", main.CONNECTION_LOST)])
+
+
+def test_an_event_without_data_is_passed_over(case: Case) -> None:
+    case.server.sendall(b"ACK 0\n")
+    assert case.relay(7) == ([], [])
+    assert case.client.recv(100) == b"ACK 0\n"
+
+
 def test_a_reset_is_given_back_as_the_loss_that_it_is(case: Case) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     far = socket.create_connection(listener.getsockname())
