@@ -211,7 +211,7 @@ class Session(Generic[Seen]):
         elif leg is not self.client:
             if self in self.host.deadlines:
                 self._await_upstream()
-        elif self.draining and self.observer.between_requests and not leg.paused:
+        elif self.draining and self.observer.between_requests and not (leg.paused or leg.is_ignored):
             leg.pause()
 
     def lost(self, leg: Leg, reason: Failure) -> None:
