@@ -20,7 +20,8 @@ from benchmarks.runs import NAK_EVERY, SPARE_FILES, check_counts
 from tests.helpers.fooserver import PATIENCE, connect
 from tests.helpers.proxyprocess import Proxy, eventually, fooproxy, settles
 
-pytestmark = pytest.mark.slow
+# Thousands of connections, on a machine that does other things too, take their time.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 BLOCK = b"ACK 1 " + bytes(range(32, 127)) * 11037 + b"\n"
 BLOCKS = 1024

@@ -27,7 +27,8 @@ from tests.helpers.fooserver import connect, read_lines, reset
 from tests.helpers.processes import started
 from tests.helpers.proxyprocess import TWISTD, fooproxy, settles
 
-pytestmark = pytest.mark.slow
+# Thousands of connections, on a machine that does other things too, take their time.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STORMS = 5
 CROWD = 4_000

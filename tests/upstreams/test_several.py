@@ -175,7 +175,7 @@ def test_a_server_that_resets_its_clients_is_taken_out_and_costs_three_of_them(t
 
         eventually(is_taken_out)
         assert found.count(b"") == 3
-        assert set(found) == {b"", b"ACK 1 a\n"}
+        assert set(found) <= {b"", b"ACK 1 a\n"}
         proxy.says("taking out upstream a: it ends sessions with requests unanswered")
         a.resets_at = b"please reset"
         proxy.says("connected to upstream a again")
