@@ -260,6 +260,14 @@ OPTIONS = (
         meaning="Start from zero if the saved statistics are older than this many seconds.",
     ),
     Option(
+        name="slow-replies",
+        group="statistics",
+        unit="SECONDS",
+        default="1",
+        check=values.seconds,
+        meaning="Warn if 1 % of the replies of the last 10 seconds took longer than this many seconds (0: never).",
+    ),
+    Option(
         name="connect-timeout",
         group="upstreams",
         unit="SECONDS",

@@ -83,6 +83,7 @@ class Parts:
         fixed = [one for one in forward if one.source is None]
         names = [one.name for one in fixed] if len(forward) > 1 or found else []
         self.stats = Stats(time.monotonic, self._session_ended, servers=names, rows=MOST if found else 0)
+        self.stats.slow = options["slow-replies"]
         connects = all(connects_polled(one.address) for one in fixed)
         all_polled = is_available() and connects and all(map(listens_polled, options["listen"]))
         self.poller = Poller(reactor, _PATIENCE if all_polled else 0.0) if is_available() else None

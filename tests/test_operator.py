@@ -331,3 +331,9 @@ def test_what_clients_send_reaches_no_answer(tmp_path: Path, server: FooServer) 
         exchange(proxy.port, b"REQ 1 <script>alert(1)</script>\n<img src=x onerror=alert(1)>\n")
         for path in ("/live", "/connections", "/clients", "/stats", "/history"):
             assert "<" not in json.dumps(proxy.get(path)[1])
+
+
+def test_what_counts_as_slow_is_up_to_the_operator(tmp_path: Path, server: FooServer) -> None:
+    with fooproxy(tmp_path, "--slow-replies", "1e-6", upstream=server.port) as proxy:
+        exchange(proxy.port, b"REQ 1\n")
+        eventually(lambda: "slow_replies" in proxy.get("/ready")[1]["warnings"])

@@ -47,7 +47,7 @@ MANY_NAKS = 10
 """Rejected requests, without one that is accepted among them, from which on an operator should look."""
 
 SLOW = 1.0
-"""Seconds from which on replies are slow, if one in a hundred of the last 10 seconds took longer."""
+"""Seconds from which on replies are slow unless the owner says so, if one in a hundred of the last 10 seconds is."""
 
 LONG_WAIT = 1.0
 """Seconds for which a client may wait for a server before an operator should look."""
@@ -358,6 +358,8 @@ class Stats(Declared):
         for name in servers:
             self.join(name)
         self.on_end = on_end
+        self.slow = SLOW
+        """Seconds from which on replies are slow; 0 if none are."""
         self.limit = 0
         """The maximum number of sessions open at once."""
         self.reachable: Callable[[], tuple[int, int]] = lambda: (0, 0)
@@ -512,7 +514,7 @@ class Stats(Declared):
     def is_slow(self) -> bool:
         """Whether one in a hundred of the replies of the last 10 seconds was slow."""
         p99 = self.history.recent().quantile(0.99)
-        return p99 is not None and p99 > SLOW
+        return p99 is not None and 0 < self.slow < p99
 
     @property
     def drops_requests(self) -> bool:

@@ -168,7 +168,7 @@ CAUSES = (
         f"instance:fooproxy_request_duration_seconds:p99_5m > {SLOW:g}",
         lambda now: (
             f"Replies are slow: of those in the last 10 seconds, 1 % took "
-            f"{now.report['latency_seconds_10s']['p99'] or 0.0:.3g} s or more; the threshold is {SLOW:g} s. "
+            f"{now.report['latency_seconds_10s']['p99'] or 0.0:.3g} s or more; --slow-replies is the threshold. "
             "If p50 is high too, the server or the network to it is slow."
         ),
     ),

@@ -138,6 +138,10 @@ def test_replies_are_slow_if_one_in_a_hundred_is(world: World) -> None:
     world.server_says(b"ACK 1\n")
     world.stats.history.record()
     assert world.stats.is_slow
+    world.stats.slow = 3 * SLOW
+    assert not world.stats.is_slow
+    world.stats.slow = 0
+    assert not world.stats.is_slow
 
 
 def test_while_nobody_waits_for_it_no_chunk_is_counted_early() -> None:

@@ -25,6 +25,7 @@ complete -c fooproxy -l drain-timeout -x -d 'Seconds to wait for outstanding rep
 complete -c fooproxy -l allow -x -d 'Accept clients only from this network (192.0.2.0/24) or address. May be repeated. Default: all.'
 complete -c fooproxy -l recovery-path -rF -d 'File that preserves the statistics across restarts. Default: .data/recovery.json.'
 complete -c fooproxy -l recovery-max-age -x -d 'Start from zero if the saved statistics are older than this many seconds. Default: 10.'
+complete -c fooproxy -l slow-replies -x -d 'Warn if 1 % of the replies of the last 10 seconds took longer than this many seconds (0: never). Default: 1.'
 complete -c fooproxy -l http -x -d 'ADDRESS to serve the statistics page and API on (127.0.0.1 if it names no host), or off. Default: 127.0.0.1:8088.'
 complete -c fooproxy -l http-host -x -d 'Serve HTTP under this host name too, besides addresses and localhost, and under no other. May be repeated. Default: none.'
 complete -c fooproxy -l control -x -d 'Take orders from fooctl on this socket (unix:PATH), which only the proxy\'s user and root may use. Default: none.'
