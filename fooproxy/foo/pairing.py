@@ -17,6 +17,9 @@ import re
 _TYPE, _GAP, _SEQ, _REST = range(4)
 """The places in a line: before the first space, before the seq, in the seq, behind it."""
 
+_USUAL = re.compile(rb"^[A-Z]{3} ([0-9]{1,9})(?: .*)?\n", re.MULTILINE)
+"""A line with a seq that is read at once."""
+
 _NO_GAP = re.compile(rb"[^ \t]*")
 _NO_SEQ = re.compile(rb"[ \t+]*")
 _DIGITS = re.compile(rb"[0-9]*")
@@ -41,8 +44,14 @@ class Pairs:
 
     def feed(self, requests: bool, chunk: bytes) -> None:
         """Read the next chunk of a leg: that of the requests or that of the replies."""
-        *whole, last = chunk.split(b"\n")
         place, seq = self._begun[requests]
+        if place == _TYPE and chunk.endswith(b"\n"):
+            seqs = _USUAL.findall(chunk)
+            if len(seqs) == chunk.count(b"\n"):
+                mixed = sum(map(_mixed, map(int, seqs)))
+                self.unpaired = (self.unpaired + (mixed if requests else -mixed)) & _ALL
+                return
+        *whole, last = chunk.split(b"\n")
         for part in whole:
             seq = _mixed(_read(place, seq, part)[1])
             self.unpaired = (self.unpaired + (seq if requests else -seq)) & _ALL
