@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from OpenSSL import SSL
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
@@ -26,9 +28,16 @@ class Bottom(FileDescriptor):
 
     options_set_for = Timeouts().send
 
-    def __init__(self, told: list[str]) -> None:
+    def __init__(self, told: list[str], handle: Any = None) -> None:
         super().__init__(Clock())  # type: ignore[arg-type]
         self.told = told
+        self.handle = handle
+
+    def getHandle(self) -> Any:
+        return self.handle
+
+    def fileno(self) -> int:
+        return -1 if self.handle is None else int(self.handle.fileno())
 
     def connectionLost(self, reason: Failure) -> None:
         self.told.append("let go")
@@ -564,6 +573,134 @@ def test_an_abort_lets_a_client_have_what_the_kernel_has_for_it_once_it_was_drai
     place.session.abort()
     assert gone == ["let go"]
     assert (place.client_wire.told, place.reason) == (["fin"], "drained")
+
+
+def test_an_abort_resets_a_drained_client_for_which_bytes_still_wait_here(place: Place) -> None:
+    place.asks(b"REQ 1\n")
+    place.session.drain()
+    place.answers(b"ACK 1\n")
+    place.client_wire.transport = Bottom([])
+    place.client_wire.transport.dataBuffer = b"ACK 1\n"
+    place.session.abort()
+    assert (place.client_wire.told, place.reason) == (["fin", "abort"], "aborted")
+
+
+def test_a_drained_client_is_closed_once_it_has_taken_all_its_replies(place: Place) -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        near.send(b"ACK 1\n")
+        place.client_wire.transport = Bottom([], near)
+        place.session.drain()
+        place.clock.pump([0.05] * 30)
+        assert place.client_wire.told == ["fin"]
+        far.recv(100)
+        place.clock.pump([0.05] * 4)
+        assert place.client_wire.told == ["fin", "close"]
+
+
+def departing(client: Wire) -> Place:
+    """A session that is connecting, and whose client has sent a FIN."""
+    near, far = socket.socketpair()
+    far.close()
+    client.transport = Bottom(client.told, near)
+    place = held(client)
+    if place.factory is None:
+        place.client.handshakeCompleted()
+    return place
+
+
+@pytest.mark.parametrize(
+    ("is_over_tls", "holds", "reason"),
+    [(False, False, "client_closed"), (True, False, "client_reset"), (False, True, None)],
+)
+def test_a_client_that_leaves_while_it_waits_is_noticed_unless_it_has_said_something(
+    is_over_tls: bool, holds: bool, reason: str | None
+) -> None:
+    place = departing(Wire(is_over_tls))
+    with place.client_wire.transport.handle:
+        if holds:
+            place.asks(b"REQ 1\n")
+        place.clock.pump([0.5] * 4)
+        assert place.reason == reason
+        assert place.session.closing == (reason is not None)
+
+
+def test_a_client_that_has_left_by_the_time_that_connecting_fails_is_the_reason() -> None:
+    place = departing(Wire())
+    with place.client_wire.transport.handle:
+        place.connecting.errback(Failure(ConnectionRefusedError()))
+        assert place.reason == "client_closed"
+
+
+def test_a_client_held_twice_loses_nothing() -> None:
+    place = held()
+    place.asks(b"REQ 1\n")
+    place.client.hold()
+    place.asks(b"REQ 2\n")
+    place.connected()
+    assert place.upstream_wire.written == b"REQ 1\nREQ 2\n"
+
+
+def test_a_drain_does_not_wait_for_a_request_that_no_server_has() -> None:
+    place = held()
+    place.asks(b"REQ 1\n")
+    place.session.drain()
+    assert (place.client_wire.told, place.reason) == (["close"], "drained")
+
+
+def test_a_drained_client_that_was_paused_is_not_read_again_between_two_requests(place: Place) -> None:
+    place.asks(b"REQ 1\n")
+    place.client.pauseProducing()
+    place.session.drain()
+    place.client.resumeProducing()
+    assert not place.client_wire.reading
+
+
+def test_what_an_upstream_is_read_after_its_end_goes_nowhere(place: Place) -> None:
+    place.asks(b"REQ 1\n")
+    place.lost(place.upstream, ConnectionLost())
+    place.upstream.dataReceived(b"ACK 1\n")
+    assert place.client_wire.written == b""
+    assert place.session in place.bridge.deadlines
+    place.lost(place.client)
+    assert place.session not in place.bridge.deadlines
+
+
+def test_an_upstream_that_was_paused_when_it_finished_is_silent(place: Place) -> None:
+    place.client_wire.producer.pauseProducing()
+    place.upstream.readConnectionLost()
+    place.clock.pump([1.0] * 11)
+    assert place.session.closing
+
+
+def test_nobody_produces_for_a_leg_that_closes(place: Place) -> None:
+    place.session.close()
+    assert place.client_wire.producer is place.upstream_wire.producer is None
+
+
+@pytest.mark.parametrize("is_over_tls", [False, True])
+def test_the_clients_own_end_completes_its_last_line(is_over_tls: bool) -> None:
+    place = over_tls() if is_over_tls else Place(Wire(), Wire())
+    place.asks(b"REQ 1")
+    if is_over_tls:
+        place.lost(place.client)
+    else:
+        place.client.readConnectionLost()
+        place.clock.pump([1.0] * 6)
+    assert place.upstream_wire.told[-1] == "close"
+
+
+def test_a_failure_of_tls_is_told_from_a_reset() -> None:
+    place = over_tls()
+    place.lost(place.client, SSL.Error([("SSL routines", "", "bad record mac")]))
+    assert place.reason == "client_tls"
+
+
+def test_the_end_of_an_upstream_that_is_gone_already_has_its_own_reason(place: Place) -> None:
+    place.upstream_wire.transport = Bottom([])
+    place.upstream_wire.transport.disconnected = 1
+    place.upstream_wire.producer.stopProducing()
+    assert place.reason is None
 
 
 def test_a_client_with_a_fin_of_ours_gets_no_second_one(place: Place) -> None:
