@@ -135,6 +135,18 @@ def test_requests_that_nobody_answers_take_bounded_memory_and_stay_counted() -> 
 
 
 @pytest.mark.usefixtures("twin")
+def test_requests_beyond_what_is_kept_apart_join_the_newest_of_those() -> None:
+    session, total = exchange()
+    for time in range(1, 301):
+        session.request(time, 1)
+    # The oldest, and 256 others, of which the last has taken in the rest.
+    assert [list(pair) for pair in session.later] == [*([time, 1] for time in range(2, 257)), [257, 44]]
+    assert session.last == 300
+    session.reply(1000, 300)
+    assert total.answered.buckets[bucket(1000 - 257)] >= 44
+
+
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize("many", [2, 5, 20, 300])
 def test_what_kept_open_requests_apart_does_so_again_after_none_was_left_or_all_were_late(many: int) -> None:
     session, total = exchange()

@@ -18,6 +18,8 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides
 
 from fooproxy.relay.bridge import BridgeFactory
+from fooproxy.relay.pooled import PooledSession
+from fooproxy.relay.session import Session
 from fooproxy.relay.timeouts import Timeouts
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
@@ -96,14 +98,14 @@ class Wire:
 class Place:
     """One session whose peers are the test."""
 
-    def __init__(self, client: Wire, upstream: Wire, is_held: bool = False) -> None:
+    def __init__(self, client: Wire, upstream: Wire, is_held: bool = False, kind: type[Session[Any]] = Session) -> None:
         self.clock = Clock()
         self.stats = Stats(self.clock.seconds)
         self.client_wire, self.upstream_wire = client, upstream
         self.connecting: Deferred[Any] = Deferred() if is_held else succeed(None)
         self.factory: Any = None
         self.bridge = BridgeFactory[SessionStats](
-            self._connect, lambda: SessionStats(self.stats), self.clock, Timeouts(client_fin=5.0)
+            *(self._connect, lambda: SessionStats(self.stats), self.clock, Timeouts(client_fin=5.0)), session=kind
         )
         self.client: Any = self.bridge.buildProtocol(None)
         self.session: Any = self.client.session
@@ -317,6 +319,39 @@ def test_a_client_over_tls_that_closes_ends_the_session_as_by_a_fin() -> None:
     assert place.upstream_wire.told == ["close"]
     place.lost(place.upstream)
     assert place.ended() == {"client_closed": 1}
+
+
+# Links
+
+
+class Link:
+    """What has lent the upstream's connection."""
+
+    is_used = True
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def drop(self) -> None:
+        self.told.append("drop")
+
+
+@pytest.mark.parametrize("end", ["fin", "loss"])
+def test_a_link_that_ends_after_it_got_a_request_is_not_replaced_since_that_may_have_been_done(end: str) -> None:
+    place = Place(Wire(), Wire(), is_held=True, kind=PooledSession)
+    assert place.factory is None
+    place.asks(b"REQ 1\n")
+    factory: Any = place.factory
+    place.upstream = factory.buildProtocol(None)
+    place.upstream.link = Link()
+    place.upstream.makeConnection(place.upstream_wire)
+    assert place.upstream_wire.written == b"REQ 1\n"
+    if end == "fin":
+        place.upstream.readConnectionLost()
+    else:
+        place.lost(place.upstream)
+    assert (place.upstream.link.told, place.reason) == ([], "upstream_closed")
+    assert place.client_wire.told == ["fin"]
 
 
 # The upstream's end
