@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import Service
@@ -23,7 +24,7 @@ from fooproxy.launch import Launch
 from fooproxy.logs.formats import FORMATS
 from fooproxy.logs.log import Log
 from fooproxy.net.addresses import host_port, server_endpoint
-from fooproxy.net.listening import listen_now
+from fooproxy.net.listening import close_now, listen_now
 from fooproxy.net.peers import shown
 from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
@@ -43,7 +44,7 @@ from fooproxy.web.hosts import Hosts
 from fooproxy.web.resource import Web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 
@@ -104,6 +105,11 @@ class ProxyService(Service):
     def privilegedStartService(self) -> None:
         """Claim the recovery file as the user who will write it, and open the listeners while still privileged."""
         super().privilegedStartService()
+        with self._closing_if_it_fails():
+            self._open()
+
+    def _open(self) -> None:
+        """Claim the file and open the listeners, in an order in which a start that fails disturbs nobody."""
         self._launch.settled()
         how = REASON.replace("{", "{{").replace("}", "}}")
         self.log.info(f"fooproxy {{version}}, {how}", version=__version__, implementation=IMPLEMENTATION)
@@ -134,13 +140,14 @@ class ProxyService(Service):
             # twist, unlike twistd, has no privileged start.
             self.privilegedStartService()
         super().startService()
-        self._or_refuse(self._parts.saving.start)
-        spare_the_collector()
-        keep_large_blocks(LARGEST_READ)
-        self._parts.start()
-        self._signals.report(self._report)
-        self._signals.stop(self._stop)
-        self._launch.succeeded()
+        with self._closing_if_it_fails():
+            self._or_refuse(self._parts.saving.start)
+            spare_the_collector()
+            keep_large_blocks(LARGEST_READ)
+            self._parts.start()
+            self._signals.report(self._report)
+            self._signals.stop(self._stop)
+            self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
 
@@ -205,6 +212,17 @@ class ProxyService(Service):
         patience: float = self._options["drain-timeout"]
         self._parts.bridge.dismiss(session, "closed_by_operator", patience)
         return patience
+
+    @contextmanager
+    def _closing_if_it_fails(self) -> Iterator[None]:
+        """Close the ports if the start fails, so that neither a unix socket nor its lock is left behind."""
+        try:
+            yield
+        except BaseException:
+            for port in (*self._relay_ports, self._http_port, self._control_port):
+                if _has_socket(port):
+                    close_now(port)
+            raise
 
     def _listen(self, option: str, address: str, endpoint: IStreamServerEndpoint, factory: Any) -> IListeningPort:
         try:

@@ -178,6 +178,38 @@ def test_a_unix_socket_that_another_process_has_keeps_its_lock(tmp_path: Path, m
     assert lock.readlink() == Path(str(os.getpid()))
 
 
+CANNOT_SAVE = """
+import errno, sys
+from fooproxy.__main__ import main
+from fooproxy.recovery.saving import Saving
+
+def start(self):
+    raise OSError(errno.EIO, "Input/output error")
+
+Saving.start = start
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "why"),
+    [
+        (["-m", "fooproxy"], ["--control", "unix:/nowhere/at/all"], "cannot listen on unix:/nowhere/at/all"),
+        (["-c", CANNOT_SAVE], ["--control", "unix:control.sock"], "cannot save statistics"),
+    ],
+    ids=["the last listener", "the first save"],
+)
+def test_a_start_that_fails_leaves_no_unix_socket(
+    tmp_path: Path, command: list[str], more: list[str], why: str
+) -> None:
+    addresses = ["--listen", "unix:foo.sock", "--http", "unix:http.sock", *more]
+    end = completed([sys.executable, *command, *addresses, "--recovery-path", "recovery.json"], cwd=tmp_path)
+    assert (end.returncode, end.stdout) == (1, "")
+    assert why in critical(end.stderr)
+    assert "Traceback" not in end.stderr
+    assert list(tmp_path.glob("*.sock*")) == []
+
+
 def test_a_directory_in_place_of_the_recovery_file_is_refused_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "recovery.json").mkdir()
     line = critical(refuses(tmp_path, *options(tmp_path, None)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.error import ConnectionDone
 from twisted.python import context, log
 from twisted.python.failure import Failure
 
@@ -52,3 +53,8 @@ def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IL
     port.connectionLost = partial(_silently, port.connectionLost)
     listening: IListeningPort = port
     return listening
+
+
+def close_now(port: Any) -> None:
+    """Close a port that `listen_now` returned; ``stopListening`` would wait for the reactor, which may never run."""
+    port.connectionLost(Failure(ConnectionDone()))
