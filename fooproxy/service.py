@@ -146,7 +146,7 @@ class ProxyService(Service):
             keep_large_blocks(LARGEST_READ)
             self._parts.start()
             self._signals.report(self._report)
-            self._signals.stop(self._stop)
+            self._signals.stop(self._signalled)
             self._launch.succeeded()
         # Last, so that all signals are handled once these lines are in the log.
         self._reactor.callWhenRunning(self._announce)
@@ -194,18 +194,20 @@ class ProxyService(Service):
         # While there still is a log.
         self._logs.limits.finish()
 
-    def _stop(self) -> None:
-        """Stop the proxy and drain its sessions; if called again, abort them."""
+    def _signalled(self, name: str) -> None:
+        """Stop the proxy and drain its sessions; at a second signal, abort them."""
         if self._is_stopping:
+            self.log.info("{signal} received while stopping: not waiting any longer", signal=name)
             self._stopping.hurry()
         else:
-            self._is_stopping = True
-            self._reactor.stop()
+            self.log.info("{signal} received: stopping", signal=name)
+            self.drain()
 
     def drain(self) -> None:
-        """Stop the proxy, if it does not yet."""
+        """Stop the proxy and drain its sessions, unless it is doing so."""
         if not self._is_stopping:
-            self._stop()
+            self._is_stopping = True
+            self._reactor.stop()
 
     def close(self, session: Session[SessionStats]) -> float:
         """Close a session once it is settled, or after ``--drain-timeout``; return that."""

@@ -10,6 +10,7 @@ It does not know what the answers are; the service passes them in.  `fooproxy.ea
 from __future__ import annotations
 
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fooproxy.early import Held, is_free
@@ -31,13 +32,14 @@ class Signals:
         if is_free(signal.SIGUSR1):
             self._answer(signal.SIGUSR1, answer)
 
-    def stop(self, answer: Callable[[], None]) -> None:
-        """Call `answer` on SIGTERM, SIGINT and SIGHUP, each time that one comes."""
+    def stop(self, answer: Callable[[str], None]) -> None:
+        """Call `answer` with the signal's name on SIGTERM, SIGINT and SIGHUP, each time that one comes."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-                self._answer(number, answer)
+                named = partial(answer, number.name)
+                self._answer(number, named)
                 # Again once the reactor runs: it sets its own handlers when it starts.
-                self._reactor.callWhenRunning(self._answer, number, answer)
+                self._reactor.callWhenRunning(self._answer, number, named)
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:
         # A signal handler may interrupt any code, so it only schedules `answer`.

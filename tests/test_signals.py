@@ -267,6 +267,14 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, number: signal.Signals) -
         assert proxy.wait() == 0
 
 
+def test_the_log_names_the_signals_that_stop_the_proxy(tmp_path: Path) -> None:
+    with draining(tmp_path, "--drain-timeout", "600") as proxy:
+        proxy.says("SIGTERM received: stopping")
+        proxy.signal(signal.SIGINT)
+        assert proxy.wait() == 0
+        assert "SIGINT received while stopping: not waiting any longer" in proxy.log
+
+
 def test_two_signals_at_one_time_stop_at_once(tmp_path: Path) -> None:
     with (
         FooServer(holding=True) as server,
