@@ -31,9 +31,12 @@ def check_health(address: str, place: str) -> bool:
                 "health check (--no-healthcheck for a container)"
             )
         status = _ask(address)
-    except (OSError, http.client.HTTPException) as error:
+    except OSError as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"no answer from {address}: {why}; is fooproxy running with --http {address}?"
+    except http.client.HTTPException as error:
+        why = str(error) or type(error).__name__
+        problem = f"{address} answers, but not as HTTP does: {why}; is fooproxy running with --http {address}?"
     except ValueError as error:
         problem = str(error)
     else:

@@ -94,7 +94,7 @@ def test_a_unix_socket_is_asked_too(capsys: Any, tmp_path: Path) -> None:
             "answers /health with status 503; expected 200",
         ),
         (b"", "Remote end closed connection without response; is fooproxy running with --http"),
-        (b"ACK 1\n", "ACK 1\\n; is fooproxy running with --http"),
+        (b"ACK 1\n", "answers, but not as HTTP does: ACK 1\\n; is fooproxy running with --http"),
     ],
 )
 def test_any_other_answer_is_not_healthy(capsys: Any, answer: bytes, what: str) -> None:

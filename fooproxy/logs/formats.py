@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import formatEvent, formatEventAsClassicLogText, formatTime
+from twisted.python.failure import Failure
 
 from fooproxy.text import one_line
 
@@ -44,6 +45,9 @@ def as_json(event: dict[str, Any]) -> str | None:
     value that the message is made of under its own name.
     """
     failure = event.get("log_failure")
+    if not isinstance(failure, Failure):
+        # As with Twisted's own formats, an event that is wrong is still an entry.
+        failure = None
     message = formatEvent(event) or (failure.getErrorMessage() if failure is not None else "")
     if not message:
         return None

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.logger import LogLevel
 from twisted.python.failure import Failure
@@ -74,6 +74,7 @@ def test_an_event_that_says_nothing_is_no_entry() -> None:
     assert as_json({"log_format": "", "log_time": 0.0}) is None
 
 
+@example("x", {"log_failure": "no failure"})
 @given(st.text(), st.dictionaries(st.text(min_size=1), st.text() | st.floats() | st.integers() | st.binary()))
 def test_any_event_is_one_printable_line(template: str, fields: dict[str, Any]) -> None:
     line = as_json({**fields, "log_format": template, "log_time": 0.0, "log_level": LogLevel.info})
