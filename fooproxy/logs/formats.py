@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     Format: TypeAlias = Callable[[dict[str, Any]], "str | None"]
 
-_NOT_FIELDS = {"time", "level", "logger", "message", "traceback", "format", "system", "isError", "why", "limited"}
+_NOT_FIELDS = {
+    *("time", "level", "logger", "message", "traceback", "limited"),
+    *("format", "system", "isError", "failure", "why"),
+}
 """Keys of events that are not fields of their own: ours, those of Twisted's old log, and the kind for the limits."""
 
 
@@ -45,10 +48,14 @@ def as_json(event: dict[str, Any]) -> str | None:
     value that the message is made of under its own name.
     """
     failure = event.get("log_failure")
+    message = formatEvent(event)
+    if "log_failure" not in event and event.get("isError"):
+        # Of Twisted's old log, whose text ends with the traceback.
+        failure, message = event.get("failure"), message.partition("\n")[0]
     if not isinstance(failure, Failure):
         # As with Twisted's own formats, an event that is wrong is still an entry.
         failure = None
-    message = formatEvent(event) or (failure.getErrorMessage() if failure is not None else "")
+    message = message or (failure.getErrorMessage() if failure is not None else "")
     if not message:
         return None
     entry = {

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from twisted.logger import LogLevel
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python import log
 from twisted.python.failure import Failure
 
 from fooproxy.logs.formats import as_json
@@ -49,6 +50,22 @@ def test_a_failure_has_its_traceback_in_one_field() -> None:
     assert found["message"] == "it failed"
     assert found["traceback"].startswith("Traceback (most recent call last):\n")
     assert "\x1b" not in found["traceback"]
+
+
+def test_a_failure_in_twisteds_old_log_has_its_traceback_in_one_field() -> None:
+    lines: list[str | None] = []
+    observer: Any = lambda event: lines.append(as_json(event))  # noqa: E731
+    globalLogPublisher.addObserver(observer)
+    try:
+        log.err(ValueError("x"), "it failed")
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    (line,) = lines
+    assert line is not None
+    found = json.loads(line)
+    assert list(found) == [*HEAD, "traceback"]
+    assert (found["level"], found["message"]) == ("critical", "it failed")
+    assert found["traceback"].endswith("ValueError: x")
 
 
 @pytest.mark.parametrize("name", HEAD)
