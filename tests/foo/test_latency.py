@@ -147,6 +147,25 @@ def test_requests_beyond_what_is_kept_apart_join_the_newest_of_those() -> None:
 
 
 @pytest.mark.usefixtures("twin")
+def test_all_open_requests_are_given_up_at_the_end() -> None:
+    session, total = exchange()
+    session.request(1, 1)
+    session.request(2, 3)
+    session.end()
+    assert total.given_up == 4
+
+
+@pytest.mark.usefixtures("twin")
+def test_when_the_last_request_came_is_known_after_all_have_become_late() -> None:
+    session, _ = exchange()
+    session.request(3, 1)
+    session.request(5, 1)
+    assert (session.last_request, session.last) == (5, 0)
+    session.resumed()
+    assert (session.last_request, session.last) == (0, 5)
+
+
+@pytest.mark.usefixtures("twin")
 @pytest.mark.parametrize("many", [2, 5, 20, 300])
 def test_what_kept_open_requests_apart_does_so_again_after_none_was_left_or_all_were_late(many: int) -> None:
     session, total = exchange()

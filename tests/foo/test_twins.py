@@ -160,6 +160,23 @@ NOBODYS = 1 << 11
 
 
 @needs_core
+def test_what_moves_to_other_counts_keeps_nothing_of_those_it_has_left() -> None:
+    assert COMPILED is not None
+    here, there = Latency(), Latency()
+    analyses = [COMPILED.Analysis(latency, True) for latency in (here, there)]
+    exchange = COMPILED.Exchange(here)
+    analyzer = COMPILED.Analyzer(analyses[0], exchange)
+    left: list[Any] = [here.row, there.row, *analyses]
+    before = [sys.getrefcount(each) for each in left]
+    for _ in range(10):
+        exchange.move(there)
+        analyzer.move(analyses[1])
+        exchange.move(here)
+        analyzer.move(analyses[0])
+    assert [sys.getrefcount(each) for each in left] == before
+
+
+@needs_core
 def test_the_compiled_twin_keeps_nothing_alive_that_nobody_uses() -> None:
     assert COMPILED is not None
     latency = Latency()
