@@ -40,9 +40,6 @@ _BUDGET = 10_000
 _LONG_BUDGET = 50_000
 """The same, while its next timer and all else that it waits for are known."""
 
-_MOMENT = 0.001
-"""Maximum seconds to wait for more of what may give the reactor something to do: that goes well together."""
-
 _NEVER = 1 << 62
 """A time that does not come."""
 
@@ -80,7 +77,8 @@ class Poller:
 
     `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
     traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
-    It makes no difference while the poller waits in the reactor's place.
+    While the poller waits in the reactor's place, it is only for events after which the reactor may have something to
+    do, such as a call that Twisted's TLS makes in its next turn.
     `clock` returns microseconds; one reading is the time of a whole batch.  `pump` makes the pump.
     """
 
@@ -271,7 +269,7 @@ class Poller:
                 return
             if rounds >= _ROUNDS and (waiting or self._has_chores or not patience):
                 return
-            timeout = min(patience, (end - now) / 1e6 if is_all_relayed else _MOMENT)
+            timeout = min(patience, (end - now) / 1e6 if is_all_relayed else self.patience)
             if patience and is_all_relayed and self._goes_on and not (self.afterwards or self._aside):
                 now = self._relay_on(now, end, timeout)
                 if now > end:

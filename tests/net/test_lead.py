@@ -158,6 +158,34 @@ def test_a_timer_that_an_event_has_set_ends_the_wait_after_it(bed: Bed) -> None:
     assert called == [1]
 
 
+class Waits:
+    """An epoll that remembers for how long each poll may have waited."""
+
+    def __init__(self, epoll: Any) -> None:
+        self._epoll = epoll
+        self.seconds: list[float] = []
+
+    def poll(self, timeout: float, most: int) -> Any:
+        self.seconds.append(timeout)
+        return self._epoll.poll(timeout, most)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+@pytest.mark.parametrize("patience", [0.0, 0.001])
+def test_after_an_event_that_may_have_given_the_reactor_something_to_do_the_wait_is_what_the_poller_has_patience_for(
+    bed: Bed, patience: float
+) -> None:
+    # As Twisted's TLS does with what it sends.
+    bed.polled.do = lambda: bed.reactor.callLater(0, lambda: None)
+    bed.poller.patience = patience
+    waits = bed.poller._epoll = Waits(bed.poller._epoll)
+    bed.polled.send()
+    bed.turn()
+    assert waits.seconds[1:] == [patience]
+
+
 def test_what_is_the_reactors_is_not_set_aside_behind_many_ends(bed: Bed) -> None:
     # Each look at the clock finds the share of the turn used up.
     ticks = iter(range(0, 1 << 40, 5000))
