@@ -180,6 +180,7 @@ class Poller:
                 self._do_chores_soon()
                 break
         self._do_afterwards()
+        self._call_all(self.each_turn)
 
     def _change(self, selectable: Any, add: int, remove: int) -> None:
         fd = selectable.fileno()

@@ -17,6 +17,7 @@ from twisted.internet.selectreactor import SelectReactor
 
 from fooproxy.net.lead import Lead
 from fooproxy.net.poller import Poller
+from fooproxy.net.pump import IN
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -184,6 +185,20 @@ def test_after_an_event_that_may_have_given_the_reactor_something_to_do_the_wait
     bed.polled.send()
     bed.turn()
     assert waits.seconds[1:] == [patience]
+
+
+def test_what_was_set_aside_and_is_served_later_is_followed_by_what_is_due_each_turn(bed: Bed) -> None:
+    served: list[int] = []
+    bed.poller.each_turn.append(lambda: served.append(late.reads))
+    late = Reader()
+    late.brings_traffic = False
+    bed.poller.addReader(late)
+    bed.poller._set_aside(late.fileno(), IN, None)
+    late.send()
+    bed.until(lambda: late.reads)
+    assert served == [1]
+    bed.poller.forget(late)
+    late.close()
 
 
 def test_what_is_the_reactors_is_not_set_aside_behind_many_ends(bed: Bed) -> None:
