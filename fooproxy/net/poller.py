@@ -77,8 +77,8 @@ class Poller:
 
     `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
     traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
-    While the poller waits in the reactor's place, it is only for events after which the reactor may have something to
-    do, such as a call that Twisted's TLS makes in its next turn.
+    While the poller waits in the reactor's place, it is only for events that follow on one after which the reactor may
+    have something to do, such as a call that Twisted's TLS makes in its next turn.
     `clock` returns microseconds; one reading is the time of a whole batch.  `pump` makes the pump.
     """
 
@@ -266,17 +266,19 @@ class Poller:
             if self.afterwards or not is_all_relayed:
                 # These may have given the reactor something to do.
                 end = min(end, now + _BUDGET)
+            if not is_all_relayed:
+                patience = min(patience, self.patience)
             if now > end or waiting == len(events) or self.is_due:
                 return
             if rounds >= _ROUNDS and (waiting or self._has_chores or not patience):
                 return
-            timeout = min(patience, (end - now) / 1e6 if is_all_relayed else self.patience)
+            timeout = min(patience, (end - now) / 1e6)
             if patience and is_all_relayed and self._goes_on and not (self.afterwards or self._aside):
                 now = self._relay_on(now, end, timeout)
                 if now > end:
                     return
                 # It has waited, and there was or is something else.
-                timeout, end = 0.0, min(end, now + _BUDGET)
+                timeout, end, patience = 0.0, min(end, now + _BUDGET), min(patience, self.patience)
 
     def _relay_on(self, now: int, end: int, patience: float) -> int:
         """Relay the batches that follow one at the time `now`, up to one with other events; return the last one's."""

@@ -215,6 +215,10 @@ class Selectable:
     def fileno(self) -> int:
         return self.fd
 
+    def doRead(self) -> None:
+        os.read(self.fd, 100)
+        self.happened.append("read")
+
     def write(self, data: bytes) -> None:
         self.happened.append(data)
 
@@ -267,3 +271,34 @@ def test_if_a_further_batch_fails_the_poller_gives_up_its_connections(case: Furt
         raise MemoryError
 
     assert happened(case, fail) == ["given up"]
+
+
+class Mixed(Scripted):
+    """The same, but the first batch brings an event that is not the pump's."""
+
+    def relay(self, events: list[tuple[int, int]], now: int) -> Any:
+        if not self.events:
+            self.events = events
+            return [(fd, event, None) for fd, event in events], []
+        return super().relay(events, now)
+
+
+@pytest.mark.parametrize(("patience", "goes_on"), [(0.0, False), (0.001, True)])
+def test_without_patience_the_poller_does_not_use_it_after_what_may_have_given_the_reactor_something_to_do(
+    case: Further, patience: float, goes_on: bool
+) -> None:
+    asked: list[bool] = []
+
+    def further() -> Any:
+        asked.append(True)
+        return [], [], 2
+
+    leg = Selectable(case.client_leg.fileno())
+    case.epoll.unregister(leg)
+    poller = polling(Mixed(further), lambda: 1, case.epoll)
+    poller.patience = patience
+    poller.addReader(leg)
+    poller.each_turn.append(lambda: case.client.sendall(b"y"))
+    case.client.send(b"x")
+    poller.iterate(600.0)
+    assert (leg.happened, bool(asked)) == (["read"], goes_on)
