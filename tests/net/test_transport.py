@@ -796,7 +796,7 @@ def test_in_the_reactors_place_it_returns_for_timers_in_time(delay: float | None
     near, far = socket.socketpair()
     stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
     now = 1
-    poller = Poller(stub, clock=lambda: now)
+    poller = Poller(stub, 0.001, clock=lambda: now)
 
     def pass_time() -> None:
         nonlocal now
@@ -816,7 +816,7 @@ def test_in_the_reactors_place_it_returns_for_timers_in_time(delay: float | None
 def test_in_the_reactors_place_it_waits_for_long_only_after_mere_relaying(is_relayed: bool, wait: float) -> None:
     stub: Any = SimpleNamespace(callLater=None, addReader=lambda reader: None)
     pump = SimpleNamespace(relay=lambda events, now: ([] if is_relayed else [(0, IN, None)], []))
-    poller = Poller(stub, clock=lambda: 1, pump=lambda look, clock: pump)
+    poller = Poller(stub, 0.001, clock=lambda: 1, pump=lambda look, clock: pump)
     waits: list[float] = []
     batches: list[Any] = [[(0, IN)], []]
 
