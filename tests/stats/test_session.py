@@ -84,6 +84,17 @@ def test_a_server_that_says_anything_but_replies_is_not_regular(world: World, no
     assert not world.session.is_regular
 
 
+@pytest.mark.parametrize(("replies", "is_paired"), [(b"ACK 1\nNAK 2\n", True), (b"ACK 7\nACK 1\n", False)])
+def test_replies_are_compared_with_the_requests_once_that_is_asked_for(
+    world: World, replies: bytes, is_paired: bool
+) -> None:
+    world.session.pair()
+    world.client_says(b"REQ 1\nREQ 2\n")
+    world.server_says(replies)
+    assert world.session.settled
+    assert world.session.is_paired is is_paired
+
+
 def test_what_has_passed_are_the_bytes_of_both_legs(world: World) -> None:
     assert world.session.passed == 0
     world.client_says(b"REQ 1\nREQ")
