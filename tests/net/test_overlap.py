@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 
 from fooproxy.net.overlap import claim, overlap
+from tests.helpers.fooserver import free_port
 
 HOSTS = ["0.0.0.0", "127.0.0.1", "127.0.0.2", "::", "::1", "::ffff:127.0.0.1"]
 
@@ -32,8 +33,8 @@ def shown(host: str, port: int) -> str:
 @pytest.mark.parametrize(("one", "other"), [*product(HOSTS, HOSTS)])
 def test_of_addresses_the_kernel_says_the_same(one: str, other: str) -> None:
     with ExitStack() as stack:
-        first = stack.enter_context(closing(listening(one, 0)))
-        port = first.getsockname()[1]
+        port = free_port()
+        stack.enter_context(closing(listening(one, port)))
         try:
             stack.enter_context(closing(listening(other, port)))
         except OSError:
