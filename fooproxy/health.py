@@ -71,8 +71,8 @@ class Health:
     def _checked(self, result: object) -> None:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            if not deferred.called:
-                deferred.callback(None)
+            # One that was cancelled ignores it.
+            deferred.callback(None)
 
     def reasons(self) -> list[str]:
         """Return why the proxy is not ready: any of ``starting``, ``draining``, ``loop``, ``upstream_unreachable``.

@@ -20,9 +20,10 @@ class Bridge:
     def __init__(self, *states: str) -> None:
         self.sessions = [SimpleNamespace(state=state) for state in states]
         self.done: Deferred[None] = Deferred()
-        self.aborted = 0
+        self.drained = self.aborted = 0
 
     def drain(self) -> Deferred[None]:
+        self.drained += 1
         return self.done
 
     def abort(self) -> None:
@@ -59,6 +60,10 @@ def stopped(*states: str) -> Bridge:
     ("states", "said"),
     [
         (["draining"], ["warn: aborting 1 busy session"]),
+        (
+            ["draining", "closing"],
+            ["warn: aborting 1 busy session", "info: not waiting any longer for 1 session to close"],
+        ),
         (["closing"], ["info: not waiting any longer for 1 session to close"]),
         (
             ["draining", "closing", "half-closed", "closing"],
@@ -82,3 +87,54 @@ def test_who_is_impatient_twice_aborts_once(lines: list[str]) -> None:
     stopping.hurry()
     stopping.hurry()
     assert bridge.aborted == 1
+
+
+def stopping(bridge: Any, patience: float) -> tuple[Clock, Stopping, Deferred[None]]:
+    """Begin to stop, and return what it takes to go on."""
+    clock = Clock()
+    stops = Stopping(bridge, patience, clock)
+    return clock, stops, Deferred.fromCoroutine(stops.drain())
+
+
+def test_what_clients_have_just_sent_is_read_before_they_are_drained() -> None:
+    bridge = Bridge("open")
+    clock, _, _ = stopping(bridge, 3)
+    assert not bridge.drained
+    clock.advance(0.05)
+    assert bridge.drained == 1
+
+
+def test_a_stop_without_sessions_waits_for_nothing_and_says_nothing(lines: list[str]) -> None:
+    bridge = Bridge()
+    bridge.done.callback(None)
+    _, _, done = stopping(bridge, 3)
+    assert done.called
+    assert not lines
+
+
+def test_a_stop_without_patience_aborts_at_once_and_does_not_speak_of_waiting(lines: list[str]) -> None:
+    bridge = Bridge("draining")
+    clock, _, done = stopping(bridge, 0)
+    clock.pump([LAST_LOOK, 0, 0])
+    assert done.called
+    assert bridge.aborted == 1
+    assert lines == ["warn: aborting 1 busy session"]
+
+
+def test_a_stop_whose_sessions_have_ended_leaves_no_timer() -> None:
+    bridge = Bridge("draining")
+    clock, _, done = stopping(bridge, 600)
+    clock.advance(LAST_LOOK)
+    bridge.sessions.clear()
+    bridge.done.callback(None)
+    clock.pump([1] * 3)
+    assert done.called and not bridge.aborted
+    clock.pump([600] * 3)
+    assert not bridge.aborted
+
+
+def test_who_is_impatient_with_a_stop_that_has_no_patience_changes_nothing() -> None:
+    bridge = Bridge("draining")
+    _, stops, _ = stopping(bridge, 0)
+    stops.hurry()
+    assert not bridge.aborted

@@ -39,10 +39,11 @@ class Reachability:
 
     def __init__(self) -> None:
         self.probes = 0
+        self.failed_ago = 0.0
         self.servers = [self]
 
     def unreachable(self, within: float) -> str | None:
-        return self.error
+        return self.error if self.failed_ago <= within else None
 
     async def probe(self, timeout: float) -> None:
         self.probes += 1
@@ -235,6 +236,40 @@ def test_a_proxy_that_forwards_to_itself_is_not_ready(site: Site) -> None:
     assert (answer.status, answer.json["reasons"]) == (503, ["loop"])
 
 
+def test_the_proxy_is_not_ready_for_ten_seconds_after_a_failed_attempt_to_connect(site: Site) -> None:
+    site.upstream.error, site.upstream.reason = "refused", "upstream_refused"
+    site.upstream.failed_ago = 10.0
+    assert site.ask("/ready").status == 503
+    site.upstream.failed_ago = 10.1
+    assert site.ask("/ready").json == {"ready": True, "reasons": [], "warnings": []}
+
+
+def test_an_upstream_that_is_unreachable_for_an_unknown_reason_has_no_second_word(site: Site) -> None:
+    site.upstream.error = "something odd"
+    assert site.ask("/ready").json["reasons"] == ["upstream_unreachable"]
+
+
+def test_each_time_that_the_upstream_was_silent_for_more_than_five_seconds_it_is_tested_again(site: Site) -> None:
+    site.upstream.silence = 5.0
+    site.ask("/ready")
+    assert site.upstream.probes == 0
+    site.upstream.silence = 5.1
+    site.ask("/ready")
+    site.ask("/ready")
+    assert site.upstream.probes == 2
+
+
+def test_sessions_say_that_an_upstream_is_there_of_which_nothing_else_is_known(site: Site) -> None:
+    site.busy, site.upstream.silence, site.upstream.state = True, 6.0, "unknown"
+    assert site.ask("/ready").status == 200
+    assert site.upstream.probes == 0
+
+
+def test_a_proxy_is_not_ready_before_its_service_has_started(site: Site) -> None:
+    upstream: Any = site.upstream
+    assert Health(upstream, bool, bool, {}).reasons() == ["starting"]
+
+
 def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
     done: Deferred[None] = Deferred()
     probes: list[float] = []
@@ -250,7 +285,8 @@ def test_many_who_ask_make_one_check_and_may_leave(site: Site) -> None:
     asked[0].addErrback(left.append)
     asked[0].cancel()
     done.callback(None)
-    assert len(probes) == len(left) == 1
+    assert probes == [1.0]
+    assert len(left) == 1
     assert [deferred.called for deferred in asked] == [True] * 3
     assert site.upstream.error is None
 
