@@ -96,8 +96,7 @@ class SessionStats:
 
     def finished(self) -> None:
         """Record that the client has finished sending; an unfinished last line is a request, as servers answer it."""
-        if self.client.mid_line:
-            self.client.finish(round(self._stats.clock() * 1e6))
+        self.client.finish(round(self._stats.clock() * 1e6))
 
     @property
     def waited(self) -> float:

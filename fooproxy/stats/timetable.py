@@ -131,11 +131,11 @@ class TimeTable:
         return Sample(self._clock(), *self._read())
 
     def _at(self, time: float, now: Sample) -> Sample:
-        """Return the counters at `time`, interpolated between samples; before the first sample, those of the first."""
+        """Return the counters at `time`, before `now`, interpolated between samples, or those of the first."""
         later = now
         for sample in reversed(self._samples):
             if sample.time <= time:
-                share = (time - sample.time) / (later.time - sample.time) if later.time > sample.time else 0.0
+                share = (time - sample.time) / (later.time - sample.time)
                 return Sample(
                     time,
                     sample.requests + share * (later.requests - sample.requests),

@@ -384,3 +384,17 @@ def test_a_link_of_roots_is_followed_whoever_writes_the_file(
     monkeypatch.setattr(os, "geteuid", lambda: 1)
     claim(path)
     assert path.is_symlink()
+
+
+def test_a_claim_that_was_released_is_free(path: Path, claim: Claim) -> None:
+    claim(path).release()
+    assert claim(path).is_locked
+
+
+def test_a_file_of_a_mebibyte_is_read_and_a_larger_one_is_not_ours(path: Path, claim: Claim) -> None:
+    claim(path)
+    path.write_text('"' + "x" * ((1 << 20) - 2) + '"')
+    assert Saver(path).read() == "x" * ((1 << 20) - 2)
+    path.write_text('"' + "x" * ((1 << 20) - 1) + '"')
+    with pytest.raises(Unusable, match="larger"):
+        Saver(path).read()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import formatEvent
 
-from fooproxy.foo.latency import BUCKET_NAMES, LONGEST, Histogram, bounds
+from fooproxy.foo.latency import BUCKET_NAMES, LONGEST, Histogram, bounds, bucket
 from fooproxy.foo.numbers import LARGEST
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
@@ -565,15 +565,21 @@ def test_the_figures_of_each_server_come_back_under_its_name(path: Path) -> None
     assert (second.stats.msg_req, second.stats.latency_seconds.count) == (5, 5)
 
 
+LONG = bounds(bucket(500))[1] - 1
+"""The longest latency that is in the same bucket as 500 microseconds."""
+
 WRONG_SERVERS: dict[str, Any] = {
     "no object": [],
-    "too many": {str(number): {} for number in range(20_000)},
+    "too many": {str(n): {"counters": {}, "latency": Histogram().state()} for n in range(10_001)},
     "a server that is no object": {"a": 7},
     "a server without latencies": {"a": {"counters": {}}},
-    "more than the totals": {"a": {"counters": {"client_req": 9}, "latency": Histogram().state()}},
+    "more than the totals": {"a": {"counters": {"client_req": 4}, "latency": Histogram().state()}},
     "replies without latencies": {"a": {"counters": {"upstream_ack": 3}, "latency": Histogram().state()}},
     "other latencies than the totals": {
-        "a": {"counters": {"upstream_ack": 1}, "latency": Histogram({40: 1}, 150, 150).state()}
+        "a": {"counters": {"upstream_ack": 1}, "latency": Histogram({bucket(150): 1}, 150, 150).state()}
+    },
+    "longer latencies than the totals": {
+        "a": {"counters": {"upstream_ack": 3}, "latency": Histogram({bucket(500): 3}, 3 * LONG, LONG).state()}
     },
 }
 
@@ -587,3 +593,29 @@ def test_figures_of_servers_that_cannot_be_are_not_restored(path: Path, servers:
     second.recovery.load()
     assert second.stats.msg_req == 0
     assert list(path.parent.glob("*unusable*"))
+
+
+def test_the_time_of_a_state_is_also_there_in_whole_seconds_that_have_passed(path: Path) -> None:
+    state = Recovery(Stats(lambda: 0.0), Saver(path), lambda: 1e9 + 0.75, 10).state()
+    assert (state["time_stamp"], state["saved_at"], state["index"]) == (10**9, 1e9 + 0.75, 9)
+
+
+def test_the_windows_of_a_state_from_the_future_are_as_they_were(path: Path) -> None:
+    first = Process(path, wall=1e9)
+    session = SessionStats(first.stats)
+    for _ in range(2):
+        session.client.feed(b"REQ 1\n", 0)
+        first.pass_seconds(1)
+    first.save()
+    second = Process(path, wall=first.wall - 3)
+    second.recovery.load()
+    assert second.stats.times.seconds()[0] == [0] * 8 + [1, 1]
+
+
+def test_the_history_has_empty_seconds_for_the_time_since_the_save(path: Path) -> None:
+    first = Process(path, wall=1e9)
+    first.stats.history.restore([Second(7, 7, 0, 1, 1, 1)], 0)
+    first.save()
+    second = Process(path, wall=1e9 + 3)
+    second.recovery.load()
+    assert second.stats.history.report(0, 0.0)["requests"] == [7, 0, 0, 0]

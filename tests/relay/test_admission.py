@@ -24,7 +24,7 @@ from fooproxy.net.addresses import client_endpoint
 from fooproxy.net.trail import Trail
 from fooproxy.net.turns import SHARE
 from fooproxy.net.turnstile import Turnstile
-from fooproxy.relay.admission import RESERVE, Gate, Gates, network
+from fooproxy.relay.admission import RESERVE, Gate, Gates, network, session_limit
 from tests.helpers.anybed import KINDS, AnyBed, any_bed
 from tests.helpers.bed import Peer, Peers, publisher, reactor, until
 from tests.helpers.fooserver import PATIENCE, FooServer, connect, read_lines, read_to_end
@@ -52,6 +52,7 @@ TEST_NET = network("192.0.2.0/24")
         ("2001:db8::7", "2001:db8::7/128"),
         ("::ffff:192.0.2.7", "192.0.2.7/32"),
         ("::ffff:192.0.2.0/120", "192.0.2.0/24"),
+        ("::ffff:0.0.0.0/96", "0.0.0.0/0"),
     ],
 )
 def test_a_network_is_read(text: str, means: str) -> None:
@@ -337,6 +338,120 @@ def test_listeners_take_turns_when_a_session_ends() -> None:
     first, second = resumed[:2]
     assert first is not second
     assert resumed[2:] == [second, first]
+
+
+def test_a_proxy_that_was_its_own_client_says_so_for_fifteen_seconds() -> None:
+    listener, other, clock = Listener(), Listener(), Clock()
+    trail = Trail()
+    us, ours = Caller(), Caller()
+    ours.name = ("127.0.0.1", 99)
+    gates = Gates()
+    gates.add(Gate(other, set(), 5, clock, {}))
+    gates.add(Gate(listener, set(), 5, clock, {}, (), lambda reason: None, trail))
+    assert not gates.loop
+    trail.listens(us)
+    trail.note(ours, us.name)
+    listener.waiting = [(us, ("127.0.0.1", 99))]
+    with pytest.raises(BlockingIOError):
+        listener.socket.accept()
+    clock.advance(15)
+    assert gates.loop
+    clock.advance(0.1)
+    assert not gates.loop
+
+
+def test_a_client_on_a_unix_socket_is_allowed_whatever_the_networks() -> None:
+    place = Place(allowed=("192.0.2.0/24",))
+    place.listener.waiting = [(Caller(), "")]
+    assert place.accept() == 1
+
+
+def test_a_listener_is_open_only_if_all_are() -> None:
+    gates, sessions, (one, _) = two_listeners()
+    sessions.add("the only one")
+    with pytest.raises(BlockingIOError):
+        one.socket.accept()
+    assert not gates.are_open
+
+
+# The limit
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The soft and the hard limit of file descriptors."""
+    found = [1024, 2164]
+
+    def change(which: int, to: tuple[int, int]) -> None:
+        found[:] = to
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(found))
+    monkeypatch.setattr(resource, "setrlimit", change)
+    return found
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """The warnings about the limit."""
+    lines: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event.get("log_namespace") == "fooproxy.relay.admission":
+            lines.append(event["log_format"].format(**event))
+
+    publisher.addObserver(observe)
+    yield lines
+    publisher.removeObserver(observe)
+
+
+@pytest.mark.parametrize(
+    ("asked", "connections", "limit"),
+    [
+        (None, None, 1000),
+        (1000, None, 1000),
+        (300, None, 300),
+        # A server that has fewer connections leaves descriptors for clients that wait.
+        (None, 500, 1500),
+        (None, 1500, 1000),
+        (1500, 500, 1500),
+    ],
+)
+def test_there_may_be_as_many_sessions_as_the_hard_limit_of_descriptors_allows(
+    limits: list[int], warnings: list[str], asked: int | None, connections: int | None, limit: int
+) -> None:
+    assert session_limit(asked, connections) == limit
+    assert limits == [2164, 2164]
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    ("asked", "connections", "limit", "needed"), [(1001, None, 1000, 2166), (1600, 500, 1500, 2264)]
+)
+def test_more_sessions_than_descriptors_allow_are_lowered_and_the_log_says_what_they_need(
+    limits: list[int], warnings: list[str], asked: int, connections: int | None, limit: int, needed: int
+) -> None:
+    assert session_limit(asked, connections) == limit
+    (line,) = warnings
+    assert f"{asked} lowered to {limit}: it needs {needed} file descriptors, but the limit is 2164" in line
+
+
+@pytest.mark.parametrize(("hard", "warned"), [(166, 0), (165, 1), (100, 1)])
+def test_with_too_few_descriptors_there_is_one_session_and_a_warning(
+    limits: list[int], warnings: list[str], hard: int, warned: int
+) -> None:
+    limits[:] = hard, hard
+    assert session_limit(None) == 1
+    assert len(warnings) == warned
+
+
+def test_a_hard_limit_that_cannot_be_had_leaves_the_soft_one(
+    limits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(which: int, to: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert session_limit(None) == 430
 
 
 # The gate on real ports

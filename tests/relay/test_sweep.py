@@ -330,3 +330,29 @@ def test_with_a_poller_all_sessions_are_looked_at_if_they_may_be_idle_or_wait_to
     world.session.observer = SimpleNamespace(idle=100.0, waited=100.0)
     world.begin(SimpleNamespace(getWriters=list), **{timeout: 10.0})
     assert world.sweeps() == [{"idle": "idle", "reply": "no reply"}[timeout]]
+
+
+@pytest.mark.parametrize("meanwhile", ["read", "lost"])
+def test_a_peer_that_reads_or_leaves_while_others_are_given_up_is_let_be(world: World, meanwhile: str) -> None:
+    first, other = world.session, Judged()
+
+    def unread(leg: Any) -> None:
+        leg.lost = True
+        if meanwhile == "read":
+            other.client.transport.dataBuffer = b"1\n"
+        else:
+            other.client.lost = True
+
+    first.unread = unread  # type: ignore[method-assign]
+    sessions: Any = [first, other]
+    world.timeouts = Timeouts(send=10)
+    world.sweep = Sweep(sessions, world.timeouts, world.clock, lambda: None)
+    world.sweep.start()
+    for session in sessions:
+        session.client.transport.dataBuffer = b"ACK 1\n"
+    world.sweeps(11)
+    assert first.client.lost
+    assert other.judgements == []
+    for leg in (other.client, other.upstream):
+        leg.transport.socket.close()
+        leg.transport.peer.close()

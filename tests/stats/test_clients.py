@@ -67,3 +67,30 @@ def test_many_addresses_take_bounded_memory_and_the_largest_stay_exact() -> None
     assert report["clients"][0]["requests"] == 600
     assert report["other"]["requests"] == 3 * MOST
     assert report["total"] <= MOST
+
+
+def test_clients_are_ranked_by_requests_and_replies_together() -> None:
+    stats = Stats(lambda: 0.0)
+    unanswered = SessionStats(stats)
+    unanswered.accepted("10.0.0.1:1")
+    unanswered.client.feed(b"REQ 1\n" * 3, 0)
+    session(stats, "10.0.0.2:1", 2)
+    assert [client["client"] for client in clients(stats, 10)["clients"]] == ["10.0.0.2", "10.0.0.1"]
+
+
+def test_invalid_lines_of_either_side_are_the_clients() -> None:
+    stats = Stats(lambda: 0.0)
+    opened = session(stats, "10.0.0.1:1", 1)
+    opened.upstream.feed(b"?\n?\n", 2)
+    assert clients(stats, 1)["clients"][0]["msg_invalid"] == 3
+
+
+def test_two_thousand_addresses_are_kept_apart() -> None:
+    stats = Stats(lambda: 0.0)
+    for number in range(2000):
+        opened = SessionStats(stats)
+        opened.accepted(f"10.0.{number // 256}.{number % 256}:1")
+        opened.ended("client_closed")
+    report = clients(stats, 1)
+    assert report["total"] == 2000
+    assert report["other"]["connections_total"] == 1999

@@ -401,3 +401,36 @@ def test_data_whose_time_is_a_little_ahead_of_the_clock_is_sampled_now() -> None
     assert table.rates(1)[0] == 10
     now += 1.1
     assert table.rates(1)[0] == 0
+
+
+@pytest.mark.parametrize(("requests", "responses"), [(1, 0), (0, 1)])
+def test_requests_alone_or_replies_alone_are_not_taken_for_quiet(requests: int, responses: int) -> None:
+    traffic = Traffic()
+    traffic.run(2, rate=0)
+    assert traffic.table.is_quiet
+    traffic.requests += requests
+    traffic.responses += responses
+    assert not traffic.table.is_quiet
+
+
+def test_a_sample_that_is_half_an_interval_late_is_taken() -> None:
+    traffic = Traffic()
+    traffic.run(2, rate=0)
+    traffic.now += 1.5 * INTERVAL
+    traffic.table.sample()
+    assert traffic.table.is_quiet
+
+
+def test_what_is_counted_after_a_restore_is_not_spread_over_the_time_before_it() -> None:
+    traffic = Traffic()
+    traffic.table.restore([0] * 10, [0] * 10, 5.0)
+    traffic.requests += 10
+    assert traffic.table.rates(1) == (10.0, 0.0)
+
+
+def test_the_seconds_add_up_to_what_was_counted() -> None:
+    traffic = Traffic()
+    traffic.now += 10
+    traffic.requests += 15
+    traffic.responses += 25
+    assert [sum(seconds) for seconds in traffic.table.seconds()] == [15, 25]

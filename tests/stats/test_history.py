@@ -149,7 +149,13 @@ def test_it_comes_back_as_it_was(seconds: list[Second]) -> None:
     assert after.report(0, 0.0)["requests"] == [second.requests for second in seconds] + [0, 0]
 
 
-TOO_MUCH = ["1,2,3,,,4,5,6", "1,2,3,,,4,5,6,7,8,9", "1,2,3,,,4,,,,idle_timeout", "1,2,3,,,4,,,,client_closed:1"]
+TOO_MUCH = [
+    "1" * 21 + ",2,3,,,4",
+    "1,2,3,,,4,5,6",
+    "1,2,3,,,4,5,6,7,8,9",
+    "1,2,3,,,4,,,,idle_timeout",
+    "1,2,3,,,4,,,,client_closed:1",
+]
 
 
 def test_what_an_earlier_version_saved_is_read_too() -> None:
@@ -172,3 +178,69 @@ def test_recent_rejections_are_not_hidden_by_what_was_before_a_stall() -> None:
     world.now += 11
     world.history.record()
     assert world.history.rejections() == 20
+
+
+def test_it_covers_fifteen_minutes() -> None:
+    assert LENGTH == 900
+
+
+@pytest.mark.parametrize(("slow", "p50", "p99"), [(40, 0.001, 0.5), (2, 0.001, 0.5), (60, 0.5, 0.5)])
+def test_the_quantiles_of_a_second_are_its_half_and_ninety_nine_of_a_hundred(slow: int, p50: float, p99: float) -> None:
+    world = World()
+    now = round(world.now * 1e6)
+    for count, delay in ((100 - slow, 0.001), (slow, 0.5)):
+        world.session.client.feed(b"REQ 1\n" * count, now)
+        world.session.upstream.feed(b"ACK 1\n" * count, now + round(delay * 1e6))
+    world.second()
+    report = world.history.report(0, 0.0)
+    assert (report["p50"], report["p99"]) == ([pytest.approx(p50, rel=0.035)], [pytest.approx(p99, rel=0.035)])
+
+
+def test_of_a_longer_history_the_newest_seconds_are_read() -> None:
+    text = ";".join(f"{number},0,0,,,0" for number in range(LENGTH + 1))
+    assert [second.requests for second in parse(text)] == list(range(1, LENGTH + 1))
+
+
+def test_an_acceptance_keeps_rejections_from_being_noticed_for_ten_seconds() -> None:
+    world = World()
+    world.second(1)
+    for _ in range(9):
+        world.second(1, naks=1)
+        assert world.history.rejections() == 0
+    world.second(1, naks=1)
+    assert world.history.rejections() == 10
+
+
+def test_a_beginning_forgets_what_was_counted_before() -> None:
+    world = World()
+    world.second(5)
+    world.second(12, naks=12)
+    world.history.begin()
+    assert world.history.recent().count == 0
+    assert world.history.rejections() == 0
+    world.second(1, naks=1)
+    assert world.history.rejections() == 1
+
+
+def test_recent_latencies_include_those_since_the_last_second() -> None:
+    world = World()
+    world.session.client.feed(b"REQ 1\n", round(world.now * 1e6))
+    world.session.upstream.feed(b"ACK 1\n", round(world.now * 1e6) + 1000)
+    assert world.history.recent().count == 1
+
+
+def test_a_rejection_after_a_long_silence_counts_at_once() -> None:
+    world = World()
+    world.second(12, naks=12)
+    world.now += 100
+    world.history.record()
+    assert world.history.rejections() == 0
+    world.session.client.feed(b"REQ 1\n", round(world.now * 1e6))
+    world.session.upstream.feed(b"NAK 1\n", round(world.now * 1e6))
+    assert world.history.rejections() == 13
+
+
+def test_what_passed_since_a_save_is_rounded_to_seconds() -> None:
+    world = World()
+    world.history.restore([Second(1, 1, 0, None, None, 0)], 2.6)
+    assert world.history.report(0, 0.0)["requests"] == [1, 0, 0, 0]

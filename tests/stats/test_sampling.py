@@ -101,3 +101,10 @@ def test_a_look_counts_the_chunks_of_the_pure_twin_when_many_wait() -> None:
     assert session.client.waiting
     sampling.look()
     assert not session.client.waiting
+
+
+def test_the_history_begins_at_the_start_and_has_a_row_for_each_second_even_at_rest(case: Case) -> None:
+    case.pass_time(3.1)
+    assert case.stats.history.last == 3
+    case.pass_time(60)
+    assert case.stats.history.last == 63

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fooproxy.foo.counting import PURE
 from fooproxy.foo.latency import Histogram
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.servers import SavedServer, ServerStats
@@ -329,3 +330,22 @@ def test_a_session_without_a_link_is_no_load_and_keeps_its_counts(world: World) 
     world.ask(session)
     world.answer(session)
     assert (world.a.requests, world.b.requests, world.b.load) == (1, 1, 1)
+
+
+def test_what_waits_to_be_counted_at_a_server_is_counted_there_before_its_session_goes_elsewhere() -> None:
+    world = World()
+    world.stats = Stats(lambda: world.now, twin=PURE, servers=("a", "b"))
+    session = world.session(B)
+    world.ask(session, 2)
+    session.served_by(A)
+    assert [server.requests for server in world.stats.servers] == [0, 2]
+    assert world.stats.msg_req == 2
+
+
+def test_a_server_that_drops_its_sessions_is_told_from_others(world: World) -> None:
+    session = world.session(A)
+    world.ask(session)
+    session.ended("upstream_reset")
+    now = world.now * 1e6
+    assert (world.a.traffic.troubles.drops(now), world.b.traffic.troubles.drops(now)) == (True, False)
+    assert not world.stats.traffic.troubles.drops(now)
