@@ -99,7 +99,7 @@ def stopping(bridge: Any, patience: float) -> tuple[Clock, Stopping, Deferred[No
 def test_what_clients_have_just_sent_is_read_before_they_are_drained() -> None:
     bridge = Bridge("open")
     clock, _, _ = stopping(bridge, 3)
-    assert not bridge.drained
+    assert bridge.drained == 0
     clock.advance(0.05)
     assert bridge.drained == 1
 

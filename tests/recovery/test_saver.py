@@ -398,3 +398,38 @@ def test_a_file_of_a_mebibyte_is_read_and_a_larger_one_is_not_ours(path: Path, c
     path.write_text('"' + "x" * ((1 << 20) - 1) + '"')
     with pytest.raises(Unusable, match="larger"):
         Saver(path).read()
+
+
+def test_the_content_is_in_the_file_when_it_is_forced_to_the_disk(
+    path: Path, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = claim(path)
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda fd: sizes.append(os.fstat(fd).st_size))
+    saver.write("state")
+    assert sizes[0] == len('"state"')
+
+
+def test_a_file_set_aside_replaces_an_earlier_one_but_no_directory(path: Path, claim: Claim) -> None:
+    saver = claim(path)
+    for state in (1, 2):
+        saver.write(state)
+        assert saver.put_aside("old") == beside(path, "old")
+    assert beside(path, "old").read_text() == "2"
+    beside(path, "old").unlink()
+    beside(path, "old").mkdir()
+    beside(path, "old.2").mkdir()
+    saver.write(3)
+    assert saver.put_aside("old") == beside(path, "old.3")
+
+
+def test_several_missing_directories_are_made(tmp_path: Path, claim: Claim) -> None:
+    claim(tmp_path / "a" / "b" / "c" / "recovery.json")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+
+
+def test_writing_keeps_no_file_open(path: Path, claim: Claim) -> None:
+    saver = claim(path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    saver.write(1)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -244,3 +244,20 @@ def test_what_passed_since_a_save_is_rounded_to_seconds() -> None:
     world = World()
     world.history.restore([Second(1, 1, 0, None, None, 0)], 2.6)
     assert world.history.report(0, 0.0)["requests"] == [1, 0, 0, 0]
+
+
+def test_a_second_has_the_messages_and_bytes_of_both_sides_each_in_its_place() -> None:
+    world = World()
+    now = round(world.now * 1e6)
+    world.session.client.feed(b"REQ 1\nNAK 1\n", now)
+    world.session.upstream.feed(b"NAK 1\nACK 1\nACK 22\n", now)
+    world.second()
+    report = world.history.report(0, 0.0)
+    assert (report["requests"], report["responses"], report["naks"]) == ([1], [4], [2])
+    assert (report["bytes_from_clients"], report["bytes_from_upstream"]) == ([12], [19])
+
+
+def test_rejections_that_a_client_forges_do_not_count() -> None:
+    world = World()
+    world.session.client.feed(b"NAK 1\n" * 20, round(world.now * 1e6))
+    assert world.history.rejections() == 0

@@ -349,3 +349,65 @@ def test_a_server_that_drops_its_sessions_is_told_from_others(world: World) -> N
     now = world.now * 1e6
     assert (world.a.traffic.troubles.drops(now), world.b.traffic.troubles.drops(now)) == (True, False)
     assert not world.stats.traffic.troubles.drops(now)
+
+
+def test_a_server_that_gets_the_row_of_another_is_not_blamed_for_it(world: World) -> None:
+    told: list[bool] = []
+    world.a.when_ended = lambda dropped, replied: told.append(dropped)
+    session = world.session(A)
+    world.ask(session)
+    session.ended("upstream_reset")
+    world.stats.leave(world.a)
+    server = world.stats.join("c")
+    assert not world.stats.drops_requests
+    world.session(SimpleNamespace(number=server.place)).ended("client_closed")
+    assert told == [True]
+
+
+def test_what_earlier_processes_counted_of_a_server_that_leaves_is_still_not_exposed() -> None:
+    world = World("a")
+    world.ask(world.session(A), 3)
+    counters, servers = world.stats.counters(), {"a": world.a.saved()}
+    fresh = World("a")
+    fresh.stats.restore(counters, Histogram(), servers)
+    fresh.stats.leave(fresh.a)
+    assert fresh.stats.msg_req == 3
+    assert fresh.stats.since_start().msg_req == 0
+
+
+def test_a_server_that_was_remembered_is_saved_with_what_it_has_counted_since() -> None:
+    world = World("a", rows=2)
+    world.ask(world.session(A), 3)
+    counters, servers = world.stats.counters(), {"b": world.a.saved()}
+    fresh = World("a", rows=2)
+    fresh.stats.restore(counters, Histogram(), servers)
+    fresh.stats.join("b")
+    fresh.ask(fresh.session(B), 4)
+    assert fresh.stats.saved_servers()["b"]["counters"]["client_req"] == 7
+
+
+def test_counters_that_a_recovery_file_lacks_stay_as_they_are(world: World) -> None:
+    world.ask(world.session(A), 3)
+    world.session().ended("client_closed")
+    world.stats.restore({}, Histogram())
+    assert world.stats.connections_total == 2
+    assert world.stats.connections_closed["client_closed"] == 1
+
+
+def test_requests_given_up_and_replies_that_nobody_asked_for_are_not_in_flight(world: World) -> None:
+    session = world.session(A)
+    world.ask(session, 2)
+    session.ended("client_closed")
+    assert world.a.requests_in_flight == 0
+    session = world.session(A)
+    world.answer(session)
+    world.ask(session)
+    world.stats.catch_up()
+    assert (world.a.requests_in_flight, world.a.load) == (1, 2)
+
+
+def test_what_is_exposed_of_a_server_does_not_change_any_more(world: World) -> None:
+    world.session(A)
+    exposed = world.stats.since_start()
+    world.session(A)
+    assert (exposed.servers[0].connections_total, world.a.connections_total) == (1, 2)

@@ -462,3 +462,15 @@ def test_a_session_says_how_long_its_oldest_request_has_waited_for_the_server(wo
     world.answer(session, 2)
     world.stats.catch_up()
     assert session.waited == 0
+
+
+@pytest.mark.parametrize(("patience", "is_stuck"), [(0.9, 0), (1.0, 1)])
+def test_clients_that_wait_for_a_second_before_they_give_up_show_that_the_upstream_is_stuck(
+    world: World, patience: float, is_stuck: int
+) -> None:
+    for _ in range(12):
+        session = world.session()
+        world.ask(session)
+        world.now += patience
+        session.ended("client_closed")
+    assert world.report("upstream_stuck") == is_stuck
