@@ -411,3 +411,48 @@ def test_what_is_exposed_of_a_server_does_not_change_any_more(world: World) -> N
     exposed = world.stats.since_start()
     world.session(A)
     assert (exposed.servers[0].connections_total, world.a.connections_total) == (1, 2)
+
+
+def test_replies_of_every_kind_are_what_the_latencies_are_compared_with(world: World) -> None:
+    session = world.session(A)
+    world.ask(session, 3)
+    world.answer(session)
+    world.answer(session, word=b"NAK")
+    session.resumed("upstream")
+    world.answer(session, 2)
+    saved = world.a.saved()
+    assert saved.matched == saved.replied == 3
+    assert saved.counters["replies_late"] == saved.counters["responses_unmatched"] == 1
+
+
+def test_a_row_that_is_given_back_is_empty(world: World) -> None:
+    session = world.session(A)
+    world.ask(session, 2)
+    session.ended("upstream_reset")
+    world.a.ejections += 1
+    world.a.checks["failed"] += 1
+    world.stats.leave(world.a)
+    server = world.stats.join("c")
+    assert not any(server.numbers)
+
+
+def test_only_requests_that_wait_for_the_server_are_waiting(world: World) -> None:
+    session, idle = world.session(A), world.session(A)
+    world.ask(session)
+    world.stats.catch_up()
+    assert world.a.waiting(world.now) == 1
+    session.paused("upstream")
+    assert world.a.waiting(world.now) == 0
+    idle.ended("client_closed")
+
+
+def test_a_session_without_replies_does_not_say_that_its_server_answers(world: World) -> None:
+    one, other = world.session(A), world.session(A)
+    world.ask(one)
+    world.answer(one)
+    since = world.now
+    one.ended("client_closed")
+    world.now += 1
+    world.ask(other)
+    world.stats.catch_up()
+    assert not world.a.is_answering(since - 1)
