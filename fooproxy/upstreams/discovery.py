@@ -94,17 +94,14 @@ class Discovery:
         self.owner = owner
         self._clock = clock
         self._looking: IDelayedCall | None = None
-        self._is_running = False
 
     def start(self) -> None:
         """Look all names up, and again when it is time."""
-        self._is_running = True
         for source in self.sources:
             source.look_up()
 
     def stop(self) -> None:
         """Cease to look names up."""
-        self._is_running = False
         for source in self.sources:
             source.stop()
         if self._looking is not None:
@@ -125,7 +122,7 @@ class Discovery:
         failed = [source.error for source in self.sources if source.error is not None]
         self.servers.absence = DNSLookupError(failed[0]) if failed else None
         self.servers.sort()
-        if self._looking is None and self._is_running and any(source.gone for source in self.sources):
+        if self._looking is None and any(source.gone for source in self.sources):
             self._looking = self._clock.callLater(_LOOK, self._look)
 
     def _look(self) -> None:

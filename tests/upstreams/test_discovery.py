@@ -36,12 +36,14 @@ class Names:
     def __init__(self) -> None:
         self.answers: dict[tuple[str, int], Any] = {}
         self.asked: list[str] = []
+        self.silent: list[Deferred[Any]] = []
 
     async def look_up(self, name: str, kind: int) -> Answer:
         self.asked.append(name)
         found = self.answers.get((name.rstrip("."), kind), Answer([], 30))
         if found is None:
-            await Deferred()
+            self.silent.append(Deferred())
+            await self.silent[-1]
         if isinstance(found, Exception):
             raise found
         assert isinstance(found, Answer)
@@ -284,6 +286,7 @@ def test_without_an_answer_at_the_start_clients_wait_until_there_is_one() -> Non
     assert waiting.called and not isinstance(waiting.result, Failure)
     assert case.states == {A: "up"}
     assert case.all.unreachable(10) is None
+    assert case.all.absence is None
 
 
 def test_clients_that_have_waited_too_long_fail_because_there_is_no_server() -> None:
@@ -413,6 +416,147 @@ def test_nothing_is_looked_up_after_the_end() -> None:
     case.discovery.stop()
     case.pass_time(400)
     assert len(case.names.asked) == before
+
+
+def test_a_question_that_is_not_answered_yet_is_given_up_at_the_end() -> None:
+    case = Case()
+    case.names.answers["foo.example", dns.A] = None
+    case.start()
+    (silent,) = case.names.silent
+    case.discovery.stop()
+    assert silent.called
+
+
+def test_one_timer_looks_after_servers_that_are_gone_and_it_ends_too() -> None:
+    case = Case()
+    case.start("192.0.2.1", "192.0.2.2")
+    for _ in range(10):
+        case.join()
+    case.names.host("foo.example", "192.0.2.1", ttl=5)
+    case.pass_time(45)
+    assert case.states == {A: "up", B: "draining"}
+    case.discovery.stop()
+    assert not case.clock.getDelayedCalls()
+
+
+def test_servers_that_fail_are_not_tried_more_often_because_another_one_is_gone() -> None:
+    case = Case()
+    case.start("192.0.2.1")
+    case.join()
+    case.modes = {B: "down"}
+    case.names.host("foo.example", "192.0.2.2")
+    case.pass_time(130)
+    assert case.states == {A: "draining", B: "down"}
+    assert len(case.endpoints[B].tries) <= 30
+
+
+def test_a_service_that_has_no_servers_says_so_and_no_host_is_asked_for() -> None:
+    case = Case(f"srv:{SERVICE}")
+    case.names.service((0, 0, 8001, ""))
+    case.start()
+    assert case.source["error"] == "the answer names no server"
+    assert case.names.asked == [SERVICE]
+
+
+def test_the_targets_of_a_service_are_complete_names() -> None:
+    case = Case(f"srv:{SERVICE}")
+    case.names.service((1, 1, 8001, "a.example"))
+    case.start()
+    assert case.names.asked == [SERVICE, "a.example.", "a.example."]
+
+
+@pytest.mark.parametrize(("service", "host"), [(7, 30), (30, 7)])
+def test_a_service_is_looked_up_again_when_the_first_of_its_answers_is_over(service: float, host: float) -> None:
+    case = Case(f"srv:{SERVICE}")
+    case.names.service((1, 1, 8001, "a.example"), ttl=service)
+    case.names.host("a.example", "192.0.2.1", ttl=host)
+    case.start()
+    case.names.asked.clear()
+    case.pass_time(6.8)
+    assert not case.names.asked
+    case.pass_time(0.4)
+    assert case.names.asked[:1] == [SERVICE]
+
+
+def test_an_address_kind_without_addresses_does_not_hasten_the_next_look_up() -> None:
+    case = Case()
+    case.names.host("foo.example", "192.0.2.1", ttl=20)
+    case.names.answers["foo.example", dns.AAAA] = Answer([], 2)
+    case.start()
+    case.pass_time(19)
+    assert len(case.names.asked) == 2
+
+
+def test_a_host_is_looked_up_again_when_its_first_kind_of_addresses_is_over() -> None:
+    case = Case()
+    case.names.host("foo.example", "192.0.2.1", "2001:db8::1", ttl=20)
+    case.names.answers["foo.example", dns.AAAA] = Answer([dns.Record_AAAA("2001:db8::1")], 5)
+    case.start()
+    case.pass_time(5.2)
+    assert len(case.names.asked) == 4
+
+
+def test_a_service_of_which_a_target_cannot_be_looked_up_is_asked_for_again_soon() -> None:
+    case = Case(f"srv:{SERVICE}")
+    case.names.service((1, 1, 8001, "a.example"), (1, 1, 8001, "b.example"), ttl=300)
+    case.names.host("a.example", "192.0.2.1", ttl=300)
+    case.names.fails("b.example")
+    case.start()
+    case.names.host("b.example", "192.0.2.2", ttl=300)
+    case.pass_time(30.2)
+    assert case.usable == [f"a.example@{A}", f"b.example@{B}"]
+
+
+def test_a_server_that_is_gone_does_not_come_back_because_its_kind_cannot_be_asked_for() -> None:
+    case = Case()
+    case.start("192.0.2.1", "2001:db8::1")
+    for _ in range(10):
+        case.join()
+    case.names.host("foo.example", "192.0.2.1")
+    case.pass_time(31)
+    assert case.usable == [A]
+    case.names.fails("foo.example", kinds=(dns.AAAA,))
+    case.pass_time(31)
+    assert case.usable == [A]
+
+
+def test_the_servers_that_are_left_out_are_the_same_each_time() -> None:
+    case = Case(rows=2)
+    case.start("192.0.2.3", "192.0.2.2", "192.0.2.1")
+    assert case.usable == [A, B]
+
+
+def test_the_targets_of_a_backup_service_are_all_backups() -> None:
+    case = Case(f"srv:{SERVICE},backup")
+    case.names.service((1, 0, 8001, "a.example"))
+    case.names.host("a.example", "192.0.2.1")
+    case.start()
+    (server,) = case.all.servers
+    assert (server.backup, server.weight) == (True, 1)
+
+
+def test_pauses_after_failures_begin_short_again_once_there_was_an_answer() -> None:
+    case = Case()
+    case.start("192.0.2.1")
+    case.names.fails("foo.example")
+    case.pass_time(100)
+    case.names.host("foo.example", "192.0.2.1", ttl=1)
+    case.pass_time(31)
+    case.names.fails("foo.example")
+    case.pass_time(1)
+    case.names.asked.clear()
+    case.pass_time(5)
+    assert len(case.names.asked) >= 2 * 2
+
+
+def test_a_name_of_which_no_server_is_known_is_asked_for_every_few_seconds() -> None:
+    case = Case()
+    case.names.fails("foo.example")
+    case.start()
+    case.pass_time(60)
+    case.names.asked.clear()
+    case.pass_time(30)
+    assert len(case.names.asked) >= 2 * 5
 
 
 def test_a_bug_does_not_end_the_looking_up() -> None:
