@@ -20,7 +20,8 @@ class NameServer:
     """Answers from `records`: for a name, what `host`, `service` or `alias` make, or a word.
 
     The words: a code from `CODES`; ``silent`` for no answer at all; ``empty``; ``noise`` for bytes that are no message;
-    ``other`` for an answer to another question.  What it has no record of, does not exist.
+    ``other`` for an answer to another question; ``number`` for one with another number; ``query`` for the question
+    itself; ``mute`` for an answer that is cut by UDP, and none by TCP.  What it has no record of, does not exist.
     """
 
     def __init__(self) -> None:
@@ -86,9 +87,8 @@ class NameServer:
                 peer, _ = self._streams.accept()
             except OSError:
                 return
-            with peer, contextlib.suppress(OSError):
+            with peer, contextlib.suppress(OSError), peer.makefile("rb") as stream:
                 peer.settimeout(PATIENCE)
-                stream = peer.makefile("rb")
                 (size,) = struct.unpack("!H", stream.read(2))
                 answer = self._answer(stream.read(size), "tcp")
                 if answer is not None:
@@ -105,7 +105,13 @@ class NameServer:
             return None
         if found == "noise":
             return query[:2] + b"\xff" * 40
-        message.answer = 1
+        message.answer = 0 if found == "query" else 1
+        if found == "mute" and by == "tcp":
+            return None
+        if found == "mute":
+            message.trunc = 1
+        if found == "number":
+            message.id ^= 1
         if found == "other":
             message.queries = [dns.Query(b"other.example", question.type, dns.IN)]
             found = [("other.example", dns.Record_A("192.0.2.99"), 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ async def refusal(names: NameServers, name: str = NAME) -> str:
     return str(failed.value)
 
 
+def timers() -> list[Any]:
+    """Return those that end soon, as those of questions do."""
+    return [call for call in reactor.getDelayedCalls() if call.getTime() - reactor.seconds() < 1]
+
+
 @pytest_twisted.ensureDeferred
 async def test_all_addresses_of_a_name_are_found_with_the_shortest_time_that_they_hold(server: NameServer) -> None:
     server.records[NAME] = [(NAME, dns.Record_A(f"192.0.2.{n}", ttl), ttl) for n, ttl in ((1, 60), (2, 20))]
@@ -75,7 +81,8 @@ async def test_aliases_are_followed_in_an_answer_and_over_several(server: NameSe
     answer = await asking(server).look_up("a.example", dns.A)
     assert (list(map(address_of, answer.records)), answer.ttl) == (["192.0.2.1"], 7)
     server.records["a.example"] = server.records["a.example"][:1]
-    assert await addresses(asking(server), "a.example") == ["192.0.2.1"]
+    answer = await asking(server).look_up("a.example", dns.A)
+    assert (list(map(address_of, answer.records)), answer.ttl) == (["192.0.2.1"], 7)
 
 
 @pytest_twisted.ensureDeferred
@@ -100,6 +107,9 @@ async def test_an_answer_without_records_has_none(server: NameServer) -> None:
         ("silent", "no answer within 0.3 s from 127.0.0.1"),
         ("noise", "no answer within 0.3 s from 127.0.0.1"),
         ("other", "no answer within 0.3 s from 127.0.0.1"),
+        ("number", "no answer within 0.3 s from 127.0.0.1"),
+        ("query", "no answer within 0.3 s from 127.0.0.1"),
+        ("mute", "the server closed the connection from 127.0.0.1"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -127,6 +137,7 @@ async def test_a_truncated_answer_without_tcp_fails(server: NameServer) -> None:
     server._streams.shutdown(socket.SHUT_RDWR)
     server._streams.close()
     assert (await refusal(asking(server))).startswith("TCP: ")
+    assert not timers()
 
 
 @pytest.mark.parametrize("name", ["a" * 64 + ".example", "a..example", ".".join(["a" * 60] * 5)])
@@ -178,6 +189,52 @@ def test_a_file_that_cannot_be_read_leaves_what_was_known(tmp_path: Path) -> Non
     assert names.settings().servers == [("192.0.2.1", 53)]
     path.unlink()
     assert names.settings().search == ["a"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_that_does_not_exist_in_one_domain_is_looked_for_in_the_next(server: NameServer) -> None:
+    server.host("foo.two.example", "192.0.2.2")
+    assert await addresses(asking(server, lines="search one.example two.example"), "foo") == ["192.0.2.2"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_may_be_as_long_as_it_can_be(server: NameServer) -> None:
+    name = f"{'a' * 63}.{'b' * 63}.{'c' * 63}.{'d' * 61}"
+    server.host(name, "192.0.2.1")
+    assert await addresses(asking(server), name) == ["192.0.2.1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_small_and_capital_letters_are_the_same(server: NameServer) -> None:
+    server.records[NAME] = [("Foo.EXAMPLE", dns.Record_A("192.0.2.1"), 1)]
+    assert await addresses(asking(server), "foo.Example") == ["192.0.2.1"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_server_may_have_an_ipv6_address() -> None:
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as closed:
+        closed.bind(("::1", 0))
+        port = closed.getsockname()[1]
+    assert await refusal(NameServers(reactor, [("::1", port)], times=(0.3,))) == "nobody listens from ::1"
+
+
+@pytest.mark.parametrize("word", ["found", "NXDOMAIN", "mute"])
+@pytest_twisted.ensureDeferred
+async def test_no_timer_is_left_after_an_answer(server: NameServer, word: str) -> None:
+    server.host(NAME, "192.0.2.1")
+    if word != "found":
+        server.records[NAME] = word
+    with suppress(LookupFailed):
+        await asking(server).look_up(NAME, dns.A)
+    assert not timers()
+
+
+def test_the_file_is_read_before_anything_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n")
+    names = NameServers(reactor, path=path)
+    path.unlink()
+    assert names.settings().servers == [("192.0.2.1", 53)]
 
 
 @pytest_twisted.ensureDeferred

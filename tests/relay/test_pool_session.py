@@ -243,6 +243,36 @@ async def test_a_link_that_ends_before_anything_was_sent_on_it_is_replaced(bed: 
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_new_link_that_ends_at_once_is_not_replaced(bed: PoolBed) -> None:
+    client = await bed.client()
+    await until(lambda: bed.bridge.sessions)
+    bed.session().addressed()
+    await until(lambda: bed.upstreams.built)
+    bed.upstreams.built[0].transport.loseConnection()
+    await until(lambda: client.fin)
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert bed.reasons() == {"upstream_closed": 1}
+    assert bed.made == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_link_that_others_have_used_is_not_replaced_once_a_request_was_sent_on_it(bed: PoolBed) -> None:
+    first = await bed.client()
+    await bed.exchange(first)
+    await bed.leaves(first)
+    await bed.states(idle=1)
+    client = await bed.client()
+    link = await bed.asks(client)
+    link.transport.loseConnection()
+    await until(lambda: client.fin)
+    client.transport.loseConnection()
+    await until(lambda: not bed.bridge.sessions)
+    assert bed.reasons() == {"client_closed": 1, "upstream_closed": 1}
+    assert bed.made == 1
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_server_that_closes_a_link_in_use_ends_the_session(bed: PoolBed) -> None:
     client = await bed.client()
     link = await bed.exchange(client)

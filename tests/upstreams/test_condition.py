@@ -105,6 +105,8 @@ def test_a_server_has_failed_within_some_seconds_those_included(case: Case) -> N
     case.clock.advance(5)
     assert case.unreachable(5) is not None
     assert case.unreachable(4.9) is None
+    case.succeeded()
+    assert case.unreachable(4.9) is None
 
 
 def test_only_a_trial_brings_a_server_back_that_was_taken_out(case: Case) -> None:
@@ -193,6 +195,12 @@ def test_a_server_works_only_if_it_did_the_last_time(case: Case) -> None:
     assert [*found, case.is_proven] == [False, True, False]
 
 
+def test_the_first_success_makes_the_state_of_a_server_new(case: Case) -> None:
+    case.clock.advance(5)
+    case.succeeded()
+    assert (case.state, case.since) == ("up", 0)
+
+
 def test_the_silence_ends_with_a_success(case: Case) -> None:
     case.succeeded()
     case.clock.advance(3)
@@ -250,6 +258,7 @@ def test_nothing_is_said_or_counted_after_the_end() -> None:
         case.clock.advance(100)
         case.failed(REFUSED)
     assert len(events) == 1
+    assert case.error is None
     assert case.counted.connect_failures == {"refused": 1}
     assert not case.clock.getDelayedCalls()
 

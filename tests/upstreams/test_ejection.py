@@ -180,3 +180,98 @@ def test_a_single_server_is_never_looked_at() -> None:
     ejection.stop()
     case.ejection.stop()
     assert not case.clock.getDelayedCalls()
+
+
+def test_a_server_that_nobody_watches_any_more_is_not_taken_out() -> None:
+    case = Case(3)
+    case.ejection.leave(case.servers[0])
+    case.counts[0].stuck, case.counts[0].waits = 1, 5
+    case.pass_time(20)
+    assert not case.out
+
+
+def test_servers_that_join_later_are_looked_at_too() -> None:
+    case = World("up", "up")
+    ejection = Ejection([], case.counts, case.clock.seconds)
+    ejection.start(case.clock)
+    assert not case.clock.getDelayedCalls()
+    ejection._servers = case.servers
+    for server in case.servers:
+        ejection.join(server)
+    case.counts[0].stuck, case.counts[0].waits = 1, 3
+    case.pass_time(1.1)
+    assert case.servers[0].ejected
+
+
+def test_nothing_is_looked_at_after_the_end() -> None:
+    case = Case()
+    case.ejection.stop()
+    case.ejection.join(case.servers[0])
+    assert not case.clock.getDelayedCalls()
+
+
+def test_a_session_whose_last_reply_came_before_the_failures_does_not_end_the_row() -> None:
+    case = Case()
+    case.serve(0)
+    case.pass_time(1)
+    case.drop(0, IN_A_ROW - 1)
+    case.ejection.ended(0, False, 0.5)
+    case.drop(0)
+    assert case.out == [0]
+
+
+def test_the_row_begins_with_its_first_failure() -> None:
+    case = Case()
+    case.pass_time(1)
+    case.drop(0)
+    case.pass_time(1)
+    case.ejection.ended(0, False, 1.5)
+    case.drop(0, IN_A_ROW - 1)
+    assert not case.out
+
+
+def test_sessions_that_wait_on_a_server_that_answers_others_are_no_failures() -> None:
+    case = Case()
+    case.counts[0].waits = 5
+    case.pass_time(30)
+    assert not case.out
+
+
+def test_only_those_who_have_waited_for_long_are_counted() -> None:
+    case = Case()
+    asked: list[float] = []
+    case.counts[0].stuck = 1
+    case.counts[0].waiting = lambda since: asked.append(case.clock.seconds() - since) or 0
+    case.pass_time(1.1)
+    assert asked == [10]
+
+
+def test_failures_are_not_counted_while_a_server_is_out() -> None:
+    case = Case()
+    case.drop(0, 2 * IN_A_ROW)
+    assert case.counts[0].ejections == 1
+    case.counts[0].stuck, case.counts[0].waits = 1, 5
+    case.pass_time(5)
+    assert case.counts[0].ejections == 1
+
+
+def test_one_failure_takes_a_server_out_that_has_come_back() -> None:
+    case = Case()
+    case.drop(0, IN_A_ROW)
+    case.until_back(0)
+    case.drop(0)
+    assert case.out == [0]
+
+
+def test_a_server_that_is_gone_or_fails_its_checks_takes_nobodys_place() -> None:
+    case = Case()
+    case.servers[1].is_back(False)
+    case.drop(0, IN_A_ROW)
+    assert not case.out
+    case.servers[1].is_back(True)
+    case.servers[1].doubt("it is slow")
+    case.drop(0)
+    assert not case.out
+    case.servers[1].trust()
+    case.drop(0)
+    assert case.out == [0]

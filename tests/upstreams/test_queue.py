@@ -397,3 +397,36 @@ def test_a_server_that_joins_while_all_are_paused_is_paused() -> None:
     world.pass_time(1)
     assert late.state in ("unknown", "up")
     assert world.results
+
+
+def test_a_server_that_joins_after_all_were_resumed_is_not_paused() -> None:
+    world = World("up", "up")
+    late = world.servers.pop()
+    world.all = Servers(world.servers, world.clock, TIMEOUT, may_grow=True)
+    world.all.pause_all("root")
+    world.all.resume_all()
+    world.all.add(late)
+    assert late.state == "unknown"
+
+
+def test_a_slot_that_is_free_does_not_hasten_those_who_are_let_in_slowly() -> None:
+    world = World("up", limits=(1000,))
+    world.all.pause_all("root")
+    world.join(200)
+    world.all.resume_all()
+    world.pass_time(0.05)
+    before = world.served[0]
+    assert 0 < before < 50
+    world.results[0].transport.loseConnection()
+    world.all.serve_now()
+    assert world.served[0] == before
+
+
+def test_those_who_wait_get_what_is_free_when_nothing_more_is_reported() -> None:
+    case = Case("up")
+    case.enter(2)
+    case.connections.pop(0).loseConnection()
+    assert case.order == [0]
+    case.all.serve_now()
+    assert case.order == [0, 1]
+    assert not case.all._has_freed

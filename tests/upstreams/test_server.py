@@ -491,3 +491,13 @@ def test_the_silence_begins_with_the_last_attempt_whether_it_failed_or_succeeded
     case.endpoint.attempts[-1].callback(protocol)
     case.clock.advance(3)
     assert case.upstream.silence == pytest.approx(3)
+
+
+def test_an_upstream_for_which_nobody_waits_is_not_tried_again() -> None:
+    case = Case()
+    case.connecting.addErrback(lambda _: None)
+    case.connecting.cancel()
+    before = len(case.endpoint.attempts)
+    case.upstream.failed(ConnectionRefusedError())
+    case.clock.advance(30)
+    assert len(case.endpoint.attempts) == before
