@@ -334,3 +334,85 @@ def test_a_server_that_joins_later_is_checked_too() -> None:
     case.checks.join(case.servers[0])
     case.pass_time(1.1)
     assert case.last()["result"] == "passed"
+
+
+@pytest.mark.parametrize(("interval", "over"), [(60.0, 1.0), (0.4, 0.4)])
+def test_the_first_checks_are_spread_over_a_second_or_the_interval_if_that_is_less(
+    interval: float, over: float
+) -> None:
+    case = Case(4, interval=interval, timeout=interval)
+    case.pass_time(over + 0.02)
+    step = over / 4
+    for number, peer in enumerate(case.peers):
+        assert number * step <= peer.tries[0] <= (number + 1) * step + 0.02
+
+
+def test_the_first_check_of_a_server_that_joins_is_within_a_second_and_not_at_once() -> None:
+    case = Case(2, interval=60.0)
+    case.checks.leave(case.servers[0])
+    before = case.clock.seconds()
+    case.checks.join(case.servers[0])
+    case.clock.advance(0)
+    assert not case.peers[0].tries
+    case.pass_time(1.01)
+    assert before < case.peers[0].tries[0] <= before + 1
+
+
+def test_a_server_that_joins_while_nothing_is_checked_is_not_checked() -> None:
+    case = Case(2)
+    case.checks.leave(case.servers[0])
+    case.checks.stop()
+    case.checks.join(case.servers[0])
+    case.pass_time(10)
+    assert not any(peer.tries for peer in case.peers)
+    case.checks.start()
+    case.pass_time(1.1)
+    assert all(peer.tries for peer in case.peers)
+
+
+def test_exactly_so_many_results_in_a_row_change_the_state() -> None:
+    case = Case(1, interval=1.0, fall=2, rise=3)
+    case.peers[0].says = (b"no",)
+    found = {False: [], True: []}
+    for says in (b"no", b"yes"):
+        case.peers[0].says = (says,)
+        for _ in range(4):
+            seen = sum(case.tally.values())
+            while sum(case.tally.values()) == seen:
+                case.pass_time(0.05)
+            found[says == b"yes"].append((case.last()["in_a_row"], case.servers[0].doubted))
+    assert found[False] == [(1, False), (2, True), (3, True), (4, True)]
+    assert found[True] == [(1, True), (2, True), (3, False), (4, False)]
+
+
+def test_each_failure_of_a_server_in_doubt_renews_the_reason() -> None:
+    case = Case(1, interval=1.0, fall=2, rise=3)
+    case.peers[0].says = (b"no",)
+    case.pass_time(5)
+    assert case.servers[0].error == "its answer to a request is not a reply"
+    case.peers[0].says = (b"yes",)
+    seen = case.tally["passed"]
+    while case.tally["passed"] == seen:
+        case.pass_time(0.05)
+    case.peers[0].says, case.peers[0].closes = (), True
+    case.pass_time(1.2)
+    assert case.servers[0].error == "it closes the connection and does not answer a request"
+
+
+def test_the_time_to_connect_is_part_of_that_for_the_answer() -> None:
+    case = Case(1)
+    case.peers[0].mode = "slow"
+    while not case.peers[0].tries:
+        case.pass_time(0.01)
+    case.pass_time(3)
+    case.peers[0].answer()
+    case.pass_time(1.9)
+    assert case.last()["result"] is None
+    case.pass_time(0.2)
+    assert case.last()["last_error"] == "it has not answered a request within 5 s"
+
+
+def test_a_peer_that_closes_after_us_is_not_aborted_later() -> None:
+    case = Case(1, interval=60.0)
+    case.pass_time(10)
+    assert case.peers[0].ends == ["closed"]

@@ -275,3 +275,25 @@ def test_a_server_that_is_gone_or_fails_its_checks_takes_nobodys_place() -> None
     case.servers[1].trust()
     case.drop(0)
     assert case.out == [0]
+
+
+def test_three_who_wait_are_enough_soon_after_one_was_counted() -> None:
+    case = Case()
+    case.counts[0].stuck, case.counts[0].waits = 1, 1
+    case.pass_time(1.1)
+    case.counts[0].waits = IN_A_ROW
+    case.pass_time(1)
+    assert case.out == [0]
+
+
+def test_a_row_begins_anew_after_failures_while_others_were_answered() -> None:
+    case = Case()
+    case.drop(0)
+    case.pass_time(0.1)
+    case.counts[0].replied = case.clock.seconds()
+    case.drop(0, IN_A_ROW - 1)
+    case.pass_time(0.1)
+    case.drop(0, IN_A_ROW - 1)
+    assert not case.out
+    case.drop(0)
+    assert case.out == [0]

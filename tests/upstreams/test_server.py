@@ -501,3 +501,18 @@ def test_an_upstream_for_which_nobody_waits_is_not_tried_again() -> None:
     case.upstream.failed(ConnectionRefusedError())
     case.clock.advance(30)
     assert len(case.endpoint.attempts) == before
+
+
+def test_who_comes_after_others_have_given_up_does_not_hasten_the_attempts() -> None:
+    case = Case()
+    for _ in range(4):
+        case.refuse()
+        seen = len(case.endpoint.attempts)
+        while len(case.endpoint.attempts) == seen:
+            case.clock.advance(0.01)
+    case.connecting.cancel()
+    case.upstream.serve(Factory.forProtocol(Protocol)).addErrback(lambda _: None)
+    case.refuse()
+    seen = len(case.endpoint.attempts)
+    case.clock.advance(0.2)
+    assert len(case.endpoint.attempts) == seen
