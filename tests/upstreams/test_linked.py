@@ -210,3 +210,22 @@ def test_a_protocol_of_our_own_needs_no_slot(case: Case) -> None:
     case.server.reach(Protocol)
     assert case.server.slots is not None
     assert case.server.slots.taken == 0
+
+
+def test_a_server_that_failed_is_tried_for_who_waits_with_a_connection_and_not_with_an_idle_link(case: Case) -> None:
+    for server in case.servers:
+        server.failed(ConnectionRefusedError())
+    case.links.idle.append(Link())
+    case.join()
+    case.pass_time(0.1)
+    assert len(case.endpoints[0].tries) == 1
+    assert (len(case.links.idle), case.clients[0].server) == (1, case.server)
+
+
+def test_a_server_that_is_tried_for_nobody_has_a_second_for_its_answer() -> None:
+    world = World("silent", "up")
+    world.servers[0].failed(ConnectionRefusedError())
+    while not world.endpoints[0].tries:
+        world.pass_time(0.01)
+    world.pass_time(1.05)
+    assert world.servers[0].failures == 2

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
 from fooproxy.stats.counters import Stats
@@ -14,6 +15,7 @@ from fooproxy.stats.session import SessionStats
 from fooproxy.upstreams.checks import Checks, Rules
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
+from fooproxy.upstreams.slots import Slots
 from fooproxy.web.exposition import exposition
 from fooproxy.web.upstreams import STATES, report, rows
 from tests.upstreams.test_servers import Endpoint
@@ -119,3 +121,65 @@ def test_a_single_server_has_no_series_of_its_own() -> None:
     found = exposition(World("a").stats, True, "text/plain", {"a": "up"})
     assert found is not None
     assert b"fooproxy_server_" not in found[1]
+
+
+def test_the_row_of_a_server_that_is_held_says_by_whom(world: World) -> None:
+    world.servers[0].failed(ConnectionRefusedError("no"))
+    world.servers[0].hold("paused", "root")
+    row = world.rows()[0]
+    assert (row["state"], row["reason"], row["error"]) == ("paused", "operator", "paused by root")
+
+
+def test_the_row_of_a_server_has_its_limit_and_its_links(world: World) -> None:
+    assert (world.rows()[0]["connections_limit"], world.rows()[0]["links"]) == (None, None)
+    links: Any = type("Links", (), {"states": {"idle": 1}})()
+    world.servers[0].slots, world.servers[0].links = Slots(7), links
+    assert (world.rows()[0]["connections_limit"], world.rows()[0]["links"]) == (7, {"idle": 1})
+
+
+def test_those_who_wait_are_counted_with_how_long_the_first_has() -> None:
+    world = World("a")
+    world.servers[0].hold("paused", "root")
+    for _ in range(2):
+        world.all.connect(Factory.forProtocol(Protocol))
+        world.clock.advance(1)
+    found = report(world.stats, world.all)
+    assert (found["clients_waiting"], found["oldest_wait_seconds"]) == (2, 2)
+
+
+def test_the_row_of_a_single_server_tells_open_sessions_from_all_and_requests_from_replies() -> None:
+    single = World("a")
+    single.traffic(0, 3, 0.01, naks=1)
+    session = SessionStats(single.stats)
+    session.client.feed(b"REQ 1\n" * 2, 5_000_000)
+    (row,) = single.rows()
+    assert (row["requests"], row["replies"], row["requests_in_flight"]) == (5, {"ack": 2, "nak": 1}, 2)
+    session.ended("client_reset")
+    (row,) = single.rows()
+    assert (row["connections_total"], row["connections_active"]) == (2, 1)
+    assert (row["requests_unanswered"], row["requests_in_flight"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("mine", "outlier"),
+    [((99, 0.1, 0), []), ((100, 0.1, 0), ["latency"]), ((100, 0.011, 4), []), ((100, 0.011, 20), ["naks"])],
+)
+def test_an_outlier_has_enough_replies_and_is_far_from_the_median(mine: tuple[int, float, int], outlier: Any) -> None:
+    world = World("a", "b", "c", "d")
+    world.traffic(0, *mine)
+    for number, naks in ((1, 0), (2, 1), (3, 90)):
+        world.traffic(number, 100, 0.011, naks=naks)
+    assert world.rows()[0]["outlier"] == outlier
+
+
+def test_many_naks_are_no_outlier_where_the_others_have_nearly_as_many(world: World) -> None:
+    for number, naks in enumerate((50, 20, 20)):
+        world.traffic(number, 100, 0.01, naks=naks)
+    assert [row["outlier"] for row in world.rows()] == [[], [], []]
+
+
+def test_two_servers_are_compared_with_each_other() -> None:
+    world = World("a", "b")
+    world.traffic(0, 100, 0.1)
+    world.traffic(1, 100, 0.01)
+    assert [row["outlier"] for row in world.rows()] == [["latency"], []]
