@@ -145,3 +145,18 @@ def test_a_server_that_has_just_come_back_gets_a_part_of_its_share(name: str) ->
     candidates[0].load, candidates[1].cold = 100, 0.1
     found = given_out(BALANCES[name](Random(6)), candidates, 40)
     assert found[1] <= 17
+
+
+def test_round_robin_forgets_servers_that_are_gone() -> None:
+    balance = RoundRobin()
+    given_out(balance, servers(1, 1, 1), 2)
+    given_out(balance, servers(1, 1), 1)
+    assert set(balance._credit) == {"server 0", "server 1"}
+
+
+def test_hash_keeps_the_clients_of_a_server_that_has_just_come_back_while_it_has_room() -> None:
+    warm, cold = servers(1, 1, 1), servers(1, 1, 1)
+    cold[0].cold = 0.1
+    for number in range(100):
+        client = f"192.0.2.{number}"
+        assert Hash().choose(cold, client).name == Hash().choose(warm, client).name

@@ -373,7 +373,7 @@ def test_a_server_that_joins_while_nothing_is_checked_is_not_checked() -> None:
 def test_exactly_so_many_results_in_a_row_change_the_state() -> None:
     case = Case(1, interval=1.0, fall=2, rise=3)
     case.peers[0].says = (b"no",)
-    found = {False: [], True: []}
+    found: dict[bool, list[tuple[int, bool]]] = {False: [], True: []}
     for says in (b"no", b"yes"):
         case.peers[0].says = (says,)
         for _ in range(4):

@@ -363,6 +363,19 @@ def test_a_target_that_cannot_be_looked_up_is_kept_if_it_was_known() -> None:
     assert case.usable == [f"a.example@{A}", f"b.example@{B}"]
 
 
+def test_a_target_that_cannot_be_looked_up_keeps_its_last_weight() -> None:
+    case = Case(f"srv:{SERVICE}")
+    case.names.service((1, 2, 8001, "a.example"))
+    case.names.host("a.example", "192.0.2.1")
+    case.names.host("b.example", "192.0.2.2")
+    case.start()
+    case.names.service((1, 5, 8001, "a.example"), (1, 1, 8001, "b.example"))
+    case.pass_time(31)
+    case.names.fails("a.example")
+    case.pass_time(31)
+    assert {server.name: server.weight for server in case.all.servers} == {f"a.example@{A}": 5, f"b.example@{B}": 1}
+
+
 @pytest.mark.parametrize("targets", [(), ((0, 0, 8001, ""),), ((0, 0, 0, "a.example"),), ((0, 0, 8001, "x.example"),)])
 def test_a_service_without_a_server_to_connect_is_no_good_answer(targets: Any) -> None:
     case = Case(f"srv:{SERVICE}")

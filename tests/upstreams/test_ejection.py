@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from twisted.logger import capturedLogs
 
@@ -241,7 +243,13 @@ def test_only_those_who_have_waited_for_long_are_counted() -> None:
     case = Case()
     asked: list[float] = []
     case.counts[0].stuck = 1
-    case.counts[0].waiting = lambda since: asked.append(case.clock.seconds() - since) or 0
+    record: Any = case.counts[0]
+
+    def waiting(since: float) -> int:
+        asked.append(case.clock.seconds() - since)
+        return 0
+
+    record.waiting = waiting
     case.pass_time(1.1)
     assert asked == [10]
 

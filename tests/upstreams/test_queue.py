@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from fooproxy.net.failures import NotServed, counted_as
 from fooproxy.upstreams.pool import Limits, Links
+from fooproxy.upstreams.queue import Queue
 from fooproxy.upstreams.servers import Servers
 from fooproxy.upstreams.slots import Slots
 from tests.upstreams.test_ejection import Case as Taken
@@ -430,3 +431,11 @@ def test_those_who_wait_get_what_is_free_when_nothing_more_is_reported() -> None
     case.all.serve_now()
     assert case.order == [0, 1]
     assert not case.all._has_freed
+
+
+def test_a_request_has_one_time_to_wait_and_one_to_be_connected_however_often_they_alternate() -> None:
+    request = Queue(10.0, 5.0).request(Factory(), None, 0.0, lambda _: None)
+    left = [request.switch(is_queued, now) for now, is_queued in enumerate([False, True, True, False, False, True])]
+    assert left == [5, 10, 9, 4, 3, 8]
+    assert request.switch(False, 20) == 2
+    assert request.switch(True, 30) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 from typing import Any
 
 import pytest
@@ -24,10 +25,13 @@ from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from fooproxy.net.arrival import ArrivalEndpoint
+from fooproxy.net.deadlines import Deadlines
 from fooproxy.net.failures import HandshakeCancelled, HandshakeError, kind
 from fooproxy.stats.reasons import CONNECT_FAILURES
+from fooproxy.upstreams.probe import stays
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
+from tests.upstreams.test_servers import Line
 
 TIMEOUT = 5.0
 STEADY = 2.0
@@ -516,3 +520,24 @@ def test_who_comes_after_others_have_given_up_does_not_hasten_the_attempts() -> 
     seen = len(case.endpoint.attempts)
     case.clock.advance(0.2)
     assert len(case.endpoint.attempts) == seen
+
+
+def test_a_probe_that_is_given_up_in_the_handshake_leaves_nothing_behind() -> None:
+    class Shaking:
+        def connect(self, factory: Factory) -> Deferred[Any]:
+            protocol: Any = factory.buildProtocol(None)
+            self.transport = Line(protocol)
+            protocol.makeConnection(self.transport)
+            return Deferred()
+
+    clock, endpoint = Clock(), Shaking()
+    failed: list[Any] = []
+    where: Any = endpoint
+    with capturedLogs() as events:
+        Deferred.fromCoroutine(stays(where, 1.0, Deadlines(clock))).addErrback(failed.append)
+        clock.advance(1.5)
+        assert endpoint.transport.is_lost
+        assert [str(failure.value) for failure in failed] == ["no answer within 1 s"]
+        gc.collect()
+    assert not events
+    assert not clock.getDelayedCalls()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,6 @@ from fooproxy.stats.counters import Stats
 from fooproxy.stats.session import SessionStats
 from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
-from fooproxy.web import control
 from fooproxy.web.control import Control
 from fooproxy.web.errors import Refused
 from tests.upstreams.test_servers import Endpoint
@@ -240,7 +240,7 @@ def test_an_order_to_stop_is_answered_before_the_proxy_stops(site: Site) -> None
 
 
 def test_the_log_names_a_user_who_has_no_name_by_number(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control.pwd, "getpwuid", {}.__getitem__)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
     with capturedLogs() as events:
         site.order("ready", "a")
     assert formatEvent(events[0]).startswith("somebody (uid ")

@@ -35,7 +35,8 @@ class Reachability:
     state = "up"
     silence = since = 0.0
     weight, backup = 1, False
-    slots = check = held = links = None
+    slots = check = held = links = oldest_wait = None
+    waiting = ()
 
     def __init__(self) -> None:
         self.probes = 0
@@ -76,9 +77,12 @@ class Site:
         warnings = {"recovery_failing": lambda: self.recovery["failing"]}
         self.health = Health(upstream, lambda: self.busy, lambda: self.loops, warnings)
         self.health.starting = False
+        self.wall = 1000.0
+        self.discovery: list[dict[str, Any]] = []
         self._web = Web(
-            *(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: 1000.0, lambda: OPTIONS),
+            *(self.stats, self.health, upstream, [], lambda: self.recovery, lambda: self.wall, lambda: OPTIONS),
             identity=lambda: {"host": "here", "pid": 7},
+            discovery=lambda: self.discovery,
         )
         self._treq: Any = StubTreq(self._web.app.resource())
 
@@ -341,6 +345,46 @@ def test_live_has_all_that_the_page_shows(site: Site) -> None:
     (bucket,) = answer["latency_buckets"]
     assert bucket[0] == pytest.approx(0.002, rel=0.07)
     assert bucket[1] == 1
+
+
+def test_live_says_what_is_wrong_with_the_upstream(site: Site) -> None:
+    site.upstream.state, site.upstream.error, site.upstream.reason = "down", "refused", "upstream_refused"
+    found = site.ask("/live").json["upstream"]
+    assert (found["state"], found["error"], found["reason"]) == ("down", "refused", "upstream_refused")
+
+
+def test_live_names_what_servers_are_looked_up_under_while_there_are_none(site: Site) -> None:
+    site.upstream.servers = []
+    site.stats.most_servers = 64
+    site.discovery = [{"name": "dns:foo.example:8001"}, {"name": "dns:bar.example:8001"}]
+    assert site.ask("/live").json["upstream"]["address"] == "dns:foo.example:8001, dns:bar.example:8001"
+
+
+def test_upstreams_has_what_is_known_of_names(site: Site) -> None:
+    site.discovery = [{"name": "dns:foo.example:8001"}]
+    found = site.ask("/upstreams").json
+    assert found["discovery"] == site.discovery
+
+
+def test_the_time_at_which_the_proxy_was_started_stays(site: Site) -> None:
+    site.wall += 60
+    assert site.ask("/live").json["started"] == 1000.0
+
+
+def test_history_begins_after_the_second_that_is_asked_for(site: Site) -> None:
+    for _ in range(3):
+        site.now += 1
+        site.stats.history.record()
+    last = site.ask("/history").json["last"]
+    assert len(site.ask(f"/history?since={last - 1}").json["responses"]) == 1
+    assert [site.ask(f"/history?since={number}").status for number in (1 << 40, (1 << 40) + 1)] == [200, 400]
+
+
+def test_a_hundred_clients_are_listed_unless_another_number_is_asked_for(site: Site) -> None:
+    for number in range(120):
+        SessionStats(site.stats).accepted(f"192.0.2.{number}:5")
+    assert len(site.ask("/clients").json["clients"]) == 100
+    assert len(site.ask("/clients?limit=7").json["clients"]) == 7
 
 
 def test_clients_are_listed(site: Site) -> None:
