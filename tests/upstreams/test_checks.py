@@ -416,3 +416,10 @@ def test_a_peer_that_closes_after_us_is_not_aborted_later() -> None:
     case = Case(1, interval=60.0)
     case.pass_time(10)
     assert case.peers[0].ends == ["closed"]
+
+
+def test_a_check_that_takes_longer_than_the_interval_is_followed_by_the_next_at_once() -> None:
+    case = Case(1, interval=1.0, timeout=3.0)
+    case.peers[0].says = ()
+    case.pass_time(10)
+    assert len(case.peers[0].tries) >= 3

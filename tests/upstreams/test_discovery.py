@@ -601,7 +601,7 @@ def test_servers_that_are_found_are_watched_and_checked_like_others() -> None:
     assert case.stats.upstream_checks["passed"] - passed <= 5
 
 
-@pytest.mark.parametrize("address", ["dns:foo.example:8001", "DNS:foo:1", "srv:_foo._tcp.example", "srv:_a._b.c."])
+@pytest.mark.parametrize("address", ["dns:foo.example:65535", "DNS:foo:1", "srv:_foo._tcp.example", "srv:_a._b.c."])
 def test_addresses_that_stand_for_several_servers_are_recognized(address: str) -> None:
     assert read_forward(f"{address},weight=2").source is not None
 
@@ -609,8 +609,16 @@ def test_addresses_that_stand_for_several_servers_are_recognized(address: str) -
 @pytest.mark.parametrize(
     "address",
     [
-        *("dns:foo.example", "dns:foo:0", "dns:foo:70000", "dns::8001", "dns:192.0.2.1:8001", "dns:a b:1"),
-        *("dns:[::1]:8001", "srv:foo.example", "srv:_foo.example", "srv:_foo._tcp", "srv:_foo._tcp.example:1", "srv:"),
+        *("dns:foo.example", "dns:foo:0", "dns:foo:65536", "dns::8001", "dns:192.0.2.1:8001", "dns:a b:1"),
+        *(
+            "dns:[::1]:8001",
+            "srv:foo.example",
+            "srv:_foo.example",
+            "srv:_foo._tcp",
+            "srv:_foo._tcp.example:1",
+            "srv:",
+            "srv:_foo.tcp.example",
+        ),
     ],
 )
 def test_wrong_ones_are_refused(address: str) -> None:

@@ -48,3 +48,9 @@ def test_a_second_server_with_the_same_name_is_found() -> None:
     first, second = read_forward("foo:1"), read_forward("bar:1,name=foo:1")
     assert twice([first, second]) is second
     assert twice([first, read_forward("bar:1")]) is None
+
+
+@pytest.mark.parametrize("word", ["weight=2", "backup", "max=2", "name=a"])
+def test_each_word_is_taken_once(word: str) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        read_forward(f"foo:1,{word},{word}")
