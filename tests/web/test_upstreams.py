@@ -183,3 +183,12 @@ def test_two_servers_are_compared_with_each_other() -> None:
     world.traffic(0, 100, 0.1)
     world.traffic(1, 100, 0.01)
     assert [row["outlier"] for row in world.rows()] == [["latency"], []]
+
+
+def test_the_row_of_a_single_server_that_answers_nobody_says_so() -> None:
+    single = World("a")
+    session = SessionStats(single.stats)
+    session.client.feed(b"REQ 1\n", 1_000_000)
+    assert single.rows()[0]["stuck"] == 0
+    single.now += 60
+    assert single.rows()[0]["stuck"] == single.stats.upstream_stuck == 1
