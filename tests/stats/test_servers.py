@@ -10,7 +10,7 @@ import pytest
 from fooproxy.foo.counting import PURE
 from fooproxy.foo.latency import Histogram
 from fooproxy.stats.counters import Stats
-from fooproxy.stats.servers import SavedServer, ServerStats
+from fooproxy.stats.servers import SavedServer, ServerStats, give_back
 from fooproxy.stats.session import SessionStats
 from tests.helpers.twins import counting
 
@@ -456,3 +456,9 @@ def test_a_session_without_replies_does_not_say_that_its_server_answers(world: W
     world.ask(other)
     world.stats.catch_up()
     assert not world.a.is_answering(since - 1)
+
+
+def test_every_number_of_a_row_is_given_back() -> None:
+    row, totals = [1] * ServerStats.size, [0] * ServerStats.size
+    give_back(row, totals, 0)
+    assert not any(row)
