@@ -266,3 +266,9 @@ def test_a_file_system_without_locks_is_warned_of(bench: Bench) -> None:
     bench.start()
     (line,) = bench.lines
     assert "does not support locks" in line and "no other proxy" in line
+
+
+def test_a_disk_quota_that_is_used_up_is_no_reason_not_to_start(bench: Bench) -> None:
+    bench.disk.failing = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    bench.start()
+    assert bench.shown() == (True, None)

@@ -307,3 +307,9 @@ def test_replies_are_slow_from_a_second_on_if_more_than_one_in_a_hundred_is(
     world.now += delay
     world.server_says(b"ACK 1\n" * slow)
     assert world.stats.is_slow is is_slow
+
+
+def test_replies_of_clients_count_as_responses_too(world: World) -> None:
+    world.client_says(b"ACK 1\nNAK 1\n")
+    world.server_says(b"ACK 1\n")
+    assert world.stats.responses == 3
