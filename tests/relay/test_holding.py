@@ -59,6 +59,11 @@ class World:
     def wait(self, seconds: float) -> None:
         self.clock.pump([0.5] * round(seconds * 2))
 
+    def is_closed_by_the_next_look(self) -> None:
+        assert self.holder.closed == 0
+        self.wait(0.5)
+        assert self.holder.closed == 1
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -71,27 +76,21 @@ def world() -> Iterator[World]:
 def test_who_makes_no_progress_is_closed_after_exactly_the_timeout(world: World) -> None:
     # It is first seen half a second after the start.
     world.wait(5)
-    assert world.holder.closed == 0
-    world.wait(0.5)
-    assert world.holder.closed == 1
+    world.is_closed_by_the_next_look()
 
 
 def test_who_sends_or_is_sent_anything_has_the_whole_timeout_again(world: World) -> None:
     world.wait(5)
     world.holder.observer.passed += 1
     world.wait(5)
-    assert world.holder.closed == 0
-    world.wait(0.5)
-    assert world.holder.closed == 1
+    world.is_closed_by_the_next_look()
 
 
 def test_who_reads_what_waits_for_it_has_the_whole_timeout_again(world: World) -> None:
     world.wait(5)
     world.holder.client.transport.dataBuffer = b"1\n"
     world.wait(5)
-    assert world.holder.closed == 0
-    world.wait(0.5)
-    assert world.holder.closed == 1
+    world.is_closed_by_the_next_look()
 
 
 def test_who_waits_for_its_server_in_between_has_the_whole_timeout_again(world: World) -> None:
@@ -101,9 +100,7 @@ def test_who_waits_for_its_server_in_between_has_the_whole_timeout_again(world: 
     assert world.holder.closed == 0
     world.holder.holds_up = True
     world.wait(5)
-    assert world.holder.closed == 0
-    world.wait(0.5)
-    assert world.holder.closed == 1
+    world.is_closed_by_the_next_look()
 
 
 def test_the_time_in_which_nobody_else_waits_does_not_count(world: World) -> None:
@@ -112,9 +109,7 @@ def test_the_time_in_which_nobody_else_waits_does_not_count(world: World) -> Non
     world.wait(10)
     world.others_wait = True
     world.wait(5)
-    assert world.holder.closed == 0
-    world.wait(0.5)
-    assert world.holder.closed == 1
+    world.is_closed_by_the_next_look()
 
 
 @pytest.mark.parametrize(("timeout", "interval"), [(0.5, 0.1), (5.0, 0.5), (60.0, 1.0)])
