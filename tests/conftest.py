@@ -49,7 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
     declared = ConfigParser()
     declared.read(ROOT / "setup.cfg")
     config.stash[COVERED] = {source.split(".")[1] for source in declared["coverage:run"]["source"].split()}
-    config.stash[WATCH] = Watch()
+    if not hasattr(config, "workerinput"):
+        # With -n, this one also watches over what its workers start.
+        config.stash[WATCH] = Watch()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -112,12 +114,11 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     NURSERY.close()
-    left = session.config.stash[WATCH].end()
-    # With -n, the processes that run tests have no reporter.
+    watch = session.config.stash.get(WATCH, None)
+    left = watch.end() if watch else []
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
-    say = reporter.line if reporter else partial(print, file=sys.__stderr__)
     for line in left:
-        say(f"left behind and killed: process {line}")
+        reporter.line(f"left behind and killed: process {line}")
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GRACE = 15.0
 """Seconds that a program gets which itself has processes to stop."""
 
-_MARK = "FOOPROXY_TEST_RUN"
+_MARK = "TEST_RUN"
 
 ENDING = "TEST_RUN_ENDING"
 """The environment variable with the seconds that processes have, after the end of a run, to be over; usually 10."""

@@ -129,9 +129,10 @@ def short_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDING, "0.5")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.usefixtures("short_ending")
-def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: Path) -> None:
-    done = completed(command(tmp_path, "def end(): pass" + WITHOUT_CONTEXT), cwd=tmp_path)
+def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: Path, workers: int) -> None:
+    done = completed([*command(tmp_path, "def end(): pass" + WITHOUT_CONTEXT), f"-n{workers}"], cwd=tmp_path)
     assert done.returncode == 1
     assert "1 passed" in done.stdout and "left behind and killed: process" in done.stdout
     nothing_is_left(tmp_path)
