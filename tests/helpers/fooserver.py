@@ -32,7 +32,8 @@ _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
 
 
-_ports = itertools.count(10_000 + os.getpid() * 97 % 20_000)
+# Test processes whose ids follow each other begin far from each other.
+_ports = itertools.count(os.getpid() * 7919)
 
 
 def free_port() -> int:
@@ -40,7 +41,8 @@ def free_port() -> int:
 
     It is below the range from which the kernel takes the ports of clients, and of servers that leave the choice to it.
     """
-    for port in _ports:
+    for number in _ports:
+        port = 10_000 + number % 22_000
         with contextlib.suppress(OSError), socket.create_server(("", port)):
             return port
     raise AssertionError("no port is free")
@@ -219,7 +221,8 @@ class FooServer:
     resets_at = b"please reset"
 
     def __init__(self, listener: socket.socket | None = None, *, holding: bool = False, bytewise: bool = False) -> None:
-        self._listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1024)
+        # A port that nobody else gets once the server is closed.
+        self._listener = listener or socket.create_server(("127.0.0.1", free_port()), backlog=1024)
         self._listener.listen(1024)
         self.port: int = self._listener.getsockname()[1]
         self.holding = holding

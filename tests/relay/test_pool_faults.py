@@ -24,6 +24,7 @@ from fooproxy.upstreams.server import Server
 from fooproxy.upstreams.servers import Servers
 from tests.helpers.bed import Bed, reactor
 from tests.helpers.faults import LITTLE, FaultyPeer, close, expect, expect_end, half_close, read_on, send
+from tests.helpers.fooserver import free_port
 from tests.helpers.poolbed import Pooled
 from tests.helpers.twins import counting
 from tests.relay.test_faults import (
@@ -154,7 +155,7 @@ class PoolStage(Pooled, Stage):
 
 
 def _listener() -> socket.socket:
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", free_port()))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LITTLE)
     listener.setblocking(False)
     return listener
@@ -204,8 +205,9 @@ async def _all_end(stage: PoolStage) -> None:
     stage.caller.do(half_close(), expect_end(), close())
     for _ in range(6):
         await stage.turns(10)
-        if stage.bridge.sessions:
-            stage.clock.advance(EVER)
+        if not stage.bridge.sessions:
+            break
+        stage.clock.advance(EVER)
     assert not stage.bridge.sessions
 
 

@@ -209,7 +209,7 @@ def test_a_crowd_that_waits_for_a_server_that_is_down_is_served_when_it_comes_ba
 
 def test_a_server_that_restarts_under_its_clients_costs_only_the_sessions_it_had(tmp_path: Path) -> None:
     with (
-        FooServer(socket.create_server(("127.0.0.1", free_port()))) as server,
+        FooServer() as server,
         fooproxy(tmp_path, "--connect-timeout", "60", upstream=server.port) as proxy,
     ):
         with connect(proxy.port) as client:

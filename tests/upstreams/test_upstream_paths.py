@@ -238,7 +238,7 @@ def dead(port: int, addresses: list[str]) -> Iterator[None]:
 
 def test_a_dead_address_before_a_good_one_does_not_keep_the_proxy_from_being_ready(tmp_path: Path) -> None:
     with (
-        FooServer(socket.create_server(("127.0.0.1", 0))) as foo,
+        FooServer() as foo,
         dead(foo.port, ["127.0.0.2"]),
         fooproxy(tmp_path, "--forward", f"foo.example:{foo.port}", command=naming("127.0.0.2", "127.0.0.1")) as proxy,
     ):
@@ -249,7 +249,7 @@ def test_a_dead_address_before_a_good_one_does_not_keep_the_proxy_from_being_rea
 def test_five_dead_addresses_before_a_good_one_delay_the_first_client_only(tmp_path: Path) -> None:
     addresses = [f"127.0.0.{number}" for number in range(2, 7)]
     with (
-        FooServer(socket.create_server(("127.0.0.1", 0))) as foo,
+        FooServer() as foo,
         dead(foo.port, addresses),
         fooproxy(tmp_path, "--forward", f"foo.example:{foo.port}", command=naming(*addresses, "127.0.0.1")) as proxy,
     ):
