@@ -26,10 +26,10 @@ from fooproxy.relay.session import FIN_TIMEOUT
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.anybed import KINDS, AnyBed, any_bed, only
+from tests.helpers.backpressure import at_rest, clog, noise
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, exchange, read_to_end
 from tests.helpers.proxyprocess import Proxy, fooproxy, settles
-from tests.relay.test_relaying import flood, noise
 
 ensure = pytest_twisted.ensureDeferred
 
@@ -65,13 +65,6 @@ async def clogged(bed: AnyBed, slow_side: str) -> tuple[Peer, Peer, Leg]:
     return reader, writer, sink
 
 
-async def clog(writer: Peer, source: Leg, sink: Leg) -> None:
-    """Send until `source` is paused and stays paused, although the kernel may still make room for a while."""
-    while not source.paused:
-        await flood(writer, source)
-        await at_rest(sink)
-
-
 async def given_up(bed: AnyBed, sink: Leg, sending: Callable[[], Any] = lambda: None) -> None:
     """Let time pass until `sink` is aborted by the send timeout, and call `sending` in between.
 
@@ -99,20 +92,6 @@ async def read_a_little(reader: Peer, sink: Leg) -> None:
         reader.transport.resumeProducing()
         await until(lambda: len(reader.received) > received)  # noqa: B023 (awaited in the same turn of the loop)
         reader.transport.pauseProducing()
-
-
-async def at_rest(sink: Leg) -> None:
-    """Wait until fifty checks in a row have seen no change, as kernels may delay acknowledgements."""
-    seen: list[Any] = []
-
-    def unmoved() -> bool:
-        transport = sink.transport
-        if sink.lost:
-            return True
-        seen.append((is_writing(transport), acknowledged(transport), unacknowledged(transport)))
-        return len(seen) > 50 and seen[-50:].count(seen[-1]) == 50
-
-    await until(unmoved)
 
 
 # Idle sessions
@@ -220,7 +199,7 @@ async def test_without_an_idle_timeout_sessions_stay(bed: AnyBed) -> None:
     bed.sweep.stop()
     bed.sweep = Sweep(bed.bridge.sessions, Timeouts(), bed.clock, bed.stats.catch_up)
     bed.sweep.start()
-    bed.pass_time(100_000)
+    bed.pass_time(10_000)
     assert bed.session().state == "open"
 
 

@@ -1,0 +1,55 @@
+"""Bytes without end for a peer that does not read them, and how a test knows that they have come to rest."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+from fooproxy.net.private import unsent
+from fooproxy.net.sockets import acknowledged, is_writing, unacknowledged
+from tests.helpers.bed import until
+
+if TYPE_CHECKING:
+    from fooproxy.relay.leg import Leg
+    from tests.helpers.bed import Peer
+
+
+def noise(size: int) -> bytes:
+    """Return so many bytes, which are the same each time."""
+    return random.Random(size).randbytes(size)
+
+
+async def flood(sender: Peer, source: Leg, size: int = 65536) -> bytes:
+    """Send until the relay has paused `source`, the leg that `sender` sends to; return what was sent.
+
+    The kernel may still make room, so that the leg is read again; see `clog`.
+    """
+    block, sent = noise(size), bytearray()
+    while not source.paused:
+        sender.transport.write(block)
+        sent += block
+        await until(lambda: source.paused or not unsent(sender.transport))
+    return bytes(sent)
+
+
+async def clog(sender: Peer, source: Leg, sink: Leg) -> bytes:
+    """Send until `source` is paused because of `sink`, and stays paused; return what was sent."""
+    sent = bytearray()
+    while not source.paused:
+        sent += await flood(sender, source)
+        await at_rest(sink)
+    return bytes(sent)
+
+
+async def at_rest(sink: Leg) -> None:
+    """Wait until fifty checks in a row have seen no change, as kernels may delay acknowledgements."""
+    seen: list[Any] = []
+
+    def unmoved() -> bool:
+        transport = sink.transport
+        if sink.lost:
+            return True
+        seen.append((is_writing(transport), acknowledged(transport), unacknowledged(transport)))
+        return len(seen) > 50 and seen[-50:].count(seen[-1]) == 50
+
+    await until(unmoved)
