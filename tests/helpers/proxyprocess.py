@@ -56,7 +56,7 @@ def settles(read: Callable[[], T], expected: T) -> None:
             if (found := read()) == expected:
                 return
             if late:
-                assert found == expected
+                pytest.fail(f"it stays {found!r} and does not become {expected!r}")
         time.sleep(0.01)
 
 
