@@ -54,11 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[WATCH] = Watch()
 
 
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """With -n auto, run slow tests by more processes than there are cores: much of their time they only wait."""
-    cores = len(os.sched_getaffinity(0))
-    return cores if config.option.markexpr == "not slow" else cores * 3 // 2
+    """Run tests by two processes for each core, since they mostly wait; run those of named files in this one."""
+    if any(".py" in argument for argument in config.args):
+        return 0
+    return len(os.sched_getaffinity(0)) * 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -101,7 +102,17 @@ def covers(item: pytest.Item) -> bool:
 
 
 def pytest_collection_finish() -> None:
-    # What is imported by now stays; some tests collect garbage, and need not look through all that each time.
+    _keep()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or nextitem.path != item.path:
+        _keep()
+
+
+def _keep() -> None:
+    """Collect garbage, and keep the rest: modules, items, reports.  A test that collects need not look through them."""
     gc.collect()
     gc.freeze()
 

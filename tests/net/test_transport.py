@@ -132,12 +132,11 @@ async def read_all(skt: socket.socket) -> bytes:
 
     def more() -> bool:
         nonlocal finished
-        try:
-            data = skt.recv(1 << 20)
-        except BlockingIOError:
-            return False
-        received.extend(data)
-        finished = not data
+        with suppress(BlockingIOError):
+            while not finished:
+                data = skt.recv(1 << 20)
+                received.extend(data)
+                finished = not data
         return finished
 
     await until(more)
