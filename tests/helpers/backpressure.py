@@ -34,11 +34,21 @@ async def flood(sender: Peer, source: Leg, size: int = 65536) -> bytes:
 
 async def clog(sender: Peer, source: Leg, sink: Leg) -> bytes:
     """Send until `source` is paused because of `sink`, and stays paused; return what was sent."""
-    sent = bytearray()
-    while not source.paused:
+    sent = b""
+    while True:
         sent += await flood(sender, source)
         await at_rest(sink)
-    return bytes(sent)
+        if source.paused:
+            return sent
+
+
+async def stuck(source: Leg, sink: Leg) -> None:
+    """Wait until `source` is paused because of `sink` and stays so; the kernel may be slow to bring what it has."""
+    while True:
+        await until(lambda: source.paused)
+        await at_rest(sink)
+        if source.paused:
+            return
 
 
 async def at_rest(sink: Leg) -> None:

@@ -16,7 +16,7 @@ from fooproxy.net.sockets import unacknowledged
 from fooproxy.relay.leg import Leg
 from fooproxy.relay.opening import LOOK_INTERVAL
 from fooproxy.relay.session import FIN_TIMEOUT, LINGER_TIMEOUT, TAKEN_INTERVAL, Session
-from tests.helpers.backpressure import at_rest, clog, flood, noise
+from tests.helpers.backpressure import clog, flood, noise
 from tests.helpers.bed import TIMEOUTS, Bed, Peer, until
 
 ensure = pytest_twisted.ensureDeferred
@@ -402,11 +402,9 @@ async def test_replies_that_wait_for_a_slow_client_are_not_taken_for_a_silent_up
     await until(lambda: upstream.received)
     client.shrink_buffers()
     client.transport.pauseProducing()
-    sent = await clog(upstream, session.upstream, session.client)
     client.transport.loseWriteConnection()
     await until(lambda: upstream.fin)
-    # The FIN may have told the proxy of a little room.
-    await at_rest(session.client)
+    sent = await clog(upstream, session.upstream, session.client)
     bed.clock.advance(FIN_TIMEOUT)
     assert session.state == "half-closed"
     client.transport.resumeProducing()

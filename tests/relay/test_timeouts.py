@@ -26,7 +26,7 @@ from fooproxy.relay.session import FIN_TIMEOUT
 from fooproxy.relay.sweep import Sweep
 from fooproxy.relay.timeouts import Timeouts
 from tests.helpers.anybed import KINDS, AnyBed, any_bed, only
-from tests.helpers.backpressure import at_rest, clog, noise
+from tests.helpers.backpressure import at_rest, clog, noise, stuck
 from tests.helpers.bed import Peer, reactor, until
 from tests.helpers.fooserver import FooServer, connect, exchange, read_to_end
 from tests.helpers.proxyprocess import Proxy, fooproxy, settles
@@ -352,13 +352,12 @@ async def test_a_client_that_has_closed_its_side_and_reads_slowly_keeps_its_reas
     source = session.upstream
     assert source is not None
     client.transport.pauseProducing()
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
     # More than all buffers on the way hold, so that the upstream has some left while the client does not read.
     reply = b"ACK 1 ".ljust(20_000_000, b"x") + b"\n"
     upstream.transport.write(reply)
-    await until(lambda: source.paused)
-    await at_rest(session.client)
-    client.transport.loseWriteConnection()
-    await until(lambda: upstream.fin)
+    await stuck(source, session.client)
     for _ in range(3):
         bed.pass_time(CLIENT_FIN)
     assert session.state == "half-closed"
