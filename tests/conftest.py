@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -18,7 +19,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.bed import Bed
-from tests.helpers.interrupts import Interrupts, ignore_no_signal
+from tests.helpers.interrupts import Interrupts, ignore_no_signal, interrupt
 from tests.helpers.nursery import NURSERY
 from tests.helpers.processes import ROOT, Watch
 from tests.helpers.twins import are_told_apart, twin
@@ -50,16 +51,17 @@ def pytest_configure(config: pytest.Config) -> None:
     declared.read(ROOT / "setup.cfg")
     config.stash[COVERED] = {source.split(".")[1] for source in declared["coverage:run"]["source"].split()}
     if not hasattr(config, "workerinput"):
-        # With -n, this one also watches over what its workers start.
+        # With -n, this one also watches over what its workers start, and ends them.
         config.stash[WATCH] = Watch()
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Run tests by two processes for each core, since they mostly wait; run those of named files in this one."""
-    if any(".py" in argument for argument in config.args):
+    if any(argument.partition("::")[0].endswith(".py") for argument in config.args):
         return 0
-    return len(os.sched_getaffinity(0)) * 2
+    return min(2 * len(os.sched_getaffinity(0)), 16)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,16 +107,25 @@ def pytest_collection_finish() -> None:
     _keep()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    if nextitem is None or nextitem.path != item.path:
-        _keep()
-
-
 def _keep() -> None:
     """Collect garbage, and keep the rest: modules, items, reports.  A test that collects need not look through them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept() -> Iterator[None]:
+    """Keep what is left after each module."""
+    yield
+    _keep()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def garbage() -> Iterator[None]:
+    """Collect in the end what was still used when it was kept, so that errors in it are reported."""
+    yield
+    gc.unfreeze()
+    gc.collect()
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
@@ -128,8 +139,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     watch = session.config.stash.get(WATCH, None)
     left = watch.end() if watch else []
     reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    say = reporter.line if reporter else print
     for line in left:
-        reporter.line(f"left behind and killed: process {line}")
+        say(f"left behind and killed: process {line}")
     if left and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

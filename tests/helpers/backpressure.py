@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 from fooproxy.net.private import unsent
@@ -52,14 +53,18 @@ async def stuck(source: Leg, sink: Leg) -> None:
 
 
 async def at_rest(sink: Leg) -> None:
-    """Wait until fifty checks in a row have seen no change, as kernels may delay acknowledgements."""
-    seen: list[Any] = []
+    """Wait until many checks, over a tenth of a second, have seen no change: kernels may delay acknowledgements."""
+    seen: Any = None
+    checks, since = 0, 0.0
 
     def unmoved() -> bool:
-        transport = sink.transport
+        nonlocal seen, checks, since
         if sink.lost:
             return True
-        seen.append((is_writing(transport), acknowledged(transport), unacknowledged(transport)))
-        return len(seen) > 50 and seen[-50:].count(seen[-1]) == 50
+        before, seen = seen, (is_writing(sink.transport), acknowledged(sink.transport), unacknowledged(sink.transport))
+        if seen != before:
+            checks, since = 0, time.monotonic()
+        checks += 1
+        return checks > 20 and time.monotonic() - since > 0.1
 
     await until(unmoved)

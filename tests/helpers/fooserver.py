@@ -32,12 +32,12 @@ _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
 
 
-# Test processes whose ids follow each other begin far from each other.
+# Processes whose ids follow each other begin far from each other.
 _ports = itertools.count(os.getpid() * 7919)
 
 
 def free_port() -> int:
-    """Return a port that is free, and that neither the kernel nor another test process gives to anybody meanwhile.
+    """Return a port that is free, and that the kernel gives to nobody meanwhile; nor does, most probably, another test.
 
     It is below the range from which the kernel takes the ports of clients, and of servers that leave the choice to it.
     """

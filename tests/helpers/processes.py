@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 GRACE = 15.0
 """Seconds that a program gets which itself has processes to stop."""
 
-_MARK = "TEST_RUN"
+# tests/conftest.py deletes what begins with FOOPROXY_.
+_MARK = "TEST_RUN_MARK"
 
 ENDING = "TEST_RUN_ENDING"
 """The environment variable with the seconds that processes have, after the end of a run, to be over; usually 10."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -86,8 +87,8 @@ def command(folder: Path, program: str) -> list[str]:
     return [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", *options, "test_it.py"]
 
 
-def running(folder: Path, program: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    arguments = command(folder, program)
+def running(folder: Path, program: str, *more: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    arguments = [*command(folder, program), *more]
     return started(arguments, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, grace=GRACE)
 
 
@@ -134,7 +135,8 @@ def short_ending(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: Path, workers: int) -> None:
     done = completed([*command(tmp_path, "def end(): pass" + WITHOUT_CONTEXT), f"-n{workers}"], cwd=tmp_path)
     assert done.returncode == 1
-    assert "1 passed" in done.stdout and "left behind and killed: process" in done.stdout
+    assert "1 passed" in done.stdout
+    assert re.findall("left behind and killed: process (.*?) ", done.stdout) == [str(pid) for pid in noted(tmp_path)]
     nothing_is_left(tmp_path)
 
 
@@ -148,9 +150,12 @@ def test_a_process_that_outlives_its_test_is_killed_and_fails_the_run(tmp_path: 
         pytest.param(WAIT + ASYNCHRONOUS, signal.SIGINT, id="asynchronous SIGINT"),
     ],
 )
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.usefixtures("short_ending")
-def test_a_run_that_is_interrupted_leaves_nothing(tmp_path: Path, test: str, number: signal.Signals) -> None:
-    with running(tmp_path, test) as process:
+def test_a_run_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, test: str, number: signal.Signals, workers: int
+) -> None:
+    with running(tmp_path, test, f"-n{workers}") as process:
         eventually(lambda: noted(tmp_path))
         process.send_signal(number)
         output, _ = process.communicate(timeout=PATIENCE)

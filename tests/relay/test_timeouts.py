@@ -352,11 +352,13 @@ async def test_a_client_that_has_closed_its_side_and_reads_slowly_keeps_its_reas
     source = session.upstream
     assert source is not None
     client.transport.pauseProducing()
-    client.transport.loseWriteConnection()
-    await until(lambda: upstream.fin)
     # More than all buffers on the way hold, so that the upstream has some left while the client does not read.
     reply = b"ACK 1 ".ljust(20_000_000, b"x") + b"\n"
     upstream.transport.write(reply)
+    await stuck(source, session.client)
+    client.transport.loseWriteConnection()
+    await until(lambda: upstream.fin)
+    # It makes a little room.
     await stuck(source, session.client)
     for _ in range(3):
         bed.pass_time(CLIENT_FIN)
