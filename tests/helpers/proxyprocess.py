@@ -192,6 +192,8 @@ def options(folder: Path, upstream: int | None, *more: str) -> list[str]:
         "--http": "127.0.0.1:0",
         "--forward": f"127.0.0.1:{upstream}" if upstream else f"unix:{folder}/nobody",
         "--recovery-path": str(folder / "recovery.json"),
+        # However long a busy disk takes.
+        "--recovery-max-age": "600",
     }
     return [word for name, value in usual.items() if name not in more for word in (name, value)] + [*more]
 

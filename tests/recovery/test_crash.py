@@ -78,8 +78,7 @@ def test_after_kill_9_under_load_the_counters_go_on_from_the_last_save(tmp_path:
         proxy.wait()
         # The client waits for its replies, so at most its last twenty requests did not reach the server.
         at_most = b"".join(server.received + server.sent).count(b"\n") + 20
-    # The larger maximum age is only for slow machines.
-    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+    with fooproxy(tmp_path) as proxy:
         asked_at = time.monotonic()
         restored = proxy.stats("msg_total", "msg_req", "request_rate_10s")
         answered_at = time.monotonic()
@@ -123,7 +122,7 @@ def test_a_file_from_the_future_is_restored_when_the_clock_may_have_been_set_bac
         proxy.wait()
     state = json.loads(path.read_bytes())
     path.write_text(json.dumps({**state, **{key: time.time() + ahead for key in ("saved_at", "time_stamp")}}))
-    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+    with fooproxy(tmp_path) as proxy:
         assert proxy.stats(*COUNTS) == (COUNTS if restored else dict.fromkeys(COUNTS, 0))
         assert proxy.stats("request_rate_10s")["request_rate_10s"] == (0.3 if restored else 0.0)
         assert (tmp_path / "recovery.json.old").exists() == (not restored)
@@ -154,7 +153,7 @@ def test_a_file_of_another_foo_proxy_is_accepted_and_its_windows_shifted(tmp_pat
         """The part of the ten seconds that is still in the window."""
         return max(0.0, 10 - (time.time() - time_stamp))
 
-    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
+    with fooproxy(tmp_path) as proxy:
         before = remaining()
         rates = proxy.stats("request_rate_10s", "response_rate_10s", "request_rate_1s")
         after = remaining()

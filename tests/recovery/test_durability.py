@@ -91,7 +91,7 @@ def test_kill_9_of_a_proxy_that_is_saving_leaves_a_state_that_goes_on(tmp_path: 
     for _ in range(3):
         with (
             FooServer() as server,
-            fooproxy(tmp_path, "--recovery-max-age", "60", upstream=server.port) as proxy,
+            fooproxy(tmp_path, upstream=server.port) as proxy,
             load(proxy.port),
         ):
             # No pause: a save takes only a few milliseconds.

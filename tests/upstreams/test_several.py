@@ -267,9 +267,8 @@ def test_operators_see_which_server_does_what(tmp_path: Path) -> None:
         a.close()
         a.forget()
         proxy.says("upstream=a")
-        for _ in range(20):
-            assert exchange(proxy.port, b"REQ 1 a\n") == b"ACK 1 a\n"
-        eventually(lambda: proxy.get("/upstreams")[1]["upstreams"][0]["state"] == "down")
+        with holding(proxy, 20):
+            eventually(lambda: proxy.get("/upstreams")[1]["upstreams"][0]["state"] == "down")
         status, ready = proxy.get("/ready")
         assert (status, ready["reasons"]) == (200, [])
         assert "upstream_down" in ready["warnings"]
