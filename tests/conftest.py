@@ -19,7 +19,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, settings
 
 from tests.helpers.bed import Bed
-from tests.helpers.interrupts import Interrupts, ignore_no_signal, interrupt
+from tests.helpers.interrupts import Interrupts, ignore_no_signal
 from tests.helpers.nursery import NURSERY
 from tests.helpers.processes import ROOT, Watch
 from tests.helpers.twins import are_told_apart, twin
@@ -53,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # With -n, this one also watches over what its workers start, and ends them.
         config.stash[WATCH] = Watch()
-        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)

@@ -71,10 +71,5 @@ def ignore_no_signal() -> None:
             signal.signal(number, do_nothing)
 
 
-def interrupt(*_: object) -> None:
-    """Handle a signal as SIGINT usually is."""
-    raise KeyboardInterrupt
-
-
 def do_nothing(*_: object) -> None:
     """Handle a signal."""

@@ -122,7 +122,7 @@ def test_a_file_from_the_future_is_restored_when_the_clock_may_have_been_set_bac
         proxy.wait()
     state = json.loads(path.read_bytes())
     path.write_text(json.dumps({**state, **{key: time.time() + ahead for key in ("saved_at", "time_stamp")}}))
-    with fooproxy(tmp_path) as proxy:
+    with fooproxy(tmp_path, "--recovery-max-age", "60") as proxy:
         assert proxy.stats(*COUNTS) == (COUNTS if restored else dict.fromkeys(COUNTS, 0))
         assert proxy.stats("request_rate_10s")["request_rate_10s"] == (0.3 if restored else 0.0)
         assert (tmp_path / "recovery.json.old").exists() == (not restored)

@@ -250,8 +250,7 @@ async def test_a_new_link_that_ends_at_once_is_not_replaced(bed: PoolBed) -> Non
     await until(lambda: bed.upstreams.built)
     bed.upstreams.built[0].transport.loseConnection()
     await until(lambda: client.fin)
-    client.transport.loseConnection()
-    await until(lambda: not bed.bridge.sessions)
+    await bed.leaves(client)
     assert bed.reasons() == {"upstream_closed": 1}
     assert bed.made == 1
 
@@ -266,8 +265,7 @@ async def test_a_link_that_others_have_used_is_not_replaced_once_a_request_was_s
     link = await bed.asks(client)
     link.transport.loseConnection()
     await until(lambda: client.fin)
-    client.transport.loseConnection()
-    await until(lambda: not bed.bridge.sessions)
+    await bed.leaves(client)
     assert bed.reasons() == {"client_closed": 1, "upstream_closed": 1}
     assert bed.made == 1
 
@@ -278,8 +276,7 @@ async def test_a_server_that_closes_a_link_in_use_ends_the_session(bed: PoolBed)
     link = await bed.exchange(client)
     link.transport.loseConnection()
     await until(lambda: client.fin)
-    client.transport.loseConnection()
-    await until(lambda: not bed.bridge.sessions)
+    await bed.leaves(client)
     assert bed.reasons() == {"upstream_closed": 1}
     assert bed.discarded() == {"closed": 1}
 

@@ -146,6 +146,11 @@ class Judged:
         self.judgements.append("client" if leg is self.client else "upstream")
         leg.lost = True
 
+    def close(self) -> None:
+        for leg in (self.client, self.upstream):
+            leg.transport.socket.close()
+            leg.transport.peer.close()
+
 
 class World:
     """A sweep of one session, on a clock that a test advances."""
@@ -171,9 +176,7 @@ class World:
 
     def end(self) -> None:
         self.sweep.stop()
-        for leg in (self.session.client, self.session.upstream):
-            leg.transport.socket.close()
-            leg.transport.peer.close()
+        self.session.close()
 
 
 @pytest.fixture
@@ -353,6 +356,4 @@ def test_a_peer_that_reads_or_leaves_while_others_are_given_up_is_let_be(world: 
     world.sweeps(11)
     assert first.client.lost
     assert other.judgements == []
-    for leg in (other.client, other.upstream):
-        leg.transport.socket.close()
-        leg.transport.peer.close()
+    other.close()

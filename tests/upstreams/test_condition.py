@@ -38,6 +38,12 @@ class Case(Condition):
         self.clock.advance(10)
         assert self.share == self.weight
 
+    def relapse(self, times: int) -> None:
+        """Be taken out and come back so often."""
+        for _ in range(times):
+            self.eject("it failed", "upstream_stuck")
+            self.succeeded(is_trial=True)
+
 
 @pytest.fixture
 def case() -> Case:
@@ -129,18 +135,14 @@ def test_a_server_that_is_taken_out_again_soon_rests_for_twice_as_long_up_to_a_m
 
 
 def test_a_server_that_was_good_for_long_rests_for_a_short_time_again(case: Case) -> None:
-    for _ in range(2):
-        case.eject("it failed", "upstream_stuck")
-        case.succeeded(is_trial=True)
+    case.relapse(2)
     case.clock.advance(61)
     case.eject("it failed", "upstream_stuck")
     assert case.rest == 2
 
 
 def test_after_a_long_rest_a_server_must_be_good_for_twice_as_long(case: Case) -> None:
-    for _ in range(6):
-        case.eject("it failed", "upstream_stuck")
-        case.succeeded(is_trial=True)
+    case.relapse(6)
     case.clock.advance(119)
     case.eject("it failed", "upstream_stuck")
     assert case.rest == 60
