@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fooproxy import __version__
+from fooproxy.commandline import ABOUT, COMMANDS
 from fooproxy.driver import client, demo, fooctl, server
-from fooproxy.options import ABOUT, COMMANDS, GROUPS, OPTIONS
+from fooproxy.options import GROUPS, OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 

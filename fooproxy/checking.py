@@ -1,7 +1,7 @@
 """The answer to ``--check-config``: what the proxy would run with on this machine, and where each value comes from.
 
 It looks names up and looks at files, but opens no port and changes nothing.  What an option's value is worth looking at
-for, its declaration says; `fooproxy.options` calls it.
+for, its declaration says; `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from twisted.application.service import ServiceMaker
 # The options that `runApp` takes; Twisted only forgot to list them as exported.
 from twisted.scripts.twistd import ServerOptions, runApp  # type: ignore[attr-defined]
 
-from fooproxy.options import Options
+from fooproxy.commandline import Options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

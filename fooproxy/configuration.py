@@ -1,7 +1,7 @@
 """The configuration file: TOML with the options' names, from which it returns texts as on the command line.
 
 A value may be text, a number, or ``true`` and ``false`` for a flag; an option that may be repeated takes a list.  It
-knows the options' names and kinds, but not what their values mean.  `fooproxy.options` calls it.
+knows the options' names and kinds, but not what their values mean.  `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the environment has for the proxy and the proxy does not use, although somebody seems to have meant it.
 
 These are notes and no errors: others may put there what they like.  It knows the names of variables, and not what their
-values mean; `fooproxy.options` calls it, ``--check-config`` prints the notes, and the service logs them.
+values mean; `fooproxy.commandline` calls it, ``--check-config`` prints the notes, and the service logs them.
 """
 
 from __future__ import annotations

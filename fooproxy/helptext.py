@@ -1,6 +1,6 @@
 """The help: arranges what the options' declarations say for a terminal.
 
-It knows no options; `fooproxy.options` calls it.
+It knows no options; `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ from fooproxy.text import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fooproxy.commandline import Options
     from fooproxy.logs.formats import Format
     from fooproxy.logs.log import Log
     from fooproxy.logs.sinks import Sink
-    from fooproxy.options import Options
 
 
 class Launch:

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
     from twisted.internet.defer import Deferred
 
+    from fooproxy.commandline import Options
     from fooproxy.net.pump import Tap
-    from fooproxy.options import Options
     from fooproxy.relay.leg import Leg
     from fooproxy.relay.opening import UpstreamFactory
     from fooproxy.upstreams.forward import Forward

@@ -1,7 +1,7 @@
 """The answer to ``--check-health``: whether the proxy that runs with these options answers at ``/health``.
 
 It is for what watches a process by running a command, such as a container's health check.  It only connects to the
-address in ``--http``, and knows nothing else about that proxy; `fooproxy.options` calls it.
+address in ``--http``, and knows nothing else about that proxy; `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations

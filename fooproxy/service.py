@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from fooproxy import __version__
+from fooproxy.commandline import Options
 from fooproxy.core import IMPLEMENTATION, REASON
 from fooproxy.ends import Ends
 from fooproxy.launch import Launch
@@ -30,7 +31,6 @@ from fooproxy.net.private import reserve_descriptor
 from fooproxy.net.pump import LARGEST_READ
 from fooproxy.net.resolver import look_up_apart
 from fooproxy.net.turnstile import Turnstile
-from fooproxy.options import Options
 from fooproxy.parts import Parts
 from fooproxy.process import Printer, keep_large_blocks, keep_time, spare_the_collector
 from fooproxy.recovery.saver import InUse

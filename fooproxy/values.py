@@ -1,6 +1,7 @@
 """Converts the text of an option to its value, or says what is wrong with the text and what would be right.
 
-Each check raises a `ValueError` that quotes the text; `fooproxy.options` adds which option or variable it came from.
+Each check raises a `ValueError` that quotes the text; `fooproxy.commandline` adds which option or variable it came
+from.
 """
 
 from __future__ import annotations

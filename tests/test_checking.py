@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from fooproxy.commandline import Options
 from fooproxy.net.addresses import tcp_place
-from fooproxy.options import OPTIONS, Options
+from fooproxy.options import OPTIONS
 
 
 def checked(capsys: Any, *arguments: str, **environment: str) -> tuple[int, str, str]:

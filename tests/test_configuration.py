@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from twisted.python.usage import UsageError
 
-from fooproxy.options import OPTIONS, Option, Options
+from fooproxy.commandline import Options
+from fooproxy.options import OPTIONS, Option
 from tests.test_options import SAMPLES
 
 IN_FILES: list[Any] = [option for option in OPTIONS if option.name != "config"]

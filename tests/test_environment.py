@@ -8,8 +8,9 @@ import pytest
 from twisted.internet import endpoints
 from twisted.python.systemd import ListenFDs
 
+from fooproxy.commandline import Options
 from fooproxy.environment import left_over, misspelt
-from fooproxy.options import OPTIONS, Options
+from fooproxy.options import OPTIONS
 from tests.test_checking import checked
 
 VARIABLES = [option.variable for option in OPTIONS]

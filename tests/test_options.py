@@ -13,7 +13,8 @@ from docutils.core import publish_doctree
 from twisted.python.usage import UsageError
 
 from fooproxy import parts, service
-from fooproxy.options import GROUPS, OPTIONS, Option, Options
+from fooproxy.commandline import Options
+from fooproxy.options import GROUPS, OPTIONS, Option
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fooproxy.options import Options
+from fooproxy.commandline import Options
 from tests.helpers.fooserver import PATIENCE
 
 ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"status": "OK!"}\n'

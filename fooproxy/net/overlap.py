@@ -1,7 +1,7 @@
 """Says whether two addresses cannot both be listened on, as the kernel would: one may be a part of the other.
 
 It resolves no names, and opens nothing; of what it cannot know, such as a name and an address, it says nothing.
-`fooproxy.options` asks it.
+`fooproxy.commandline` asks it.
 """
 
 from __future__ import annotations

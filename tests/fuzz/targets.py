@@ -17,9 +17,10 @@ from typing import Any
 
 from twisted.python.usage import UsageError
 
+from fooproxy.commandline import Options
 from fooproxy.foo.analyzer import Counts
 from fooproxy.foo.counting import COMPILED, PURE, Twin
-from fooproxy.options import OPTIONS, Options
+from fooproxy.options import OPTIONS
 from fooproxy.recovery.saver import Saver, Unusable
 from fooproxy.recovery.state import Recovery, SavedState
 from fooproxy.stats.counters import Stats

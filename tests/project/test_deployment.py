@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from fooproxy import __version__
-from fooproxy.options import Options
+from fooproxy.commandline import Options
 from tests.helpers.processes import ROOT
 
 CONTAINER = ROOT / "contrib" / "container"

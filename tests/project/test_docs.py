@@ -14,7 +14,8 @@ import pytest
 from docutils import nodes
 from docutils.core import publish_doctree
 
-from fooproxy.options import OPTIONS, Options
+from fooproxy.commandline import Options
+from fooproxy.options import OPTIONS
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
 from fooproxy.web.resource import Web

@@ -11,7 +11,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
-from fooproxy.options import Options
+from fooproxy.commandline import Options
 from fooproxy.web.hosts import Hosts, read_host_name
 from fooproxy.web.resource import Web
 from tests.helpers.fooserver import PATIENCE, connect, read_to_end
