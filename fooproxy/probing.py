@@ -11,15 +11,18 @@ import ipaddress
 import socket
 import ssl
 import sys
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as LateError
 from contextlib import closing
 from http import HTTPStatus
+from threading import Thread
 
 from fooproxy.net.addresses import tcp_place, unix_path
 from fooproxy.net.descriptions import word
 from fooproxy.text import one_line
 
 _PATIENCE = 3.0
-"""Seconds to wait for the connection, and for each part of the answer."""
+"""Seconds that all of it may take: looking up a name, connecting, and the answer."""
 
 
 def check_health(address: str, place: str) -> bool:
@@ -30,7 +33,9 @@ def check_health(address: str, place: str) -> bool:
                 f"--http is off (by {place}), so nothing says whether the proxy is alive; expected an address, or no "
                 "health check (--no-healthcheck for a container)"
             )
-        status = _ask(address)
+        status = _ask_in_time(address)
+    except LateError:
+        problem = f"no answer from {address} within {_PATIENCE:g} seconds; is fooproxy running with --http {address}?"
     except OSError as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         problem = f"no answer from {address}: {why}; is fooproxy running with --http {address}?"
@@ -48,6 +53,20 @@ def check_health(address: str, place: str) -> bool:
     return False
 
 
+def _ask_in_time(address: str) -> int:
+    answer: Future[int] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_ask(address))
+        except Exception as error:
+            answer.set_exception(error)
+
+    # No timeout of a socket covers name lookups, or bounds an answer that comes byte by byte; ours ends without it.
+    Thread(target=ask, daemon=True).start()
+    return answer.result(_PATIENCE)
+
+
 def _ask(address: str) -> int:
     with closing(_connected(address)) as connected:
         connection = http.client.HTTPConnection("localhost")
@@ -60,7 +79,6 @@ def _connected(address: str) -> socket.socket:
     path = unix_path(address, listens=True)
     if path is not None:
         connected = socket.socket(socket.AF_UNIX)
-        connected.settimeout(_PATIENCE)
         try:
             connected.connect(path)
         except OSError:
@@ -70,7 +88,7 @@ def _connected(address: str) -> socket.socket:
     place = tcp_place(address, listens=True)
     if place is None:
         raise ValueError(f"cannot connect to {address!r} from here; expected --http with a TCP port or a unix socket")
-    connected = socket.create_connection((_reached(place.host), place.port), _PATIENCE)
+    connected = socket.create_connection((_reached(place.host), place.port))
     if word(address) != "ssl":
         return connected
     # The certificate is for those outside, and its name is not this machine's.

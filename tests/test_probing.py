@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fooproxy import probing
 from fooproxy.commandline import Options
 from tests.helpers.fooserver import PATIENCE
 
@@ -116,6 +117,35 @@ def test_a_proxy_that_cannot_be_reached_is_not_healthy(capsys: Any, address: str
     status, out, err = checked(capsys, "--http", address)
     assert (status, out) == (1, "")
     assert err.startswith(f"fooproxy: {what}")
+
+
+@pytest.mark.parametrize("drop", [b"", b"x"], ids=["silent", "byte by byte"])
+def test_a_proxy_whose_answer_does_not_end_is_not_healthy(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, drop: bytes
+) -> None:
+    monkeypatch.setattr(probing, "_PATIENCE", 0.3)
+    listener, port = bound()
+    over = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            while not over.wait(0.02):
+                connection.sendall(drop)
+
+    with listener:
+        listener.settimeout(PATIENCE)
+        listener.listen()
+        server = threading.Thread(target=serve)
+        server.start()
+        status, out, err = checked(capsys, "--http", str(port))
+        over.set()
+        server.join()
+    assert (status, out) == (1, "")
+    assert err.startswith(
+        f"fooproxy: no answer from {port} within 0.3 seconds; is fooproxy running with --http {port}?"
+    )
 
 
 def test_without_http_it_is_said_that_there_is_nothing_to_ask(capsys: Any) -> None:
