@@ -1,8 +1,8 @@
 """Balancing: which of several servers gets the next client.
 
-Pure: whatever is random comes from the source that is passed in, and nothing here connects or keeps time.  A server is
-known by its `share`, which is its weight or, after it was down, less; by its `load`; and by its name.
-`fooproxy.upstreams.servers` asks, with the servers that can be had.
+This module is pure: randomness comes from a source that is passed in, and nothing here connects or reads a clock.  It
+sees three things of a server: its `share` (its weight, or less for a while after it was down), its `load`, and its
+name.  `fooproxy.upstreams.members` calls it with the servers that are available.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from random import Random
 
     class Candidate(Protocol):
-        """What is compared of a server."""
+        """The properties of a server that are compared."""
 
         @property
         def name(self) -> str:
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
         @property
         def weight(self) -> int:
-            """Its part of the clients, in proportion to the weights of the others."""
+            """The server's part of the clients, in proportion to the weights of the others."""
 
         @property
         def share(self) -> float:
-            """The weight, or less for a while after it was down."""
+            """The weight, or less for a while after the server was down."""
 
         @property
         def load(self) -> int:
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     C = TypeVar("C", bound=Candidate)
 
 BOUND = 1.25
-"""How much more than its part of the load a server gets at most from the clients that are kept on it."""
+"""A server gets at most this many times its part of the load from the clients that are kept on it."""
 
 _LARGEST = 1 << 64
 
 
 class Balance(Protocol):
-    """A way to choose."""
+    """A way to choose a server."""
 
     def choose(self, candidates: Sequence[C], client: str) -> C:
         """Return one of `candidates`, of which there is at least one, for the client at the address `client`."""
@@ -52,8 +52,8 @@ class Balance(Protocol):
 class Least:
     """The less loaded of two servers that are picked at random, each load in proportion to its share.
 
-    Of two only, since all who look at one instant would run to the very least loaded one together.  Servers are picked
-    by their shares; if the loads are the same, the first one picked is chosen.
+    Only two are compared: if all clients of one instant went to the least loaded server, they would overload it.
+    Servers are picked by their shares; if the loads are the same, the first one picked is chosen.
     """
 
     def __init__(self, random: Random) -> None:
@@ -75,26 +75,26 @@ class Least:
 
 
 class RoundRobin:
-    """One after the other, evenly interleaved by their shares."""
+    """Chooses one server after the other, evenly interleaved by their shares."""
 
     def __init__(self) -> None:
         self._credit: dict[str, float] = {}
 
     def choose(self, candidates: Sequence[C], client: str) -> C:
-        """Choose the next one: each gains its share, and the one with the most pays for all."""
+        """Choose the next server: each gains its share in credit, and the one with the most credit pays for all."""
         credit = {each.name: self._credit.get(each.name, 0.0) + each.share for each in candidates}
         chosen = max(candidates, key=lambda each: credit[each.name])
         credit[chosen.name] -= sum(each.share for each in candidates)
-        # Who is not there gains nothing, and so is not given everything when it is back.
+        # A server that is not available gains nothing, so that it does not get all clients when it is back.
         self._credit = credit
         return chosen
 
 
 class Hash:
-    """The same server for the same client, as long as it is there and has not much more than its part of the load.
+    """Chooses the same server for the same client, while that is available and not overloaded (see `BOUND`).
 
-    Each client has an order of preference of its own among the servers (rendezvous hashing), so if one is gone, only
-    its clients go elsewhere, and to all the others.
+    Each client has its own order of preference among the servers (rendezvous hashing): if a server is gone, only its
+    clients move, and they spread over all the others.
     """
 
     def choose(self, candidates: Sequence[C], client: str) -> C:
@@ -105,7 +105,7 @@ class Hash:
 
 
 def _affinity(client: str, name: str, weight: int) -> float:
-    """Return how much a client belongs to a server; each server is the first for its part of all clients."""
+    """Return how strongly a client prefers a server; each server comes first for its part of all clients."""
     digest = blake2b(f"{client}\0{name}".encode(), digest_size=8).digest()
     return -weight / math.log((int.from_bytes(digest, "big") + 1) / (_LARGEST + 1))
 
@@ -115,4 +115,4 @@ BALANCES: dict[str, Callable[[Random], Balance]] = {
     "round-robin": lambda random: RoundRobin(),
     "hash": lambda random: Hash(),
 }
-"""The ways to choose, by the names that the option has for them."""
+"""The ways to choose, by their names in ``--balance``."""

@@ -1,12 +1,12 @@
-"""Checks: asks each server by itself, in regular intervals, whether it is there, or whether it answers.
+"""Checks: test each server at regular intervals, without any client: whether it accepts connections, or also answers.
 
-A check of the kind ``tcp`` connects, and passes if the connection stays open for a moment.  One of the kind ``foo``
-also sends a request, takes any reply as a sign of life, and closes in order; `fooproxy.parts` hands in the request and
-what is a reply, as nothing here knows messages.  After `fall` failures in a row, clients get other servers if there are
-any: so checks never take the last server away.  After `rise` checks in a row that passed, it is one like the others
+A ``tcp`` check connects, and passes if the connection stays open for a moment.  A ``foo`` check also sends a request,
+accepts any reply as a sign of life, and closes in an orderly way; `fooproxy.parts` passes in the request and the test
+for a reply, since nothing here knows messages.  After `fall` failures in a row, clients get other servers if there are
+any, so checks never take the last server away.  After `rise` successes in a row, the server is used like the others
 again.
 
-Checks count nowhere but in their own statistics.  `fooproxy.upstreams.condition` has the state.
+Checks count only in their own statistics.  `fooproxy.upstreams.condition` holds the state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 KINDS = ("off", "tcp", "foo")
-"""The kinds of checks, by the words that the option has for them."""
+"""The kinds of checks, as ``--check`` names them."""
 
 RESULTS = ("passed", "failed")
 
@@ -51,10 +51,10 @@ _AT_FIRST = 1.0
 """Seconds over which the first checks of all servers are spread, at most."""
 
 _JITTER = 0.1
-"""The part of the interval by which a check may be early or late, so that servers are not checked in step."""
+"""The fraction of the interval by which a check may be early or late, so that servers are not checked in step."""
 
 _CLOSING = 2.0
-"""Seconds that a peer has to close a connection after us, if it must (TLS); then it is aborted."""
+"""Seconds that a peer over TLS has to close its side after ours; then the connection is aborted."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Rules:
 
 
 class CheckFailed(Exception):
-    """A server could be connected, but did not pass; the text says why."""
+    """A server accepted the connection, but did not pass the check; the text says why."""
 
 
 class Checks:
-    """Checks servers by `rules`: with what `ask` returns, or by connecting alone; `tally` counts all results."""
+    """Checks servers by `rules`: sends the question from `ask`, or only connects; `tally` counts the results."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Checks:
         self._is_started = False
 
     def join(self, server: Server) -> None:
-        """Check a server too."""
+        """Check `server` from now on."""
         check = self._checks[server] = server.check = Check(server, self)
         if self.ask is not None:
             server.examine = check.examine
@@ -100,20 +100,20 @@ class Checks:
             check.start(self._first() * self.random.random())
 
     def leave(self, server: Server) -> None:
-        """Check a server no more."""
+        """Stop checking `server`."""
         check = self._checks.pop(server, None)
         if check is not None:
             check.stop()
 
     def start(self) -> None:
-        """Begin, one server after the other."""
+        """Start checking; the first checks are spread over up to `_AT_FIRST` seconds."""
         self._is_started = True
         step = self._first() / max(len(self._checks), 1)
         for number, check in enumerate(self._checks.values()):
             check.start(step * (number + self.random.random()))
 
     def stop(self) -> None:
-        """Cease to check."""
+        """Stop checking all servers."""
         self._is_started = False
         for check in self._checks.values():
             check.stop()
@@ -133,14 +133,14 @@ class Check:
         self._began = 0.0
         self._passed = False
         self._row = 0
-        """Results in a row that are the same as the last."""
+        """How many results in a row were the same as the last one."""
         self._took: float | None = None
         self._ended = 0.0
         self._error: str | None = None
-        """Why the last check that failed did so."""
+        """Why the last failed check failed."""
 
     def report(self) -> dict[str, Any]:
-        """Return the last result, and the error of the last check that failed."""
+        """Return the last result, and the error of the last failed check."""
         is_known = self._took is not None
         return {
             "result": RESULTS[0 if self._passed else 1] if is_known else None,
@@ -155,7 +155,7 @@ class Check:
         self._timer = self._owner.clock.callLater(after, self._go)
 
     def stop(self) -> None:
-        """Make no more checks, and close what is open."""
+        """Stop checking, and close the connection of a check in progress."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -174,7 +174,7 @@ class Check:
     def _over(self, reason: Any) -> None:
         """Record a result, and wait for the next check."""
         if self._running is None:
-            # It was stopped.
+            # The checks were stopped.
             return
         self._running = None
         rules, clock = self._owner.rules, self._owner.clock
@@ -198,7 +198,7 @@ class Check:
                 self._server.doubt(self._error)
 
     async def examine(self, timeout: float) -> None:
-        """Ask the server once, and close; fail if there is no reply within `timeout` seconds."""
+        """Send one request to the server, and close; fail if there is no reply within `timeout` seconds."""
         owner = self._owner
         assert owner.ask is not None
         conversation = _Conversation(owner.ask(), owner.deadlines)
@@ -233,7 +233,7 @@ class _Conversation(Protocol):
         self.transport.write(self._question.request)
 
     def dataReceived(self, data: bytes) -> None:
-        """Judge what the server says."""
+        """Judge what the server sends."""
         if self.over.called:
             return
         verdict = self._question.hear(data)
@@ -243,7 +243,7 @@ class _Conversation(Protocol):
             self.over.errback(CheckFailed("its answer to a request is not a reply"))
 
     def close(self) -> None:
-        """Close in order, as what was sent is complete; nobody waits for `over` any more."""
+        """Close with a FIN, since the request was complete; nothing waits for `over` any more."""
         self._is_done = True
         self._deadlines.set(self, _CLOSING, self.transport.abortConnection)
         self.transport.loseConnection()

@@ -1,11 +1,11 @@
-"""The condition of a server: whether it may get clients, as attempts, checks, its clients and operators tell.
+"""The condition of a server: whether it may get clients, according to connection attempts, checks, sessions, operators.
 
-A failed attempt keeps clients away until one succeeds.  A server that fails those whom it serves is taken out until it
-was tried.  One whose checks fail, or which a name server names no more, gets clients if no other can.  One that an
-operator holds gets none.  A server that comes back gets only a part of its share at first.
+A failed attempt keeps clients away until one succeeds.  A server that fails the clients it serves is taken out until a
+trial succeeds.  One whose checks fail, or which the name servers no longer list, gets clients only if no other can.
+One that an operator holds gets none.  A server that comes back gets only a part of its share at first.
 
-What operators see changes less often: `fooproxy.upstreams.standing` knows that.  It neither connects nor decides what
-fails; `fooproxy.upstreams.server` is what has a condition.
+The state that operators see changes less often, and is kept by `fooproxy.upstreams.standing`.  This module neither
+connects nor decides what a failure is.  Each `fooproxy.upstreams.server` has one condition.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _FIRST_REST = 2.0
 """Seconds that a server is left alone when it is taken out because of its requests."""
 
 _LONGEST_REST = 60.0
-"""Seconds of that at most; it doubles each time that the server is taken out again soon after it has come back."""
+"""The maximum of that; the time doubles whenever the server is taken out again soon after it came back."""
 
 _WARM_UP = 10.0
-"""Seconds in which the share of a server that comes back grows from `_COLD` to all that it is due."""
+"""Seconds in which the share of a server that comes back grows from `_COLD` of it to all of it."""
 
 _COLD = 0.1
-"""The part of its share that it begins with."""
+"""The fraction of its share with which a server that comes back begins."""
 
 
 class Counts(Interface):
-    """What is counted of a server elsewhere."""
+    """The counts of a server that are kept elsewhere."""
 
     @property
     def connect_failures(self) -> MutableMapping[str, int]:
@@ -66,11 +66,11 @@ class Counts(Interface):
 
     @property
     def stuck(self) -> int:
-        """1 if requests wait and the server answers nobody, else 0."""
+        """1 if requests wait and the server answers none of them, else 0."""
 
 
 class Condition:
-    """That of the server which log lines call `name`, and whose share of the clients is `weight`."""
+    """The condition of the server that log lines call `name`; `weight` is its share of the clients."""
 
     def __init__(self, name: str, clock: IReactorTime, weight: int) -> None:
         self.name = one_line(name)
@@ -79,7 +79,7 @@ class Condition:
         self.counts: Counts | None = None
         self._standing = Standing(self.name, clock)
         self.patience = 1
-        """Failures in a row from which on the server is called down."""
+        """The number of failures in a row after which the server counts as down."""
         self.when_failed: Callable[[], object] = lambda: None
         """Called after each failure."""
         self.when_opened: Callable[[], object] = lambda: None
@@ -93,33 +93,33 @@ class Condition:
         self.failed_at = float("-inf")
         self._heard_at = float("-inf")
         self.ejected = False
-        """Whether it was taken out because of its requests, until it is tried."""
+        """Whether the server is taken out because it failed its clients, and has not passed a trial since."""
         self.rest = 0.0
-        """Seconds that it is left alone when it is taken out."""
+        """Seconds that the server is left alone when it is taken out."""
         self._returned_at = float("-inf")
         self._warmed_at = float("-inf")
         self.doubted = False
-        """Whether its checks fail, so that clients get other servers, if there are any."""
+        """Whether the server's checks fail, so that clients get other servers, if there are any."""
         self.gone = False
-        """Whether a name server names it no more, so that it gets no new sessions."""
+        """Whether the name servers no longer list the server, so that it gets no new sessions."""
         self.held: str | None = None
-        """``paused`` or ``draining`` while an operator keeps clients away from it."""
+        """``paused`` or ``draining`` while an operator keeps clients away from the server."""
         self.held_by = ""
-        """Who asked for that."""
+        """The operator who asked for that."""
         self._held_at = 0.0
         self._holds: dict[str, tuple[str, float]] = {}
 
     def counted_by(self, counts: Counts) -> None:
-        """Count failures in `counts`, and take what the server has to do from there."""
+        """Count failures in `counts`, and read the server's load from there."""
         self.counts = counts
 
     # What is known.
 
     @property
     def state(self) -> str:
-        """``up`` or ``down``; ``unknown`` before the first success; ``paused`` or ``draining`` as operators say.
+        """``up`` or ``down``; ``unknown`` before the first success; ``paused`` or ``draining`` if an operator says so.
 
-        It is also ``draining`` while it still has sessions, but a name server names it no more.
+        A server is also ``draining`` while it still has sessions, but the name servers no longer list it.
         """
         if self.held is not None:
             return self.held
@@ -134,27 +134,27 @@ class Condition:
 
     @property
     def error(self) -> str | None:
-        """Why it is down, in words; `None` if it is not."""
+        """Why the server is down, in words; `None` if it is not."""
         return self._standing.error
 
     @property
     def reason(self) -> str | None:
-        """The same in a word, by which the sessions that fail for it are counted."""
+        """The same as a word: the reason by which failed sessions are counted."""
         return self._standing.reason
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may get a client, if it has room."""
+        """Whether the server may get a client, if it has room."""
         return not self.failing and self.held is None
 
     @property
     def reluctance(self) -> int:
-        """How much others come first: 1 if its checks fail, 2 if it is gone, else 0."""
+        """How strongly other servers are preferred to this one: 1 if its checks fail, 2 if it is gone, else 0."""
         return 2 if self.gone else int(self.doubted)
 
     @property
     def is_proven(self) -> bool:
-        """Whether it has worked, and did so the last time."""
+        """Whether an attempt has succeeded, and none has failed since."""
         return self._standing.has_worked and not self.failing
 
     @property
@@ -174,7 +174,7 @@ class Condition:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether it was taken out and still answers nobody of those who wait."""
+        """Whether the server was taken out and still answers none of the waiting requests."""
         return self.ejected and self.counts is not None and bool(self.counts.stuck)
 
     # What is told.
@@ -224,7 +224,7 @@ class Condition:
         self.when_failed()
 
     def succeeded(self, is_trial: bool = False) -> None:
-        """Record that an attempt succeeded; only one that `is_trial` brings a server back that was taken out."""
+        """Record that an attempt succeeded; only a trial (`is_trial`) brings back a server that was taken out."""
         self._heard_at = self._clock.seconds()
         if not self._standing.has_worked:
             self._standing.work()
@@ -239,12 +239,12 @@ class Condition:
             self.when_opened()
 
     def hold(self, how: str, who: str) -> None:
-        """Let it be ``paused`` or ``draining``, as `who` asks: it gets no clients, and keeps those that it has."""
+        """Make the server ``paused`` or ``draining`` for `who`: it gets no new clients, and keeps its sessions."""
         self._holds.setdefault(how, (who, self._clock.seconds()))
         self._find_hold()
 
     def release(self, how: str) -> None:
-        """Let it be neither paused nor draining for this reason."""
+        """End the hold `how`, if it is in force."""
         if self._holds.pop(how, None) is not None:
             self._find_hold()
             if self.held is None:
@@ -257,13 +257,13 @@ class Condition:
         self.held_by, self._held_at = ("", 0.0) if self.held is None else self._holds[self.held]
 
     def is_back(self, is_back: bool) -> None:
-        """Take note whether a name server names it."""
+        """Record whether the name servers list the server."""
         if self.gone is is_back:
             self.gone = not is_back
             self._standing.change()
 
     def close(self) -> None:
-        """Say and count nothing more."""
+        """Log and count nothing more."""
         self._standing.clear()
         self.counts = None
         self.patience = sys.maxsize

@@ -1,13 +1,14 @@
-"""Discovery: finds servers by the name that stands for them, and follows what name servers say.
+"""Discovery: finds servers by name, and follows changes in DNS.
 
-A *host* stands for all its addresses, a *service* for the targets of its records, with their priorities and weights.
-It is looked up again when the answer's time is over, within `_SHORTEST` and `_LONGEST`.  An answer that names no server
-(empty, wrong, missing) changes nothing: the servers found before are kept, and asked about again soon.  A server that a
-good answer names no more gets no new sessions, unless no other server can be had; it is forgotten when it has none, and
-one of those that the answer names has worked.  So no answer takes the last server away that works.
+A *host* stands for all its addresses, a *service* for the targets of its SRV records, with their priorities and
+weights.  A name is looked up again when the answer's TTL expires, but after `_SHORTEST` at the earliest and `_LONGEST`
+at the latest.  An answer without a server (empty, wrong, missing) changes nothing: the known servers are kept, and the
+next look-up follows soon.  A server that a good answer no longer lists gets no new sessions, unless no other server can
+take them; it is forgotten once it has no sessions and a listed server works.  So no answer ever removes the last
+working server.
 
-The owner makes servers and forgets them; nothing here knows how they are connected or counted.  `fooproxy.parts`
-creates it.
+The owner creates and forgets servers; nothing here knows how they are connected or counted.  `fooproxy.parts` creates
+the `Discovery`.
 """
 
 from __future__ import annotations
@@ -35,43 +36,43 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.servers import Servers
 
     class NameServers(Interface):
-        """Whoever answers questions."""
+        """The part that queries name servers."""
 
         async def look_up(self, name: str, kind: int) -> Answer:
-            """Return the records of a kind that a name has; raise `LookupFailed` if there is no answer."""
+            """Return the records of type `kind` for a name; raise `LookupFailed` if there is no answer."""
 
     class Owner(Interface):
-        """Whoever makes servers."""
+        """The part that creates and forgets servers."""
 
         def join(self, forward: Forward) -> Server | None:
-            """Make a server and use it; return `None` if there is no room for one more."""
+            """Create a server and use it; return `None` if there is no room for one more."""
 
         def leave(self, server: Server) -> None:
             """Forget a server that has no sessions."""
 
 
 _SHORTEST = 1.0
-"""Seconds after which a name is looked up again at the earliest, however soon its answer is over."""
+"""Seconds after which a name is looked up again at the earliest, however short its TTL is."""
 
 _LONGEST = 300.0
-"""Seconds after which it is looked up again at the latest."""
+"""Seconds after which a name is looked up again at the latest, however long its TTL is."""
 
 _LONGEST_PAUSE = 30.0
-"""Seconds between two look-ups that fail, at most; each pause is twice as long as the one before."""
+"""Maximum seconds between two failing look-ups; each pause is twice as long as the one before."""
 
 _LONGEST_WAIT = 5.0
-"""The same while no server is known."""
+"""Maximum seconds between two failing look-ups while no server is known."""
 
 _LOOK = 1.0
-"""Seconds between two looks whether a server that is gone can be forgotten."""
+"""Seconds between two checks whether a server that is gone can be forgotten."""
 
 _PROBE = 1.0
-"""Seconds that a server has which is tried because another one is gone."""
+"""Seconds that a listed server has to accept a trial connection while another one is gone."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A server that an answer names: what to make of it, its priority, and the target of the service that it is."""
+    """A server that an answer lists: how to forward to it, its priority, and, for a service, its target."""
 
     forward: Forward
     priority: int = 0
@@ -84,7 +85,7 @@ class Member:
 
 
 class Discovery:
-    """Looks up what `forwards` stand for, and keeps `servers` as `names` says, by way of `owner`."""
+    """Looks up the names in `forwards` with `names`, and makes `owner` add and remove `servers` accordingly."""
 
     def __init__(
         self, forwards: Sequence[Forward], names: NameServers, servers: Servers, owner: Owner, clock: IReactorTime
@@ -96,12 +97,12 @@ class Discovery:
         self._looking: IDelayedCall | None = None
 
     def start(self) -> None:
-        """Look all names up, and again when it is time."""
+        """Look all names up, and repeat each look-up when it is due."""
         for source in self.sources:
             source.look_up()
 
     def stop(self) -> None:
-        """Cease to look names up."""
+        """Stop looking names up."""
         for source in self.sources:
             source.stop()
         if self._looking is not None:
@@ -109,16 +110,16 @@ class Discovery:
             self._looking = None
 
     def report(self) -> list[dict[str, Any]]:
-        """Return what is known of each name."""
+        """Return the servers and the last error of each name, for ``/upstreams``."""
         return [source.report() for source in self.sources]
 
     @property
     def failing(self) -> int:
-        """How many names could not be looked up the last time."""
+        """How many names failed at their last look-up."""
         return sum(source.error is not None for source in self.sources)
 
     def changed(self) -> None:
-        """Take account of servers that have joined, are gone or cannot be found."""
+        """Update the set of servers after some have joined, are gone or could not be looked up."""
         failed = [source.error for source in self.sources if source.error is not None]
         self.servers.absence = DNSLookupError(failed[0]) if failed else None
         self.servers.sort()
@@ -126,7 +127,7 @@ class Discovery:
             self._looking = self._clock.callLater(_LOOK, self._look)
 
     def _look(self) -> None:
-        """Forget those that are gone and not needed any more."""
+        """Forget the servers that are gone and no longer needed."""
         self._looking = None
         for source in self.sources:
             if source.gone and not source.is_proven:
@@ -138,7 +139,7 @@ class Discovery:
 
 
 class Found:
-    """The servers that are found under the name of one option."""
+    """The servers that are found under the name in one ``--forward``."""
 
     log = Logger()
 
@@ -151,7 +152,7 @@ class Found:
         self._owner = owner
         self._clock = clock
         self._servers: dict[str, tuple[Member, Server]] = {}
-        """Those that are used, and those that are gone but not forgotten, by their names."""
+        """The servers in use, and those that are gone but not forgotten, by their names."""
         self._timer: IDelayedCall | None = None
         self._asking: Deferred[None] | None = None
         self.error: str | None = None
@@ -163,27 +164,27 @@ class Found:
 
     @property
     def present(self) -> list[Server]:
-        """The servers that the last good answer names."""
+        """The servers that the last good answer lists."""
         return [server for _, server in self._servers.values() if not server.gone]
 
     @property
     def gone(self) -> list[Server]:
-        """Those that it does not name, and that are not forgotten yet."""
+        """The servers that the last good answer does not list, and that are not forgotten yet."""
         return [server for _, server in self._servers.values() if server.gone]
 
     @property
     def is_proven(self) -> bool:
-        """Whether one of the servers works that the last good answer names."""
+        """Whether any of the servers that the last good answer lists works."""
         return any(server.is_proven for server in self.present)
 
     def prove(self) -> None:
-        """Try those of which it is not known whether they work."""
+        """Try the listed servers that are not known to fail."""
         for server in self.present:
             if not server.failing:
                 Deferred.fromCoroutine(server.probe(_PROBE))
 
     def report(self) -> dict[str, Any]:
-        """Return what is known of the name."""
+        """Return the servers of the name, when they were found, and the last error, for ``/upstreams``."""
         now = self._clock.seconds()
         return {
             "name": self.forward.name,
@@ -195,7 +196,7 @@ class Found:
         }
 
     def stop(self) -> None:
-        """Ask no more."""
+        """Stop looking the name up."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -209,7 +210,7 @@ class Found:
         self._owner.owner.leave(server)
 
     def look_up(self) -> None:
-        """Ask, and again when it is time."""
+        """Look the name up, and again when it is due."""
         self._timer = None
         asking = self._asking = Deferred.fromCoroutine(self._ask())
         asking.addErrback(self._went_wrong)
@@ -233,13 +234,13 @@ class Found:
         self._again(min(max(ttl, _SHORTEST), _LONGEST))
 
     async def _host(self) -> tuple[list[Member], float]:
-        """Return the servers at the addresses of the host, and for how many seconds that holds."""
+        """Return the servers at the addresses of the host, and the TTL of that answer in seconds."""
         addresses, missing, ttl = await self._addresses(self._source.name)
         members = [self._member(address, self._source.port or 0) for address in addresses]
         return [*members, *self._known(lambda member: member.is_ipv6 in missing)], ttl
 
     async def _service(self) -> tuple[list[Member], float]:
-        """Return the targets of the service likewise."""
+        """Return the servers at the targets of the service, and the TTL of that answer in seconds."""
         answer = await self._names.look_up(self._source.name, dns.SRV)
         records = [record for record in answer.records if target_of(record) and record.port]
         if not records:
@@ -265,7 +266,7 @@ class Found:
         return members, min(ttl, _LONGEST_PAUSE) if why else ttl
 
     def _known(self, which: Callable[[Member], bool]) -> list[Member]:
-        """Return servers that are used now, since it could not be asked whether they still are to be."""
+        """Return the members in use for which `which` is true: DNS could not tell whether they are still valid."""
         return [member for member, server in self._servers.values() if not server.gone and which(member)]
 
     def _member(
@@ -300,13 +301,13 @@ class Found:
             return error
 
     def _take(self, members: Sequence[Member]) -> None:
-        """Use the servers that a good answer names."""
+        """Use the servers that a good answer lists."""
         before = sorted(server.name for server in self.present)
         named = {member.forward.name: member for member in members}
         for name, (_, here) in self._servers.items():
             here.is_back(name in named)
         left_out = 0
-        # In the same order each time, so that the same ones are left out.
+        # In the same order each time, so that the same servers are left out.
         for name, member in sorted(named.items()):
             known = self._servers.get(name)
             server = known[1] if known else self._owner.owner.join(member.forward)

@@ -1,12 +1,13 @@
-"""Ejection: takes a server out that can be connected, but fails its clients, as long as others can take its place.
+"""Ejection: takes out a server that accepts connections but fails its clients, as long as others can replace it.
 
 A failure is a session that the server left with requests unanswered, or ended as soon as it began, or one that has
-waited in vain for `STUCK` seconds on a server that answers nobody.  `IN_A_ROW` of them, with no session in between that
-was served, take the server out for a while; the set then tries it before it is used again, and the first failure after
-that takes it out for longer.  Never is the last server taken out, nor more than half of them.  NAKs are no failures.
+waited `STUCK` seconds for a reply from a server that answers nobody.  `IN_A_ROW` of them, without a served session in
+between, take the server out for a while.  Afterwards a trial must succeed before it is used again, and the first
+failure after that takes it out for longer.  The last server is never taken out, nor more than half of them.  A NAK is
+not a failure.
 
-It decides only; `fooproxy.upstreams.condition` has the state.  What happens to the sessions is counted elsewhere and
-reported here.  Times are seconds on one clock, that of those counts.
+This module only decides; `fooproxy.upstreams.condition` holds the state.  Sessions are counted elsewhere, and their
+ends are reported here.  Times are seconds on the clock of those counts.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.server import Server
 
     class Record(Protocol):
-        """What is known of the sessions of a server."""
+        """The counts of a server's sessions."""
 
         @property
         def stuck(self) -> int:
-            """1 if requests wait and the server answers nobody, else 0."""
+            """1 if requests wait and the server answers none of them, else 0."""
 
         def waiting(self, since: float) -> int:
-            """Return how many sessions have waited for a reply since a time, or longer."""
+            """Return how many sessions have waited for a reply since the time `since` or longer."""
 
         def is_answering(self, since: float) -> bool:
-            """Return whether an open session has got a reply after a time."""
+            """Return whether an open session has received a reply after the time `since`."""
 
 
 IN_A_ROW = 3
@@ -50,13 +51,13 @@ class _Streak:
     def __init__(self) -> None:
         self.failures = 0
         self.began = float("-inf")
-        """When the first of them was."""
+        """When the first of these failures happened."""
         self.stuck_at = float("-inf")
-        """When sessions that wait in vain were last counted."""
+        """When sessions that wait on the stuck server were last counted."""
 
 
 class Ejection:
-    """Takes any of `servers` out for its failures; `records` has what is known of each, and `clock` returns the time.
+    """Takes any of `servers` out for its failures; `records` has the counts of each, and `clock` returns the time.
 
     A single server has no record, and is never taken out.
     """
@@ -72,16 +73,16 @@ class Ejection:
             self.join(server)
 
     def join(self, server: Server) -> None:
-        """Watch a server too; its record is that of its number."""
+        """Watch `server` from now on; its number is the place of its record."""
         self._watched[server.number] = server, _Streak()
         self._run()
 
     def leave(self, server: Server) -> None:
-        """Watch a server no more."""
+        """Stop watching `server`."""
         del self._watched[server.number]
 
     def start(self, reactor: IReactorTime) -> None:
-        """Look every second from now on for servers that answer nobody."""
+        """Check every second for servers that answer nobody."""
         self._looping.clock = reactor
         self._is_started = True
         self._run()
@@ -91,13 +92,13 @@ class Ejection:
             self._looping.start(1.0, now=False)
 
     def stop(self) -> None:
-        """Cease to look."""
+        """Stop these checks."""
         self._is_started = False
         if self._looping.running:
             self._looping.stop()
 
     def ended(self, number: int, dropped: bool, replied: float) -> None:
-        """Take note that a session of a server has ended: `dropped`, or served, with its last reply at `replied`."""
+        """Record that a session of server `number` ended: `dropped`, or served with its last reply at `replied`."""
         if dropped:
             self._blame(number, 1, "it ends sessions with requests unanswered", "upstream_drops_requests")
         elif replied > self._watched[number][1].began:
@@ -110,7 +111,7 @@ class Ejection:
             record = self._records[number]
             if server.failing or not record.stuck:
                 continue
-            # The first of many may be seen a second before the others.
+            # The first of many stuck sessions may be seen a second before the others.
             waiting = record.waiting(now - STUCK)
             if waiting >= IN_A_ROW or now - streak.stuck_at >= STUCK:
                 streak.stuck_at = now
@@ -120,7 +121,7 @@ class Ejection:
     def _blame(self, number: int, failures: int, why: str, reason: str) -> None:
         server, streak = self._watched[number]
         if server.failing:
-            # It is out already.
+            # The server is out already.
             return
         if not streak.failures:
             streak.began = self._clock()
@@ -128,15 +129,15 @@ class Ejection:
         if streak.failures < IN_A_ROW or not self._can_be_spared(server):
             return
         if self._records[number].is_answering(streak.began):
-            # Others are served; so these failures are not in a row.
+            # Other sessions are served, so these failures are not in a row.
             streak.failures = 0
             return
-        # After it has come back, one is enough.
+        # Once the server has come back, one failure is enough.
         streak.failures = IN_A_ROW - 1
         server.eject(why, reason)
 
     def _can_be_spared(self, server: Server) -> bool:
-        """Return whether another server may take the clients, and half of all servers are not taken out by this."""
+        """Return whether another server can take the clients, and at most half of all servers would then be out."""
         others = [each for each in self._servers if each is not server and not each.gone]
         out = 1 + sum(each.ejected for each in others)
         return 2 * out <= len(others) + 1 and any(each.is_usable and not each.doubted for each in others)

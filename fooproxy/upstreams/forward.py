@@ -1,7 +1,7 @@
-"""What ``--forward`` says of a server: its address, and behind commas how the proxy uses it.
+"""What ``--forward`` says about a server: its address, and after commas how the proxy uses it.
 
-``foo.example:8001,weight=3,backup,name=first``: what stands behind commas at the right end is read here as long as it
-is exactly one of these; everything before it, commas included, is the address.  `fooproxy.values` checks the address.
+``foo.example:8001,weight=3,backup,name=first``: settings are read from the right end for as long as each is exactly one
+of these; everything before them, commas included, is the address.  `fooproxy.values` checks the address.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _WORD = re.compile(
 _NAME = re.compile(r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
 
 _FOUND = re.compile(r"(?P<how>dns|srv):(?P<what>.*)", re.S | re.I)
-"""An address that stands for all servers which a name server names."""
+"""An address that stands for all servers found under a name in DNS."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """One server to forward to, or all that are found under a name."""
+    """One server to forward to, or all servers found under a name."""
 
     address: str
     weight: int = 1
     backup: bool = False
     label: str = ""
     most: int | None = None
-    """How many connections it may have at once; 0 for any number, `None` if it does not say."""
+    """The maximum number of connections to the server; 0: no limit, `None`: not given."""
 
     @property
     def name(self) -> str:
-        """What the server is called, in one line."""
+        """The name of the server, in one line."""
         return one_line(self.label or self.address)
 
     def __str__(self) -> str:
@@ -49,22 +49,22 @@ class Forward:
 
     @property
     def source(self) -> Source | None:
-        """Where to look the servers up; `None` if this is one."""
+        """The name to look the servers up under; `None` if this is a single server."""
         return source(self.address)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A name under which servers are found: the addresses of a host, with a `port`, or, without one, a service."""
+    """A name to look up: a host, whose addresses have a server at `port`, or, without `port`, a service (SRV)."""
 
     name: str
     port: int | None
 
 
 def source(address: str) -> Source | None:
-    """Read an address that stands for the servers found under a name; `None` if it is one of a server.
+    """Parse an address that stands for servers found by name (``dns:``, ``srv:``); return `None` for any other address.
 
-    :raises ValueError: it is wrong; the message says what would be right.
+    :raises ValueError: the name or the port is wrong; the message says what would be right.
     """
     match = _FOUND.fullmatch(address)
     if match is None:
@@ -83,9 +83,9 @@ def source(address: str) -> Source | None:
 
 
 def read_forward(text: str) -> Forward:
-    """Read one server, or where to find several.
+    """Parse the value of ``--forward``; the address itself is not checked.
 
-    :raises ValueError: a word is given twice.
+    :raises ValueError: a setting is given twice.
     """
     address, found = text, dict[str, str]()
     while match := _WORD.fullmatch(address):
@@ -100,6 +100,6 @@ def read_forward(text: str) -> Forward:
 
 
 def twice(servers: Sequence[Forward]) -> Forward | None:
-    """Return a server that is called like one before it, or `None`."""
+    """Return the first server that has the same name as an earlier one, or `None`."""
     names = [server.name for server in servers]
     return next((server for place, server in enumerate(servers) if server.name in names[:place]), None)

@@ -1,4 +1,4 @@
-"""Marks the protocols of a factory: whoever wraps the factory of another's connections learns of each that is made."""
+"""Marks the protocols that a factory builds, so that a wrapper of the factory learns of each connection made."""
 
 from __future__ import annotations
 

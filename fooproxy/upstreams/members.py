@@ -1,10 +1,10 @@
-"""The servers that there are: which of them may get a client, and what is known of all together.
+"""The set of servers: which of them may get a client, and the state of all together.
 
-While one can be used and has room, `fooproxy.upstreams.balance` chooses among those that can; a server that has failed
-is not chosen, nor is one that an operator holds, paused or draining.  Backups are for when no other server can be used.
+`fooproxy.upstreams.balance` chooses among the servers that are usable and have room; a server that has failed is not
+usable, nor is one that an operator has paused or drains.  Backups are used only if no other server is usable.
 
-It makes no connections, but for probes.  `fooproxy.upstreams.servers` connects clients to what is chosen here; health
-and the page read the rest.
+This module makes no connections except probes.  `fooproxy.upstreams.servers` connects clients to the chosen server;
+health and the page read the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Members:
-    """Some servers, of which `balance` chooses; `only` is the one that there will ever be, if there is one."""
+    """A set of servers, from which `balance` chooses; `only` is the server if there will never be another one."""
 
     def __init__(self, balance: Balance | None, only: Server | None = None) -> None:
         self.servers: list[Server] = []
@@ -39,7 +39,7 @@ class Members:
         """Whether any server has a limit, so that protocols must be `Watched`."""
 
     def add(self, server: Server) -> None:
-        """Let clients have this server too."""
+        """Give clients to this server too."""
         self.servers.append(server)
         self.is_limited |= server.slots is not None
         self.sort()
@@ -50,7 +50,7 @@ class Members:
         self.sort()
 
     def sort(self) -> None:
-        """Take account of which servers are backups, and of their priorities."""
+        """Order the servers again: backups after the others, and by priority."""
         ranks = sorted({(server.backup, server.priority) for server in self.servers})
         self._tiers = [[each for each in self.servers if (each.backup, each.priority) == rank] for rank in ranks]
 
@@ -75,19 +75,19 @@ class Members:
 
     @property
     def reason(self) -> str | None:
-        """The same in a word, by which the sessions that fail for it are counted."""
+        """The same as a word: the reason by which failed sessions are counted."""
         if self.latest is None:
             return None if self.absence is None else counted_as(self.absence)
         return self.latest.reason if self.state == "down" else None
 
     @property
     def silence(self) -> float:
-        """Seconds since the last attempt succeeded or failed; infinite before the first."""
+        """Seconds since the last attempt succeeded or failed; infinite before the first, 0 without servers."""
         return min((server.silence for server in self.servers), default=0.0)
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many servers are up or not tried yet, and how many there are, but for those that are gone."""
+        """How many servers are up or not tried yet, and how many there are; servers that are gone do not count."""
         states = [server.state for server in self.servers if not server.gone]
         return states.count("up") + states.count("unknown"), len(states)
 
@@ -112,7 +112,7 @@ class Members:
     def unreachable(self, within: float) -> str | None:
         """Return why no server can be reached, if one failed at most `within` seconds ago; otherwise `None`."""
         if any(server.doubted and server.is_usable for server in self.servers):
-            # Its clients are served as long as it can be connected.
+            # The server gets clients in spite of its failing checks.
             return None
         if self.latest is None:
             return self.error
@@ -121,7 +121,7 @@ class Members:
     async def probe(self, timeout: float) -> None:
         """Check whether connections can be made within `timeout` seconds and stay open, and close them again.
 
-        A server that is paused is left alone: it may be restarting, which is no news.
+        A paused server is not probed: it may be restarting, and that must not count as a failure.
         """
         asked = [server for server in self.servers if server.held != "paused"]
         await gatherResults([Deferred.fromCoroutine(server.probe(timeout)) for server in asked])
@@ -136,8 +136,8 @@ class Members:
         return self._balance.choose(found, "" if client is None else client.host) if found else None
 
     def candidates(self, tried: Collection[Server] = ()) -> list[Server] | None:
-        """Return the servers that are worth an attempt and have room; `None` if not even one that is held is."""
-        # Rather one whose checks fail, or which a name server names no more, than none.
+        """Return the servers worth an attempt that have room; `None` if every server has failed or was `tried`."""
+        # A server whose checks fail, or that DNS no longer lists, is better than none.
         for most, tier in product(range(3), self._tiers):
             worth = [
                 server for server in tier if server.is_usable and server.reluctance <= most and server not in tried

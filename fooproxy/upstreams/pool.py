@@ -1,12 +1,12 @@
 """The pool: links to servers that outlive the sessions they are lent to, so that later clients need not connect.
 
 A link is lent to one session at a time.  A session gives it back only if it is clean: no request open, no line
-unfinished on either leg, and nothing said that was not asked for.  While a link is idle, any byte, FIN or reset from
-its server ends it, and so do its age and its idleness; so does what is found waiting on it when it is taken.  The link
-that was given back last is taken first, so that those which are not needed expire.
+unfinished on either leg, and nothing received that was not asked for.  Any byte, FIN or reset from the server ends an
+idle link, even if it is only found when the link is taken; a link also ends when it is too old or was idle for too
+long.  The link that was given back last is taken first, so that links that are not needed expire.
 
-It knows nothing about messages: the session decides what is clean.  `fooproxy.upstreams.server` takes links from here
-and has new ones made.
+This module knows nothing about messages: the session decides whether a link is clean.  `fooproxy.upstreams.server`
+takes links from here, and makes new ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IProtocolFactory, IReactorTime
 
     class Stats(Protocol):
-        """What is counted of all links together."""
+        """The counts of all links together."""
 
         links_taken: int
         links_reused: int
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
             """Links that were closed, by reason."""
 
     class Link(Protocol):
-        """A connection that can be lent; `fooproxy.relay.link` has them."""
+        """A connection that can be lent; see `fooproxy.relay.link`."""
 
         expires: float
-        """When it is too old."""
+        """The time from which on the link is too old."""
         idle_since: float
         seen: int
-        """The value of `Links.ticks` when it last began to linger."""
+        """The value of `Links.ticks` when the link last began to linger."""
 
         @property
         def is_quiet(self) -> bool:
-            """Whether nothing has arrived, as far as anybody can tell."""
+            """Whether no data and no end of the connection has arrived, as far as the kernel and TLS can tell."""
 
         def lend(self, factory: Any) -> None:
             """Connect the leg of a session."""
@@ -53,30 +53,30 @@ if TYPE_CHECKING:
             """Wait for the next session."""
 
         def close(self, why: str, at_once: bool = False) -> None:
-            """Close, for a reason by which that is counted; `at_once` only if it is not what reports this."""
+            """Close the link and count `why`; `at_once` must not be set in a call from the link's own connection."""
 
         def abort(self) -> None:
             """Close with a reset."""
 
 
 _JITTER = 0.2
-"""The part of the maximum age by which that of a link may be less, so that links made together do not end together."""
+"""The fraction by which a link's maximum age may be shortened, so that links made together do not end together."""
 
 _LOOK = 1.0
-"""Seconds between two looks for idle links that have expired, at most."""
+"""Maximum seconds between two checks for idle links that have expired."""
 
 _MOMENT = 0.005
-"""Seconds between two looks for links that have lingered; each lingers for one or two of these."""
+"""Seconds between two checks for links that have lingered; each lingers for one or two of these."""
 
 _MOST_IDLE = 1024
-"""Idle links that are kept for one server; beyond that, the one that has been idle for longest is closed."""
+"""Maximum number of idle links to one server; one more closes the link that has been idle for longest."""
 
 _LET_GO = 10.0
 """Seconds that a server has to answer our close_notify."""
 
 
 class Limits(NamedTuple):
-    """When a link is not kept any longer."""
+    """How long a link is kept."""
 
     age: float = 3600.0
     """Seconds after which a link is closed instead of being given back."""
@@ -85,32 +85,29 @@ class Limits(NamedTuple):
 
 
 class Links:
-    """The links to one server, of which it keeps those that are idle.
-
-    What becomes of them is counted in `stats`.
-    """
+    """The links to one server; keeps the idle ones, and counts in `stats` how links are used and why they end."""
 
     def __init__(self, clock: IReactorTime, limits: Limits, stats: Stats) -> None:
         self.idle: list[Link] = []
-        """Those that nobody has, the one that was given back last at the end."""
+        """The idle links; the one that was given back last comes last."""
         self.open: set[Link] = set()
         """All links."""
         self.lingering: dict[Link, Callable[[], bool]] = {}
-        """Those that their session can give back, and would use again if it were the first to need one.
+        """Links that a session keeps for its next request, though it could do without; each with a way to give it back.
 
-        Most clients that ask one thing after the other find theirs; so nothing has to be done for each of them.  Some
-        may be in use again."""
+        Most clients that send one request after the other find their link still there, which saves the work of giving
+        it back and taking it.  Some of these links may be in use again."""
         self.ticks = 0
-        """Counts the looks for links that have lingered for long enough."""
+        """How many checks for links that have lingered there have been."""
         self.draining: set[Link] = set()
-        """Those whose session has ended, while its replies are still to come."""
+        """Links whose session has ended while replies to it are outstanding."""
         self._clock = clock
         self._limits = limits
         self._stats = stats
         self.when_free: Callable[[], object] = lambda: None
         """Called when a link has become idle."""
         self.are_needed: Callable[[], bool] = lambda: False
-        """Returns whether others need links, or nobody may have any; then none is left with its last session."""
+        """Returns whether other sessions need links, or the server is not usable; then no link may linger."""
         self._timer: IDelayedCall | None = None
         self._ticking: IDelayedCall | None = None
         self._deadlines: Deadlines[Any] = Deadlines(clock)
@@ -119,7 +116,7 @@ class Links:
 
     @property
     def lent(self) -> int:
-        """How many links are lent, or are being made clean after that."""
+        """How many links are in use, or draining after use."""
         return len(self.open) - len(self.idle) - len(self.lingering)
 
     @property
@@ -130,13 +127,13 @@ class Links:
 
     @property
     def has_any(self) -> bool:
-        """Whether a link is idle, or was until now as good as idle."""
+        """Whether a link is idle; takes back a lingering one if none is."""
         while not self.idle and self.lingering:
             self.lingering.popitem()[1]()
         return bool(self.idle)
 
     def linger(self, link: Link, let_go: Callable[[], bool]) -> bool:
-        """Note that a link can be had, and have it given back soon if it still can; false if others need it."""
+        """Leave a settled link with its session for a moment; return false if others need it at once."""
         if self._is_closing or self.are_needed():
             self.lingering.pop(link, None)
             return False
@@ -147,7 +144,7 @@ class Links:
         return True
 
     def end_lingering(self) -> None:
-        """Have all links given back that linger."""
+        """Take back all lingering links."""
         while self.lingering:
             self.lingering.popitem()[1]()
 
@@ -159,7 +156,7 @@ class Links:
             self._empty("held")
 
     def _tick(self) -> None:
-        """Have those links given back that have lingered since before the last look, or are too old."""
+        """Take back the links that have lingered since before the last check, or are too old."""
         self._ticking = None
         self.ticks += 1
         now = self._clock.seconds()
@@ -180,7 +177,7 @@ class Links:
                 why = "closed"
             self.idle.pop()
             if why:
-                # At once, since another one may take its place.
+                # At once, since a new link may need its slot.
                 link.close(why, at_once=True)
                 continue
             self._stats.links_taken += 1
@@ -189,19 +186,19 @@ class Links:
         return None
 
     def making(self, factory: IProtocolFactory) -> Marking:
-        """Wrap `factory`, so that the link that it builds is one of these."""
-        # Without effect if it builds no link.
+        """Wrap `factory`, so that a link it builds belongs to this pool."""
+        # This has no effect if the factory builds no link.
         return Marking(factory, links=self)
 
     def made(self, link: Link) -> None:
-        """Note a new link."""
+        """Register a new link, which a session uses already."""
         age = self._limits.age * random.uniform(1 - _JITTER, 1)
         link.expires = self._clock.seconds() + age
         self.open.add(link)
         self._stats.links_taken += 1
 
     def drains(self, link: Link) -> None:
-        """Note that replies are still to come, to which nobody listens any more."""
+        """Record that the session of `link` has ended while replies to it are outstanding."""
         self.lingering.pop(link, None)
         self.draining.add(link)
 
@@ -223,7 +220,7 @@ class Links:
         self.when_free()
 
     def discard(self, link: Link, why: str) -> None:
-        """Close an idle link for a reason; called twice for one that a server closes after it has said something."""
+        """Close an idle link and count `why`; called twice if the server sends something and then closes."""
         if link in self.idle:
             self.idle.remove(link)
         link.close(why)
@@ -239,11 +236,11 @@ class Links:
         self._stats.links_discarded[why] += 1
 
     def let_go_of(self, link: Link) -> None:
-        """Abort a link unless it is closed soon."""
+        """Abort `link` unless its connection ends within `_LET_GO` seconds."""
         self._deadlines.set(link, _LET_GO, link.abort)
 
     def close(self) -> None:
-        """Close all idle links, and each of the others when it is given back."""
+        """Close all idle links now, and each of the others when it is given back."""
         self._is_closing = True
         if self._ticking is not None:
             self._ticking.cancel()

@@ -1,10 +1,10 @@
-"""Probes: connects to a server, sees whether the connection stays, and says why an attempt failed.
+"""Probes: connect to a server, check that the connection stays open, and say why an attempt failed.
 
-What listens for a dead server, such as a load balancer or a proxy, accepts connections and closes them at once; so a
-server is there only if it keeps one for a moment.
+A load balancer or a proxy in front of a dead server accepts connections and closes them at once, so a server counts as
+reachable only if it keeps a connection open for a moment.
 
-It knows neither what is probed nor what follows from it.  `fooproxy.upstreams.server` calls it, for health, for checks
-and to try a server again.
+This module knows neither what is probed nor what follows from it.  `fooproxy.upstreams.server` calls it, for health,
+for checks and to try a server again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from fooproxy.net.deadlines import Deadlines
 
 _LINGER = 0.2
-"""Seconds that a probe waits for the peer to close: what accepts for a dead server, or for itself, does so at once."""
+"""Seconds for which a connection must stay open; a load balancer in front of a dead server closes it at once."""
 
 
 async def stays(endpoint: IStreamClientEndpoint, timeout: float, deadlines: Deadlines[Any]) -> None:
-    """Connect within `timeout` seconds, and close if the peer has not after a moment; fail otherwise."""
+    """Connect within `timeout` seconds, and close after a moment; fail if that fails or the peer closes first."""
     probe = _Probe()
     trying = endpoint.connect(Factory.forProtocol(lambda: probe))
     trying.addTimeout(timeout, Limit(deadlines))  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ class _Probe(Protocol):
         self.over.callback(None)
 
     def close(self) -> None:
-        """Close what is open; nobody waits for `over` any more."""
+        """Close the connection, if there is one; nothing waits for `over` any more."""
         self._is_done = True
         if self.transport is not None:
             self.transport.loseConnection()

@@ -1,10 +1,11 @@
 """The queue: requests for a connection that wait for a server, in the order in which their clients came.
 
-A request has two times that run out: one for waiting until a server has room, and one for being connected, with all
-attempts and the wait for a server that can be reached.  At each instant one of them runs.  A request that comes back
-after an attempt that failed has its old place.
+A request has two timeouts: one for the wait until a server has room, and one for connecting, which includes all
+attempts and the wait for a server that can be reached.  Only one of them runs at a time.  A request that returns after
+a failed attempt gets its old place.
 
-It only keeps them; `fooproxy.upstreams.servers` decides who waits for what, and who is next.
+This module only keeps the requests; `fooproxy.upstreams.servers` decides which of them wait for what, and which is
+next.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _TICKET = attrgetter("ticket")
 
 
 class Connecting(Deferred[Any]):
-    """Fires when a request has its connection."""
+    """A Deferred that fires when a request has its connection."""
 
     is_waiting = False
-    """Whether it is in the queue."""
+    """Whether the request is in the queue."""
 
 
 class Request:
-    """A request for a connection that has not been made at once; `ticket` is its place among all."""
+    """A request for a connection that was not made at once; `ticket` is its place in the order of all requests."""
 
     __slots__ = (
         *("attempt", "began", "client", "factory", "is_late", "is_queued", "result", "server", "ticket", "tried"),
@@ -49,18 +50,18 @@ class Request:
         self.began = self._since = now
         self._to_wait, self._to_connect = times
         self.is_queued = False
-        """Whether the time runs that it may wait for room, and not that in which it is to be connected."""
+        """Whether the timeout for a server with room is running, and not the one for connecting."""
         self.result: Connecting
         self.attempt: Deferred[Any] | None = None
-        """Its own attempt, if one is in progress."""
+        """The attempt to connect for this request, if one is in progress."""
         self.server: Server
         """The server of that attempt."""
         self.tried: tuple[Server, ...] = ()
         self.is_late = False
-        """Whether its time is over."""
+        """Whether the request has timed out."""
 
     def switch(self, is_queued: bool, now: float) -> float:
-        """Let the one time run or the other, and return the seconds that are left of it."""
+        """Make the timeout for room run (`is_queued`), or the one for connecting; return the seconds left of it."""
         passed, self._since = now - self._since, now
         if self.is_queued:
             self._to_wait -= passed
@@ -71,7 +72,7 @@ class Request:
 
 
 class Queue:
-    """The requests that wait, and how many seconds each may wait for room, and for a connection."""
+    """The waiting requests; each may wait `to_wait` seconds for room, and `to_connect` seconds for its connection."""
 
     def __init__(self, to_wait: float, to_connect: float) -> None:
         self._times = (to_wait, to_connect)
@@ -81,19 +82,19 @@ class Queue:
     def request(
         self, factory: IProtocolFactory, client: Client | None, now: float, leave: Callable[[Request], None]
     ) -> Request:
-        """Return a new request, which is not in the queue; `leave` is called if it is cancelled."""
+        """Return a new request, not yet in the queue; `leave` is called if it is cancelled."""
         self._tickets += 1
         request = Request(factory, client, self._tickets, now, self._times)
         request.result = Connecting(lambda _: leave(request))
         return request
 
     def add(self, request: Request) -> None:
-        """Let a request wait, at its place."""
+        """Insert a request at its place."""
         request.result.is_waiting = True
         insort(self._requests, request, key=_TICKET)
 
     def remove(self, request: Request) -> None:
-        """Let a request wait no more, if it does."""
+        """Remove a request, if it is in the queue."""
         if request.result.is_waiting:
             request.result.is_waiting = False
             del self._requests[bisect_left(self._requests, request.ticket, key=_TICKET)]

@@ -1,6 +1,6 @@
-"""Trying a server that has failed again: one attempt at a time, after pauses that double and are randomized.
+"""Retries of a server that has failed: one attempt at a time, after pauses that double and are randomized.
 
-If somebody waits, the attempt is made for who has waited longest; else it only shows whether the server is back.
+If clients wait, the attempt is for the one that has waited longest; otherwise it only shows whether the server is back.
 `fooproxy.upstreams.servers` has one for each server.
 """
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
         waiting: Queue
 
         def serve_first(self, server: Server, factory: First, protocol: Any) -> None:
-            """Hand on a connection that was made for the queue."""
+            """Pass on a connection that was made for the queue."""
 
         def try_again(self, server: Server) -> None:
-            """Try a server that has failed after a pause, if anybody might care."""
+            """Retry a failed server after a pause, if clients wait for it or there are other servers."""
 
 
 FIRST_PAUSE = 0.05
-"""Seconds before the first retry, at most; each further pause is twice as long."""
+"""Maximum seconds before the first retry; each further pause is twice as long."""
 
 LONGEST_PAUSE = 1.0
-"""Seconds between two retries, at most, while somebody waits for them."""
+"""Maximum seconds between two retries while clients wait."""
 
 LONGEST_REST = 10.0
-"""Seconds between two retries, at most, while nobody does."""
+"""Maximum seconds between two retries while no client waits."""
 
 NEXT = 1.0
 """Seconds without an answer after which the next server is tried, if there is one."""
 
 
 class Retry:
-    """Tries a failing server again: for the queue of `owner`, or for nobody."""
+    """Retries a failing server: for the first client in the queue of `owner`, or as a probe if none waits."""
 
     def __init__(self, owner: Owner, server: Server, clock: IReactorTime, patience: float) -> None:
         self._owner = owner
@@ -63,11 +63,11 @@ class Retry:
         self._attempt: Deferred[Any] | None = None
         self._timer: IDelayedCall | None = None
         self._probes = 0
-        """Attempts in progress that are for nobody."""
+        """The number of probes in progress."""
         self._pause = FIRST_PAUSE
 
     def hasten(self) -> None:
-        """Try soon, since somebody waits: now, unless there was an attempt lately."""
+        """Retry now, or within `LONGEST_PAUSE` if a retry is scheduled already, since a client waits."""
         if self._attempt is not None or (self._probes and not self._server.can_grow):
             return
         if self._timer is None:
@@ -79,7 +79,7 @@ class Retry:
             self.later()
 
     def later(self) -> None:
-        """Try after a pause."""
+        """Retry after a pause."""
         if self._timer is None and self._attempt is None:
             pause = min(self._pause, LONGEST_REST)
             if self._server.ejected:
@@ -90,7 +90,7 @@ class Retry:
             self._timer = self._clock.callLater(pause * random.uniform(0.5, 1.0), self._go)
 
     def stop(self, again: bool = False) -> None:
-        """Cease to try; if it goes on some day, go on with the same pauses if `again`, else with short ones."""
+        """Stop retrying; a later start continues with the present pauses if `again`, else with short ones."""
         if not again:
             self._pause = FIRST_PAUSE
         if self._attempt is not None:
@@ -101,10 +101,10 @@ class Retry:
 
     def _go(self) -> None:
         self._timer = None
-        # What is full or held has no connection for who waits, and one for nobody is closed at once.
+        # A server that is full or held has no connection for waiting clients, but a probe closes its own at once.
         if not (self._owner.waiting and self._server.can_grow and self._server.held is None):
             if self._server.is_stuck:
-                # What waits there is answered if it is back.
+                # Requests still wait there: their replies will show that the server is back.
                 self.later()
                 return
             self._probes += 1
@@ -161,10 +161,10 @@ class First(Factory):
 
 
 class _Nobody(Protocol):
-    """Does nothing with a connection that nobody waits for any more."""
+    """Ignores a connection that no client waits for any more."""
 
     when_lost: Callable[[], object] = staticmethod(lambda: None)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Tell whoever counts connections."""
+        """Tell the observer that counts connections."""
         self.when_lost()

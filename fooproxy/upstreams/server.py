@@ -1,7 +1,7 @@
-"""One server: makes single attempts to connect to it, and knows what it has to do.
+"""One server: makes single attempts to connect to it, and knows its load.
 
-Whether it may get clients, `fooproxy.upstreams.condition` records.  It knows nothing about other servers, sessions or
-messages.  `fooproxy.upstreams.servers` decides when to try it.
+`fooproxy.upstreams.condition` records whether it may get clients.  This module knows nothing about other servers,
+sessions or messages.  `fooproxy.upstreams.servers` decides when to try it.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
 
 
 class Client(Interface):
-    """Whoever a connection is made for, if there are several servers."""
+    """The client of a connection, if there are several servers."""
 
     @property
     def host(self) -> str:
-        """The address by which it may be kept on one server."""
+        """The client's address, by which it may be kept on one server."""
 
     def served_by(self, server: Server) -> None:
-        """Take note of the server, before the protocol of the connection is built."""
+        """Record which server the client gets, before the protocol of the connection is built."""
 
 
 class Checked(Interface):
     """The checks of a server."""
 
     def report(self) -> dict[str, Any]:
-        """Return what they have found."""
+        """Return the results of the checks."""
 
 
 class Server(Condition):
     """Connects to `endpoint`.
 
     `name` identifies the server in log lines, `number` among all servers.  `weight` is its share of the clients, and a
-    `backup` gets some only if no other server can.  It has at most `limit` connections at once, if that is not 0.
+    `backup` gets some only if no other server can.  At most `limit` connections are open at once (0: no limit).
     """
 
     def __init__(
@@ -71,36 +71,36 @@ class Server(Condition):
         self.number = number
         self.backup = backup
         self.priority = 0
-        """Of several backups, those with a lower one come first."""
+        """Of several backups, those with the lowest priority come first."""
         self.slots = Slots(limit) if limit else None
-        """Its connections, if they are limited."""
+        """The slots for connections to the server, if they are limited."""
         self.links: Links | None = None
-        """The links to it, if they are pooled."""
+        """The links to the server, if its connections are pooled."""
         self.connecting = 0
-        """Clients for which an attempt is in progress, if there are several servers."""
+        """The number of clients for which an attempt is in progress."""
         self._deadlines: Deadlines[Any] = Deadlines(clock)
         self.check: Checked | None = None
-        """Its checks, if there are any."""
+        """The checks of the server, if there are any."""
         self.examine: Callable[[float], Awaitable[None]] | None = None
-        """Tries it within some seconds after it was taken out for its requests; by default, `stays` does."""
+        """Tries the server, within so many seconds, after it failed its clients; `None` uses `stays`."""
         if isinstance(endpoint, ArrivalEndpoint):
             endpoint.rejected = self.failed
 
     @property
     def has_room(self) -> bool:
-        """Whether it may get one more client: over a new connection, or over a link that is idle."""
+        """Whether the server may get one more client: over a new connection, or over an idle link."""
         return self.can_grow or (self.links is not None and self.links.has_any)
 
     @property
     def can_grow(self) -> bool:
-        """Whether it may have one more connection."""
+        """Whether the server may have one more connection."""
         return self.slots is None or self.slots.has_room
 
     @property
     def load(self) -> int:
-        """Open sessions, clients that are being connected and requests in flight together.
+        """The sum of open sessions, clients that are being connected, and requests in flight.
 
-        With a pool, links that are lent count, since a session may be without one.
+        With a pool, the links in use count instead of the sessions, since a session may have no link.
         """
         if self.counts is None:
             return self.connecting
@@ -110,13 +110,13 @@ class Server(Condition):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has nothing to do for anybody."""
+        """Whether the server has no sessions, no clients being connected and no requests."""
         return self.load == 0
 
     def connect(self, factory: IProtocolFactory, client: Client | None = None, fresh: bool = False) -> Deferred[Any]:
-        """Make one attempt to connect `factory`; `client` is told as soon as there is a connection.
+        """Make one attempt to connect `factory`; `client.served_by` is called as soon as there is a connection.
 
-        If there are idle links, it gets one of those, unless it must be a `fresh` connection.
+        An idle link is used if there is one, unless `fresh` asks for a new connection.
         """
         if self.links is not None:
             link = None if fresh else self.links.take()
@@ -139,7 +139,7 @@ class Server(Condition):
     async def probe(self, timeout: float, is_trial: bool = False) -> None:
         """Check whether a connection can be made within `timeout` seconds and stays open, and close it again.
 
-        If it `is_trial`, a server that was taken out is back if it can.
+        A successful trial (`is_trial`) brings back a server that was taken out.
         """
         examine = self.examine if is_trial and self.ejected else None
         try:
@@ -150,16 +150,16 @@ class Server(Condition):
             self.succeeded(is_trial)
 
     async def stays(self, timeout: float) -> None:
-        """Connect within `timeout` seconds, and close if the peer has not after a moment; fail otherwise."""
+        """Connect within `timeout` seconds, and close after a moment; fail if that fails or the peer closes first."""
         await stays(self._endpoint, timeout, self._deadlines)
 
     def hold(self, how: str, who: str) -> None:
-        """Let it be ``paused`` or ``draining``, as `who` asks: it gets no clients, and keeps those that it has."""
+        """Make the server ``paused`` or ``draining`` for `who`: it gets no new clients, and keeps its sessions."""
         super().hold(how, who)
         self._hold_links()
 
     def release(self, how: str) -> None:
-        """Let it be neither paused nor draining for this reason."""
+        """End the hold `how`, if it is in force."""
         super().release(how)
         self._hold_links()
 
@@ -168,14 +168,14 @@ class Server(Condition):
             self.links.hold(self.held is not None)
 
     def close(self) -> None:
-        """Do, say and count nothing more, also if an attempt is still in progress."""
+        """Log and count nothing more, even if an attempt is still in progress, and close the idle links."""
         super().close()
         if self.links is not None:
             self.links.close()
 
 
 class _For(Factory):
-    """Tells `client` which server it gets once there is a connection, and builds the protocol of `factory`."""
+    """Tells `client` which server it got once there is a connection, and builds the protocol of `factory`."""
 
     noisy = False
 

@@ -1,22 +1,22 @@
-"""Connects each client to one of the servers, as long as one can be had.
+"""Connects each client to one of the servers, as long as any can be reached.
 
 While attempts succeed, each request for a connection makes its own, to the server that `fooproxy.upstreams.members`
 chooses.  If that fails, the next server is tried at once.  A server that has failed is not chosen; one attempt at a
 time is made to see whether it is back, with pauses that double and are randomized.  If no server is left, all requests
-wait in one queue, and these attempts are made for those who have waited longest.  The first success serves the first of
-them; the others follow, spread over `_SPREAD` seconds.  So a restarting server is not flooded with connection attempts
-from a thousand clients.
+wait in one queue, and these attempts are made for the request that has waited longest.  The first success serves that
+request; the others follow, spread over `_SPREAD` seconds.  So a restarting server is not flooded with connection
+attempts from a thousand clients.
 
-A single server is tried again only while somebody waits for it; of several, those that failed are tried again in any
-case, so that the first to find out that one is back is not a client.
+A single server is retried only while clients wait for it.  With several servers, a failed one is always retried, so
+that no client has to find out whether it is back.
 
-A server that an operator holds, paused or draining, gets no clients; if all that could be had are held, they wait like
-those for whom there is no room.
+A server that an operator holds, paused or draining, gets no clients.  If all usable servers are held, clients wait as
+they do when no server has room.
 
-If servers have limits, and none that can be used has room, requests wait in the same queue until a slot is free, and
-then first come first served; nobody who comes later gets one before.
+If servers have limits and no usable one has room, requests wait in the same queue until a slot is free.  The queue is
+strictly first come, first served.
 
-It knows nothing about sessions or messages.  `fooproxy.parts` passes its `connect` to the bridge.
+This module knows nothing about sessions or messages.  `fooproxy.parts` passes its `connect` to the bridge.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.server import Client, Server
 
 _LONGEST_KNOCK = 5.0
-"""Seconds after which an unanswered attempt is replaced by a new one, as the kernel's own retries get rarer."""
+"""Seconds after which a new attempt replaces an unanswered one, since the kernel's own retries get rarer."""
 
 _PATIENCE = 3
-"""Failures in a row after which one of several servers is called down."""
+"""The number of failures in a row after which one of several servers counts as down."""
 
 _SPREAD = 0.5
-"""Seconds over which the queued requests are spread once a server can be connected again."""
+"""Seconds over which the queued requests are spread once a server can be reached again."""
 
 _STEP = 0.01
 """Seconds between two batches of queued requests."""
@@ -63,8 +63,9 @@ _STEP = 0.01
 class Servers(Members):
     """A set of servers that connects clients to one of them.
 
-    `timeout` is the number of seconds that a request for a connection may take, including all attempts and the time in
-    the queue while no server can be reached; `queue_timeout` that in the queue while one can, but none has room.
+    `timeout` is the maximum seconds for a request to be connected, including all attempts and the time in the queue
+    while no server can be reached.  `queue_timeout` is the maximum seconds in the queue while no reachable server has
+    room.
     """
 
     def __init__(
@@ -83,18 +84,18 @@ class Servers(Members):
         self.waiting = Queue(queue_timeout, timeout)
         """The queue: requests that wait for a server that can be reached and has room, or for their batch."""
         self._timer: IDelayedCall | None = None
-        """When the next batch is let in."""
+        """Lets in the next batch of the queue."""
         self._share = 1
-        """Number of queued requests per batch."""
+        """The number of queued requests per batch."""
         self._spread = 0
-        """Number of requests that are still to be let in by such batches."""
+        """The number of requests that such batches still have to let in."""
         self._has_freed = False
-        """Whether something has become free for those who wait, who will get it soon."""
+        """Whether a slot or a link has become free, so that waiting requests are about to be let in."""
         self._is_full = False
-        """Whether those who wait do so because no server has room, or an operator keeps them away."""
+        """Whether the queue waits because no usable server has room, or operators hold them."""
         self._retries: dict[Server, Retry] = {}
         self._paused_by: str | None = None
-        """Who has paused all servers."""
+        """The operator who has paused all servers."""
         for server in servers:
             self.add(server)
 
@@ -122,13 +123,13 @@ class Servers(Members):
 
     @property
     def oldest_wait(self) -> float | None:
-        """Seconds that the first in the queue has waited; `None` if nobody waits."""
+        """Seconds that the first request in the queue has waited; `None` if the queue is empty."""
         first = next(iter(self.waiting), None)
         return None if first is None else self._clock.seconds() - first.began
 
     @property
     def queue(self) -> tuple[int, float]:
-        """How many wait, and for how many seconds the first of them has."""
+        """The number of waiting requests, and the seconds that the first of them has waited."""
         return len(self.waiting), self.oldest_wait or 0.0
 
     # Connecting.
@@ -138,7 +139,7 @@ class Servers(Members):
 
         After `timeout` seconds it fails with the error of the last failed attempt, or `TimeoutError` if there was
         none; after `queue_timeout` seconds in which no server had room, with `NotServed`.  It can be cancelled.
-        `client` is needed if there are several servers; if one has a limit, what `factory` builds is `Watched`.
+        `client` is needed if there are several servers; if one has a limit, `factory` must build `Watched` protocols.
         """
         server = None if self.is_limited and self.waiting else self.choose(client)
         attempt = None if server is None else server.connect(factory, client)
@@ -155,7 +156,7 @@ class Servers(Members):
         return request.result
 
     def _run(self, request: Request, is_queued: bool) -> None:
-        """Let the time run that a request may wait for room, or that in which it is to be connected."""
+        """Start one of the timeouts of a request: for a server with room (`is_queued`), or for connecting."""
         left = request.switch(is_queued, self._clock.seconds())
         self._deadlines.set(request, left, partial(self._expire, request))
 
@@ -171,13 +172,13 @@ class Servers(Members):
         )
 
     def _limit(self, request: Request) -> float | None:
-        """Return the seconds that an attempt may take, or `None` if it may take all that is left."""
+        """Return the maximum seconds for an attempt, or `None` if the request's own timeout is enough."""
         if self.only is None and self.candidates((*request.tried, request.server)):
             return min(NEXT, self._timeout / 2)
         return _LONGEST_KNOCK if self._timeout > _LONGEST_KNOCK else None
 
     def _done(self, attempt: Deferred[Any], server: Server) -> None:
-        """Forget what goes with an attempt."""
+        """Clean up after an attempt."""
         server.connecting -= 1
         self._deadlines.clear(attempt)
 
@@ -191,7 +192,7 @@ class Servers(Members):
         server = request.server
         self._done(attempt, server)
         if request.attempt is None:
-            # The request was cancelled, and so this attempt.
+            # The request was cancelled, and this attempt with it.
             return
         request.attempt = None
         request.tried += (server,)
@@ -199,7 +200,7 @@ class Servers(Members):
         others = None if request.is_late or is_behind else self.choose(request.client, request.tried)
         if others is None:
             self.waiting.add(request)
-        # If it was cancelled, that was by a deadline.
+        # If the attempt was cancelled, it was by a deadline.
         server.failed(cause(failure.value, min(self._timeout, _LONGEST_KNOCK)))
         if others is not None:
             self._follow(others.connect(request.factory, request.client), others, request)
@@ -212,7 +213,7 @@ class Servers(Members):
             request.result.callback(protocol)
 
     def _leave(self, request: Request) -> None:
-        """Remove a request that was cancelled or has expired, and cancel attempts that nobody needs any more."""
+        """Remove a request that was cancelled or has expired, and cancel attempts that are no longer needed."""
         self._deadlines.clear(request)
         attempt, request.attempt = request.attempt, None
         if attempt is not None:
@@ -223,7 +224,7 @@ class Servers(Members):
 
     def _expire(self, request: Request) -> None:
         if request.attempt is not None:
-            # Its failure says what it was waiting for.
+            # The failure of a cancelled attempt says what it was waiting for.
             request.is_late = True
             request.attempt.cancel()
         self._leave(request)
@@ -241,18 +242,18 @@ class Servers(Members):
                 self._retries[server].hasten()
 
     def _sort(self, request: Request) -> None:
-        """Let the right time run for a request that waits now, and see that it is let in if there is room."""
+        """Start the right timeout for a request that has begun to wait, and let it in soon if a server has room."""
         self._judge()
         if request.is_queued is not self._is_full:
             self._run(request, self._is_full)
         if self._timer is None and self.candidates():
-            # It may have tried all of them before one was back.
+            # The request may have tried all servers before one came back.
             self._go_on(0)
 
     def _judge(self) -> None:
-        """Find out whether those who wait wait for room, and let the right time run for them."""
+        """Determine whether the queue waits for room or for a reachable server, and switch the timeouts."""
         found = self.candidates()
-        # While there is room, they are about to be let in.
+        # While a server has room, the requests are about to be let in.
         if not found and self._is_full is (found is None):
             self._is_full = not self._is_full
             for request in self.waiting:
@@ -264,12 +265,12 @@ class Servers(Members):
         self.try_again(server)
 
     def try_again(self, server: Server) -> None:
-        """Try a server that has failed after a pause, if anybody might care."""
+        """Retry a failed server after a pause, if clients wait for it or there are other servers."""
         if self.only is None or self.waiting:
             self._retries[server].later()
 
     def _opened(self, server: Server) -> None:
-        """Let in those who wait, since a server can be connected again."""
+        """Let in the waiting requests, since a server can be reached again."""
         self._retries[server].stop()
         self._open_slowly()
 
@@ -280,37 +281,37 @@ class Servers(Members):
             self._go_on(_STEP)
 
     def hold(self, server: Server, how: str, who: str) -> None:
-        """Keep new clients away from a server: it is ``paused`` or ``draining`` from now on, because `who` says so."""
+        """Keep new clients away from a server: it is ``paused`` or ``draining`` from now on, at the order of `who`."""
         server.hold(how, who)
         self._judge()
 
     def pause_all(self, who: str) -> None:
-        """Keep new clients away from all servers, those that are found later included."""
+        """Pause all servers, including those that are found later."""
         self._paused_by = who
         for server in self.servers:
             self.hold(server, "paused", who)
 
     def resume_all(self) -> None:
-        """Let all servers have clients again that were paused."""
+        """Resume all paused servers."""
         self._paused_by = None
         for server in self.servers:
             self.release(server, "paused")
 
     def release(self, server: Server, *hows: str) -> None:
-        """Let a server have clients again, as far as these holds are concerned."""
+        """End some holds of a server, so that it gets clients again unless another hold is in force."""
         for how in hows:
             server.release(how)
         self._open_slowly()
 
     def _freed(self) -> None:
-        """Let in those who wait, since a server has room again."""
+        """Let in waiting requests, since a server has room again."""
         if self.waiting:
-            # Not at once: whoever reports this may be about to report more.
+            # Not at once: the caller may be about to report more free slots.
             self._has_freed = True
             self._go_on(0)
 
     def serve_now(self) -> None:
-        """Let in those who wait for what has become free; called when nothing more will be reported for now."""
+        """Let in waiting requests for the slots and links that have become free; called once per batch of events."""
         if self._has_freed:
             self._has_freed = False
             if self._timer is not None and self._spread <= 0:
@@ -318,7 +319,7 @@ class Servers(Members):
                 self._let_in()
 
     def _needs_links(self, server: Server) -> bool:
-        """Return whether links of a server must not be left with the sessions that have had them."""
+        """Return whether sessions must give back links of `server` that they do not need at the moment."""
         return not server.is_usable or bool(self.waiting)
 
     def _go_on(self, pause: float) -> None:
@@ -326,7 +327,7 @@ class Servers(Members):
             self._timer = self._clock.callLater(pause, self._let_in)
 
     def _let_in(self) -> None:
-        """Connect the next batch of the queue: a part of those who wait for a server that is back, or all."""
+        """Connect the next batch of the queue: a part of it if a server has just come back, else all."""
         self._timer = None
         for request in list(islice(self.waiting, self._share if self._spread > 0 else None)):
             server = self.choose(request.client)
@@ -343,7 +344,7 @@ class Servers(Members):
             self._go_on(_STEP)
 
     def serve_first(self, server: Server, factory: First, protocol: Any) -> None:
-        """Hand on a connection that was made for the queue, or close it if nobody waits any more."""
+        """Pass on a connection that was made for the queue, or close it if the queue is empty by now."""
         server.succeeded(is_trial=True)
         if factory.request is not None:
             self._fire(factory.request, protocol)

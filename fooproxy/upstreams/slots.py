@@ -1,7 +1,7 @@
-"""Slots: how many connections a server may have at once, those that are being made included.
+"""Slots: limit the connections of a server at once, including those that are being made.
 
 A slot is taken when an attempt begins, and free again when the attempt has failed or its connection is gone, whichever
-is known first; never twice.  Whether somebody waits for it, `fooproxy.upstreams.servers` knows.
+is known first, and only once.  `fooproxy.upstreams.servers` knows whether requests wait for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     class Watched(Interface):
-        """A protocol that tells when its connection is gone."""
+        """A protocol that reports the end of its connection."""
 
         when_lost: Callable[[], object]
         """Called at the end of `connectionLost`."""
@@ -40,14 +40,14 @@ class Slots:
         return self.taken < self.limit
 
     def connect(self, endpoint: IStreamClientEndpoint, factory: IProtocolFactory) -> Deferred[Any]:
-        """Make one attempt to connect `factory`, whose protocols are `Watched`; it has a slot while it lasts."""
+        """Attempt to connect `factory`, whose protocols are `Watched`; the attempt and its connection hold a slot."""
         slot = _Slot(self)
         attempt: Deferred[Any] = endpoint.connect(Marking(factory, when_lost=slot.release))
         return attempt.addErrback(slot.failed)
 
 
 class _Slot:
-    """One that is taken."""
+    """A slot that is taken."""
 
     __slots__ = ("_slots",)
 
@@ -56,13 +56,13 @@ class _Slot:
         self._slots: Slots | None = slots
 
     def release(self) -> None:
-        """Let it be free, if it is not yet."""
+        """Free the slot, unless it is free already."""
         slots, self._slots = self._slots, None
         if slots is not None:
             slots.taken -= 1
             slots.when_free()
 
     def failed(self, failure: Failure) -> Failure:
-        """Let it be free, since there is no connection."""
+        """Free the slot, since there is no connection."""
         self.release()
         return failure

@@ -1,11 +1,11 @@
-"""The standing of a server: whether it is up as operators see it, since when, and why not.
+"""The standing of a server: whether operators see it as up or down, since when, and why.
 
-It changes less often than the outcome of attempts: a server is down from the failure that exhausts the patience with it
-until there has been a success and no failure for a while, which is longer if it failed again soon after the last time.
-So a server of which every other attempt fails, like one with a full backlog, has one such episode, with one line at its
-begin and one at its end.
+The standing changes less often than the outcome of attempts.  An *episode*, in which the server is down, begins with
+the failure that reaches the threshold.  It ends after a success and a while without failures; the while is longer if
+the server relapsed soon after the last episode.  So a server with which every other attempt fails, such as one with a
+full backlog, has one episode, with one log line at its start and one at its end.
 
-It decides nothing: `fooproxy.upstreams.server` knows what failed, and whether clients may have the server.
+This module decides nothing: `fooproxy.upstreams.condition` knows what failed, and whether clients may have the server.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 _PROBATION = 2.0
-"""Seconds without a failure after which a server to which connections succeed again is called up."""
+"""Seconds without a failure after which a server that accepts connections again counts as up."""
 
 _LONGEST_PROBATION = 30.0
-"""Seconds of that at most; it doubles each time that the server fails again within `_RELAPSE`."""
+"""The maximum of that; the time doubles whenever the server fails again within `_RELAPSE`."""
 
 _RELAPSE = 60.0
 """Seconds after the end of an episode within which a failure makes the next one longer."""
 
 
 class Standing:
-    """That of the server that log lines call `name`."""
+    """The standing of the server that log lines call `name`."""
 
     log = Logger()
 
@@ -37,13 +37,13 @@ class Standing:
         self._clock = clock
         self.has_worked = False
         self.since = clock.seconds()
-        """When it last changed."""
+        """When the standing last changed."""
         self.error: str | None = None
         """Why the server is down, in words; `None` if it is not."""
         self.reason: str | None = None
-        """The same in a word, by which the sessions that fail for it are counted."""
+        """The same as a word: the reason by which failed sessions are counted."""
         self._recovering: IDelayedCall | None = None
-        """The end of the episode, if nothing fails until then."""
+        """Ends the episode, unless an attempt fails before."""
         self._probation = _PROBATION
         self._recovered_at = float("-inf")
 
@@ -55,23 +55,23 @@ class Standing:
         return "up" if self.has_worked else "unknown"
 
     def change(self) -> None:
-        """Note that something else about the server has changed just now, which operators see in its place."""
+        """Record that the state that operators see has just changed for another reason, such as an operator's hold."""
         self.since = self._clock.seconds()
 
     def work(self) -> None:
-        """Note the first success."""
+        """Record the first success."""
         self.has_worked = True
         if self.error is None:
             self.change()
 
     def fail(self) -> None:
-        """Note a failure: an episode that was about to end goes on."""
+        """Record a failure: an episode that was about to end continues."""
         if self._recovering is not None:
             self._recovering.cancel()
             self._recovering = None
 
     def fall(self, why: str, reason: str, line: str) -> None:
-        """Note that the server is down: words, a word, and the log line if an episode begins with it."""
+        """Record that the server is down: `why` as text, `reason` as a word; log `line` if an episode begins."""
         self.fail()
         began = self.error is None
         self.error, self.reason = why, reason
@@ -82,11 +82,11 @@ class Standing:
             self.log.warn(line, upstream=self._name, reason=self.reason, error=self.error)
 
     def rise_soon(self) -> None:
-        """Note that the server can be used again: the episode ends if it does not fail for a while."""
+        """Record that the server can be used again: the episode ends if nothing fails for a while."""
         self._recovering = self._clock.callLater(self._probation, self.rise)
 
     def rise(self) -> None:
-        """Note that the episode is over."""
+        """End the episode."""
         self._recovering = None
         self.change()
         self._recovered_at = self.since
@@ -94,6 +94,6 @@ class Standing:
         self.log.info("connected to upstream {upstream} again", upstream=self._name)
 
     def clear(self) -> None:
-        """Say nothing more of an episode."""
+        """Forget the episode, without a log line."""
         self.fail()
         self.error = None
