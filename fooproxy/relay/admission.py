@@ -1,8 +1,8 @@
 """Admission: which clients are accepted, and how many sessions may be open at once.
 
 A `Gate` takes the place of a listening socket.  It stops accepting at the session limit or when file descriptors run
-out, and rejects clients from networks that are not allowed.  How many it accepts or rejects in one turn of the event
-loop, the `Turnstile` below it decides.
+out, and rejects clients from networks that are not allowed.  The `Turnstile` below it limits how many clients one turn
+of the event loop accepts or rejects.
 
 It knows nothing about the Foo protocol, and of sessions only how many there are.  `fooproxy.parts` installs the gate
 and calls it when a session ends; the command line uses `network` to parse ``--allow``.
@@ -34,7 +34,7 @@ RESERVE = 164
 """File descriptors reserved for everything but sessions: listeners, log, saves, DNS lookups and HTTP clients."""
 
 LOOP_MEMORY = 15.0
-"""Seconds for which a connection that the proxy made itself shows that it forwards to itself."""
+"""Seconds for which a connection that the proxy made to itself counts as a sign of a loop."""
 
 _log = Logger()
 
@@ -42,8 +42,9 @@ _log = Logger()
 def session_limit(asked: int | None, connections: int | None = None) -> int:
     """Raise the process's soft limit of file descriptors to its hard limit, and return the session limit.
 
-    That is `asked`, or as many sessions as the descriptors suffice for if `asked` is `None` or greater.  A session
-    needs two, or one while it waits for a server; `connections` is how many the servers have at most, if that is known.
+    The limit is `asked`, or as many sessions as the descriptors suffice for if `asked` is `None` or greater.  A session
+    needs two, or one while it waits for a server; `connections` is the maximum for all servers together, if there is
+    one.
     """
     descriptors, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
@@ -107,19 +108,19 @@ class Gates:
         self._gates.append(gate)
 
     def resume(self) -> None:
-        """Accept again where there is room; the listeners take turns at who is first."""
+        """Accept again if there is room; the listeners take turns at being the first."""
         self._gates.rotate()
         for gate in self._gates:
             gate.resume()
 
     @property
     def are_open(self) -> bool:
-        """Whether no listener makes its new clients wait."""
+        """Whether all listeners accept new clients at once."""
         return all(gate.is_open for gate in self._gates)
 
     @property
     def loop(self) -> bool:
-        """Whether the proxy has been its own client lately."""
+        """Whether the proxy has connected to itself within the last `LOOP_MEMORY` seconds."""
         return any(gate.loops for gate in self._gates)
 
 
@@ -185,7 +186,7 @@ class Gate(Acceptor):
             client.close()
 
     def _tell_of_loop(self) -> None:
-        """Note and log that the proxy is its own client."""
+        """Record and log that the proxy has connected to itself."""
         self._looped_at = self.clock.seconds()
         self.log.warn(
             "rejected a connection that this proxy made itself: --forward leads back to --listen; "
@@ -215,7 +216,7 @@ class Gate(Acceptor):
             self.log.warn(line, **fields, limited="pauses of accepting")
 
     def recovered(self) -> None:
-        """Log that clients do not wait any more."""
+        """Log that clients are accepted without waiting again."""
         self.log.info("accepting clients again", limited="pauses of accepting")
 
     def _allows(self, address: Any) -> bool:

@@ -71,7 +71,7 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
         return done
 
     def dismiss(self, session: Session[Seen], reason: str, patience: float) -> None:
-        """Close a session as soon as it is settled, at the latest in `patience` seconds, for `reason`."""
+        """Close a session for `reason` as soon as it is settled; abort it after `patience` seconds."""
         session.because(reason)
         session.drain()
         if session in self.sessions:

@@ -1,8 +1,8 @@
-"""Closes clients that hold a link without making progress while others wait for one.
+"""Closes clients that hold a link without making progress while other clients wait for one.
 
 A client may hold a link as long as its server has something to answer.  But one whose line stays unfinished, or that
-does not read its replies, keeps others waiting for no reason.  It knows nothing about messages or queues;
-`fooproxy.parts` starts and stops it, and says whether anybody waits.
+does not read its replies, keeps others waiting for no reason.  This module knows nothing about messages or queues;
+`fooproxy.parts` starts and stops `Holding`, and tells it whether clients wait.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class Holding:
         self._clock = clock
         self._others_wait = others_wait
         self._seen: dict[PooledSession[Any], tuple[tuple[int, int], float]] = {}
-        """How far each had come that makes no progress, and when it was first seen there."""
+        """For each session that makes no progress: how far it had come, and when it was first seen there."""
         self._looping = LoopingCall(self._look)
         self._looping.clock = clock
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start the regular check."""
         self._looping.start(min(max(self._timeout / _SHARE, _SHORTEST_INTERVAL), _LONGEST_INTERVAL), now=False)
 
     def stop(self) -> None:
-        """Cease to look."""
+        """Stop the regular check."""
         if self._looping.running:
             self._looping.stop()
 

@@ -46,7 +46,7 @@ class Interceptor:
         self.wrapped.makeConnection(transport)
 
     def connectionMade(self) -> None:
-        """Do nothing, since `makeConnection` has told the wrapped protocol."""
+        """Do nothing, since `makeConnection` has connected the wrapped protocol already."""
 
     def dataReceived(self, data: bytes) -> None:
         """Show the chunk to the tap, then pass it on."""
@@ -60,7 +60,7 @@ class Interceptor:
         self.wrapped.dataReceived(data)
 
     def dataWaits(self) -> None:
-        """Pass on that data which was awaited has arrived, and is still to be read."""
+        """Pass on that awaited data has arrived; it has not been read yet."""
         self.wrapped.dataWaits()
 
     def handshakeCompleted(self) -> None:
@@ -81,7 +81,7 @@ class Interceptor:
 
 
 class WatchedInterceptor(Interceptor):
-    """The same, which also calls `when_lost` when the connection is gone."""
+    """An interceptor that also calls `when_lost` when the connection is gone."""
 
     __slots__ = ("when_lost",)
 
@@ -90,7 +90,7 @@ class WatchedInterceptor(Interceptor):
         self.when_lost: Callable[[], object] = lambda: None
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Pass on that the connection ended, and tell who watches."""
+        """Pass on that the connection ended, and call `when_lost`."""
         try:
             super().connectionLost(reason)
         finally:
@@ -124,6 +124,6 @@ class InterceptorFactory(Factory):
 
 
 class WatchedFactory(InterceptorFactory):
-    """Does the same with interceptors whose end somebody watches."""
+    """Intercepts each protocol with a `WatchedInterceptor`."""
 
     interceptor = WatchedInterceptor

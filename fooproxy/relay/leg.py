@@ -43,16 +43,16 @@ if TYPE_CHECKING:
 
         @property
         def observer(self) -> Observer:
-            """What is shown the chunks of both legs."""
+            """The observer, whose taps see the chunks of both legs."""
 
         def connected(self, leg: Leg) -> None:
-            """Continue, now that `leg` is connected; if it is a client's, a header or a handshake may be to come."""
+            """Continue, now that `leg` is connected; a client leg may still await a PROXY header or a handshake."""
 
         def shaken(self) -> None:
             """Continue, now that the client's TLS handshake is done."""
 
         def addressed(self) -> None:
-            """Continue, now that the client has said something, if a leg was to await that."""
+            """Continue, now that the client has sent something, after `Leg.await_data`."""
 
         def proceed(self, leg: Leg) -> None:
             """Check whether what `leg` just did ends the session."""
@@ -79,22 +79,22 @@ if TYPE_CHECKING:
             """Record that `leg` is read again after a pause."""
 
     class Lender(Interface):
-        """What has lent a connection, and gets it back."""
+        """The pool's link that is lent to a session, and returns to the pool."""
 
         is_used: bool
-        """Whether it was lent before."""
+        """Whether the link was lent before."""
 
         def take_back(self) -> None:
-            """Take the connection back; the session has left it as if nothing had been said on it."""
+            """Take the connection back; the session has left it clean."""
 
         def linger(self, let_go: Callable[[], bool]) -> bool:
-            """Leave the connection to the session until others need it; false if it is to be given back at once."""
+            """Leave the connection with the session until others need it; false if that is impossible."""
 
         def drop(self) -> None:
             """Take the connection back and close it, since its server has ended it."""
 
         def drain(self) -> None:
-            """Note that the session has nobody any more who would get its replies."""
+            """Record that the session's client is gone while replies are outstanding."""
 
 
 def _drop(data: bytes) -> None:
@@ -105,7 +105,7 @@ def _drop(data: bytes) -> None:
 class Leg:
     """One leg of a session: forwards each chunk and reports everything else to the session."""
 
-    # Twisted's `Protocol`, which has nothing that is of use here, would give each of them a dictionary.
+    # Twisted's `Protocol`, which has nothing of use here, would give each leg a dictionary.
     __slots__ = (
         *("dataReceived", "finished", "forward", "link", "lost", "name", "over_tls", "paused", "session", "transport"),
         *("_half_closed", "_held"),
@@ -127,7 +127,7 @@ class Leg:
         self.over_tls = False
         """Whether the connection is usable only after a TLS handshake, and cannot close one direction only."""
         self.link: Lender | None = None
-        """What has lent the connection, if it is one of a pool."""
+        """The link of the pool, if the connection is lent by one."""
         self._half_closed = False
         self._held: list[bytes] | None = None
 
@@ -152,17 +152,17 @@ class Leg:
         return header is not None and header.is_awaited
 
     def _identify(self, is_known: bool) -> None:
-        """Tell the session what came of the PROXY header."""
+        """Tell the session whether the PROXY header names its peer."""
         (self.session.identified if is_known else self.session.unidentified)(self)
 
     def handshakeCompleted(self) -> None:
-        """Tell the session that the client's TLS handshake is done; an upstream leg is made after its own."""
+        """Tell the session that the client's TLS handshake is done; upstream legs connect after theirs."""
         self.session.shaken()
 
     def hold(self) -> None:
-        """Stop reading, and keep what arrives all the same for `relay`: at most the rest of one read.
+        """Stop reading; what still arrives, at most the rest of one read, is kept for `relay`.
 
-        What was read with the end of a TLS handshake is passed on even to a leg that is paused.
+        Data that was read together with the end of a TLS handshake arrives even on a paused leg.
         """
         if self._held is None:
             self._held = []
@@ -170,7 +170,7 @@ class Leg:
         self.transport.pauseProducing()
 
     def await_data(self) -> None:
-        """Tell the session once the peer has said something, which is not read before `relay` if that can be known."""
+        """Tell the session once the peer has sent something; with our own transports, it is not read before `relay`."""
         if isinstance(self.transport, Transport):
             self.transport.await_data()
         else:
@@ -178,11 +178,11 @@ class Leg:
             self.forward, self.dataReceived = self._keep, self._hand_on
 
     def dataWaits(self) -> None:
-        """Tell the session that the peer has said something."""
+        """Tell the session that the peer has sent something."""
         self.session.addressed()
 
     def _keep(self, data: bytes) -> None:
-        """Tell the same of what has been read already."""
+        """Hold a chunk that has been read already, and tell the session that the peer has sent something."""
         self.hold()
         self.forward(data)
         self.session.addressed()
@@ -203,20 +203,20 @@ class Leg:
             return
         relays(self.transport)
         if isinstance(self.transport, Transport):
-            # It may still await data without reading it.
+            # The transport may still await data without reading it.
             self.transport.stop_pumping()
 
     @property
     def is_pumped(self) -> bool:
-        """Whether what is read goes to the other leg without passing here."""
+        """Whether the pump relays what is read, without calling this leg."""
         return isinstance(self.transport, Transport) and self.transport.is_pumped
 
     def watch(self) -> None:
-        """From now on, call the session after each chunk was forwarded."""
+        """Call the session after each further chunk that was forwarded."""
         self.take(self._hand_on)
 
     def take(self, take: Callable[[bytes], None]) -> None:
-        """From now on, call `take` with each chunk instead of forwarding it."""
+        """Call `take` with each further chunk instead of forwarding it."""
         self.dataReceived = take
         if isinstance(self.transport, Transport):
             self.transport.stop_pumping()
@@ -283,7 +283,7 @@ class Leg:
         """How the peer left while this leg was not reading: ``closed`` (a FIN and no data), ``reset``, or `None`.
 
         A peer that has sent data counts as present, because it may wait for replies even after its FIN; over TLS, a
-        close_notify is such data, since nobody can tell before it is read.
+        close_notify counts as data, since it cannot be told apart before it is read.
         """
         bottom = bottom_of(self.transport)
         if bottom is None or bottom.disconnected:
@@ -305,12 +305,12 @@ class Leg:
         return bottom is not None and bool(bottom.disconnected)
 
     def set_options(self, within: float) -> None:
-        """Send small messages at once; notice a peer that vanished, or took nothing for `within` seconds."""
+        """Send small messages at once; detect a peer that vanishes, or takes nothing for `within` seconds."""
         set_options(self.transport, within)
 
     @property
     def timed_out(self) -> bool:
-        """Whether writing failed for that reason; Twisted's transports do not tell."""
+        """Whether a write failed because the peer took nothing for too long; always false with Twisted's transports."""
         bottom = bottom_of(self.transport)
         return isinstance(bottom, Transport) and bottom.timed_out
 
@@ -343,20 +343,20 @@ class Leg:
         self.take(_drop)
 
     def stop_relaying(self) -> None:
-        """Have nothing more to do with the other leg."""
+        """Stop forwarding to the other leg, and drop further chunks."""
         self.forward = _drop
         self.take(_drop)
         self.transport.unregisterProducer()
 
     def leave(self) -> None:
-        """Leave the connection, which goes on without this leg."""
+        """Detach this leg from its connection, which stays open."""
         self.stop_relaying()
         self.lost = self.finished = True
         if self.paused:
             self.transport.resumeProducing()
 
     def read_replies(self, take: Callable[[bytes], None]) -> None:
-        """Read on for a client that is gone, and call `take` with each chunk instead of forwarding it."""
+        """Read the replies for a client that is gone: call `take` with each chunk instead of forwarding it."""
         self.stop_relaying()
         self.dataReceived = take
         if self.paused:

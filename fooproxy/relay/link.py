@@ -1,8 +1,8 @@
 """A link: one connection to a server that outlives the session it is lent to.
 
-It is the interceptor of that connection.  While a session has it, its tap and its leg are those of the session; while
-nobody has, whatever its server does ends it.  `fooproxy.upstreams.pool` keeps the links of a server; nothing here
-decides how long.
+A link is the interceptor of its connection.  While it is lent to a session, its tap and its leg are the session's;
+while it is idle, anything that its server sends ends it.  `fooproxy.upstreams.pool` keeps the links of a server, and
+decides for how long.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import ITransport
 
     class Keeper(Protocol):
-        """What keeps the links of a server."""
+        """The pool that keeps the links of a server."""
 
         def made(self, link: Link) -> None:
             """Note a new link."""
 
         def linger(self, link: Link, let_go: Callable[[], bool]) -> bool:
-            """Note that a link can be had, though its session still has it; false if it is to be given back."""
+            """Leave a settled link with its session for a moment; false if the session must give it back at once."""
 
         def drains(self, link: Link) -> None:
-            """Note that replies are still to come, to which nobody listens any more."""
+            """Record that the session of `link` has ended while replies to it are outstanding."""
 
         def give_back(self, link: Link) -> None:
             """Keep a clean link for the next session."""
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
             """Close an idle link."""
 
         def let_go_of(self, link: Link) -> None:
-            """Abort a link unless it is closed soon."""
+            """Abort a link unless its connection ends soon."""
 
         def lost(self, link: Link, why: str) -> None:
             """Forget a link that has ended."""
 
 
 class Link(WatchedInterceptor):
-    """One connection to a server: an interceptor whose tap and leg are those of whoever it is lent to."""
+    """One connection to a server: an interceptor whose tap and leg belong to the session it is lent to."""
 
     __slots__ = ("_has_fin", "_why", "expires", "idle_since", "is_used", "links", "seen")
 
@@ -56,7 +56,7 @@ class Link(WatchedInterceptor):
     expires: float
     idle_since: float
     seen: int
-    """The value of `ticks` when it last began to linger."""
+    """The value of `Links.ticks` when the link last began to linger."""
 
     def makeConnection(self, transport: ITransport) -> None:
         """Connect the leg of the first session."""
@@ -74,29 +74,29 @@ class Link(WatchedInterceptor):
         leg.makeConnection(self.transport)
 
     def take_back(self) -> None:
-        """Become idle, since the session needs the link no more and has left it clean."""
+        """Become idle: the session no longer needs the link, and has left it clean."""
         self.links.give_back(self)
 
     def linger(self, let_go: Callable[[], bool]) -> bool:
-        """Stay with the session until another one needs the link, or for a moment; false if that is not worth it.
+        """Stay with the session for a moment, or until another one needs the link; false if that is impossible.
 
-        `let_go` gives it back if it is still clean, and returns whether it is.  The session calls this again whenever
-        it has become settled again.
+        `let_go` gives the link back if it is still clean, and returns whether it was.  The session calls this again
+        whenever it has become settled again.
         """
         return self.is_used and self.links.linger(self, let_go)
 
     def drain(self) -> None:
-        """Note that replies are still to come, to which nobody listens any more."""
+        """Record that the session has ended while replies to it are outstanding."""
         self.links.drains(self)
 
     def rest(self) -> None:
-        """Wait for the next session; whatever comes meanwhile ends the link."""
+        """Wait for the next session; anything that arrives meanwhile ends the link."""
         self.is_used = True
         self.tap, self.wrapped = _NOBODY, _Idle(self)
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing has arrived, which over TLS nobody can tell."""
+        """Whether nothing has arrived; over TLS, only whether the connection is still open."""
         return is_quiet(self.transport)
 
     def abort(self) -> None:
@@ -104,17 +104,17 @@ class Link(WatchedInterceptor):
         self.transport.abortConnection()
 
     def drop(self) -> None:
-        """Close, since the server has closed, or is about to."""
+        """Close the link, since the server has closed it."""
         self.rest()
         self.close("closed")
 
     def close(self, why: str, at_once: bool = False) -> None:
-        """Close an idle link, for a reason by which that is counted; `at_once` only if it is not what reports this."""
+        """Close an idle link and count `why`; `at_once` must not be set in a call from the link's own connection."""
         self._why = self._why or why
         bottom = bottom_of(self.transport)
         if bottom is not self.transport:
             self.transport.loseConnection()
-            # Over TLS this waits for the peer.
+            # Over TLS, `loseConnection` waits for the peer's close_notify.
             if at_once:
                 bottom.connectionLost(Failure(ConnectionDone()))
             else:
@@ -130,14 +130,14 @@ class Link(WatchedInterceptor):
         super().readConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Pass on the end, and have it counted."""
+        """Pass on the end of the connection, and report it to the pool, which counts it."""
         is_theirs = self._has_fin or not isinstance(reason.value, (ConnectionAborted, ConnectionDone))
         self.links.lost(self, self._why or ("closed" if is_theirs else "unclean"))
         super().connectionLost(reason)
 
 
 class _Idle:
-    """In the place of a session's leg while there is none: whatever happens ends the link."""
+    """Takes the place of the leg while the link is idle: anything that happens ends the link."""
 
     __slots__ = ("_link",)
 
@@ -145,22 +145,22 @@ class _Idle:
         self._link = link
 
     def dataReceived(self, data: bytes) -> None:
-        """Close the link, since its server says something that nobody has asked for."""
+        """Close the link, since its server has sent something unsolicited."""
         self._link.links.discard(self._link, "unsolicited")
 
     def readConnectionLost(self) -> None:
-        """Close the link, since its server has."""
+        """Close the link, since its server has closed it."""
         self._link.links.discard(self._link, "closed")
 
     def writeConnectionLost(self) -> None:
-        """Do nothing: a FIN of ours comes with a close."""
+        """Do nothing: our FIN is sent by a close."""
 
     def connectionLost(self, reason: Failure) -> None:
-        """Do nothing: the link has told already."""
+        """Do nothing: the link has reported its end already."""
 
 
 class _Nobody:
-    """A tap for what nobody is to count."""
+    """A tap that counts nothing."""
 
     waiting: list[Any]
     outlet = room = -1

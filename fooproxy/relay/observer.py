@@ -1,7 +1,7 @@
-"""The observer of a session: what the relay needs from whoever understands its traffic, which the relay does not.
+"""The observer of a session: understands its traffic, which the relay does not.
 
-It counts what passes, and answers the questions on which the end of a session depends.  The statistics of a session
-are one, by `fooproxy.stats.session`; the relay knows nothing else about them.
+An observer counts what passes, and answers the questions on which the end of a session depends.
+`fooproxy.stats.session` implements it; the relay knows nothing else about the statistics.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Understands the traffic, which the session does not: answers questions about it and records what happens."""
+    """Answers a session's questions about its traffic, and records what happens."""
 
     @property
     def client(self) -> Tap:
-        """What is shown each chunk that the client leg receives."""
+        """The tap that sees each chunk that the client leg receives."""
 
     @property
     def upstream(self) -> Tap:
-        """What is shown each chunk that the upstream leg receives."""
+        """The tap that sees each chunk that the upstream leg receives."""
 
     @property
     def settled(self) -> bool:
@@ -35,47 +35,47 @@ class Observer(Protocol):
 
     @property
     def waited(self) -> float:
-        """Seconds that the oldest request has waited for a reply from the server; 0 if none has."""
+        """Seconds that the oldest open request has waited for the server; 0 without one."""
 
     @property
     def between_requests(self) -> bool:
         """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
 
     def pair(self) -> None:
-        """Compare which requests the replies say they answer with those that there are, from now on."""
+        """Compare the seqs of the replies with those of the requests from now on."""
 
     @property
     def is_paired(self) -> bool:
-        """Whether the replies are those to the requests, as far as they say; asked once there is one for each."""
+        """Whether the replies had the seqs of the requests; valid once every request has a reply."""
 
     @property
     def is_regular(self) -> bool:
-        """Whether both peers have said nothing but what can be asked and answered: each line has one reply."""
+        """Whether the client has sent only requests, and the server only one reply for each."""
 
     @property
     def passed(self) -> int:
         """Bytes received from both legs."""
 
     def when_settled(self, then: Callable[[], None] | None) -> None:
-        """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
+        """Call `then` after each batch of events in which the session has become settled; `None` ends this."""
 
     def released(self) -> None:
         """Record that the session has no connection to a server for now."""
 
     def needs_link(self) -> None:
-        """Record that the client has said something, and needs a pooled connection."""
+        """Record that the client has sent something, and needs a pooled connection."""
 
     def got_link(self) -> None:
-        """Record that the client has got one."""
+        """Record that the client has got a pooled connection."""
 
     def forwarded(self) -> None:
-        """Record that the server gets what the client has sent so far only now."""
+        """Record that the data that the client has sent so far reaches the server only now."""
 
     def abandoned(self) -> None:
         """Record that the client is gone, and that further replies are read and dropped."""
 
     def stop_after(self, chunk: bytes) -> int:
-        """Return how much of `chunk`, the client's last, completes requests; if there is any, forget the rest."""
+        """Return how many bytes of `chunk`, the client's last, complete requests; if any, do not count the rest."""
 
     def accepted(self, address: str) -> None:
         """Record that the client at `address` was accepted; again if a PROXY header names another address."""

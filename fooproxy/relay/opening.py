@@ -1,8 +1,8 @@
-"""The begin of a session: from an accepted client to its upstream leg.
+"""The start of a session: from an accepted client to its upstream leg.
 
-A load balancer has to send its PROXY header first, and a client over TLS to finish its handshake.  While the upstream
-leg is not connected, the client is not read, and whether it is still there is checked from time to time.
-`fooproxy.relay.session` has the rules of the whole.
+A load balancer must first send its PROXY header, and a client over TLS must finish its handshake.  While the upstream
+leg is not connected, the client is not read; a check every `LOOK_INTERVAL` notices if it leaves.
+`fooproxy.relay.session` states the rules of the whole session.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ LOOK_INTERVAL = 1.0
 
 
 class Opening:
-    """Leads a `session` to its upstream leg, which `connect` connects; the session is told by the leg itself.
+    """Leads a `session` to its upstream leg, which `connect` connects; the leg itself then calls the session.
 
-    What `connect` returns may have an attribute `is_waiting`.
+    The Deferred from `connect` may have an attribute `is_waiting`: whether the client waits in a queue.
     """
 
     __slots__ = ("_connect", "_connecting", "session")
@@ -65,7 +65,7 @@ class Opening:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client waits for its turn, and not for an attempt to connect."""
+        """Whether the client waits in the queue for a server, and not for an attempt to connect."""
         return bool(getattr(self._connecting, "is_waiting", False))
 
     @property

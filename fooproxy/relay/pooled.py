@@ -1,16 +1,16 @@
-"""A session whose upstream leg is lent by a pool: how it gets a link, and how it leaves one for others.
+"""A session whose upstream leg is a link of a pool: how it gets the link, and how it leaves it for others.
 
-A client that has said nothing has no link.  Once it says something, it is not read until a link is there, as with any
-session; from then on the session goes on like any other, by the rules in `fooproxy.relay.session`, except for these::
+A client that has sent nothing has no link.  Once it sends something, it is not read until a link is there, as with any
+session.  From then on, the session follows the rules in `fooproxy.relay.session`, with these exceptions::
 
-    a client's FIN   between two lines is not passed on, since it does not concern whoever has the link next.  One in
-                     mid-line is, since servers then answer the half line; that spends the link.
-    the end          A link that is clean is given back, and else closed.  If replies are still to come when the client
-                     has gone, they are read, counted and dropped, for `Timeouts.client_fin` at most, and then it is
+    a client's FIN   Between two lines, it is not passed on, since the link is for other clients too.  In the middle of
+                     a line, it is passed on, since servers then answer the half line; the link is spent.
+    the end          A clean link is given back, any other one is closed.  If replies are outstanding when the client is
+                     gone, they are read, counted and dropped, for `Timeouts.client_fin` at most; then the link is
                      clean.
-    a dead link      If a link ends before anything was sent on it, the session goes on with the next one.
+    a dead link      If a link ends before anything was sent on it, the session continues with the next one.
 
-The observer says what is clean.
+The observer decides whether a link is clean.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from fooproxy.relay.session import Host
 
 _THEIRS = ("idle_timeout", "reply_timeout", "half_close_timeout")
-"""Reasons of the proxy's for ending a session whose server sends nothing; nothing more is expected of it then."""
+"""Reasons for which the proxy ends a session because its server sends nothing; no further replies are expected."""
 
 
 class OnDemand(Opening):
-    """What comes before the first request of a client that needs no link until then."""
+    """An opening that takes no link before the client's first request."""
 
     __slots__ = ()
 
     session: PooledSession[Any]
 
     def connect(self) -> None:
-        """Wait for the client's first byte; this is not needed for that."""
+        """Wait for the client's first byte, without a link."""
         self.session.rest()
 
 
@@ -57,18 +57,18 @@ class PooledSession(Session[Seen]):
         self._abandoned: Leg | None = None
         """The upstream leg, while its replies are read and dropped."""
         self._heard = 0
-        """Bytes that had passed when the link was lent; -1 if some are sent on it at once."""
+        """The bytes that had passed when the link was lent; -1 if held bytes are sent on it at once."""
         observer.pair()
 
     def connected(self, leg: Leg) -> None:
-        """Continue with the link that is lent."""
+        """Continue with the link that was lent."""
         if leg is self.client:
             super().connected(leg)
             return
         self.observer.got_link()
         was_held = self.client.holds and not self.is_connecting
         if self.client.holds:
-            # Only now does the server get them.
+            # The server gets the held bytes only now.
             self.observer.forwarded()
         self._heard = -1 if self.client.holds else self.observer.passed
         super().connected(leg)
@@ -76,7 +76,7 @@ class PooledSession(Session[Seen]):
             self.client.transport.resumeProducing()
 
     def finished(self, leg: Leg) -> None:
-        """Go on with another link if this one is dead; what a client has finished is finished for its link too."""
+        """Handle the FIN of `leg`: continue with another link if this one is dead, or as any session does."""
         if self._is_dead(leg):
             self._replace(leg)
         elif leg is self._abandoned:
@@ -85,18 +85,18 @@ class PooledSession(Session[Seen]):
             super().finished(leg)
 
     def _passes_on_fin(self, leg: Leg) -> bool:
-        """Return whether the other leg gets a FIN: a link only if it is spent anyway."""
+        """Return whether the other leg gets a FIN: a link gets one only if it cannot be used again anyway."""
         return leg is not self.client or not self.observer.is_regular
 
     def lost(self, leg: Leg, reason: Failure) -> None:
-        """Go on with another link if this one is dead."""
+        """Continue with another link if this one is dead."""
         if self._is_dead(leg):
             self._replace(leg)
         else:
             super().lost(leg, reason)
 
     def _is_dead(self, leg: Leg) -> bool:
-        """Return whether the server has ended a link, which others have used, before it got anything of this client."""
+        """Return whether the server has ended a used link before it received anything from this client."""
         is_used = leg is self.upstream and leg.link is not None and leg.link.is_used
         is_needed = not (self.closing or self.draining or self.client.finished)
         return is_used and is_needed and self.observer.passed == self._heard
@@ -109,7 +109,7 @@ class PooledSession(Session[Seen]):
         self.rest()
 
     def rest(self) -> None:
-        """Wait for the next byte of the client, with nothing that is not needed for that."""
+        """Wait for the client's next byte, without a link and without anything else that this does not need."""
         self.ending = False
         self._opening = None
         self.client.await_data()
@@ -117,20 +117,20 @@ class PooledSession(Session[Seen]):
             self.client.resumeProducing()
 
     def addressed(self) -> None:
-        """Take a link, since the client has said something."""
+        """Take a link, since the client has sent something."""
         self.observer.needs_link()
         self._opening = opening = Opening(self, self.host.connect)
         opening.connect()
 
     def _leave(self, leg: Leg) -> None:
-        """Part with a link."""
+        """Detach the session from its link."""
         self.upstream = None
         self.observer.released()
         self.client.stop_relaying()
         leg.leave()
 
     def close(self) -> None:
-        """Close the client's leg; give the link back, now or once all replies have come, or close it."""
+        """Close the client's leg; give back the link, now or after all replies, or close it too."""
         leg = self.upstream
         if leg is not None and not leg.lost and leg is not self._abandoned:
             if self._is_clean(leg):
@@ -150,7 +150,7 @@ class PooledSession(Session[Seen]):
             leg.link.take_back()
 
     def _is_worth_waiting_for(self, leg: Leg) -> bool:
-        """Return whether a link will be clean once all replies have come, and nothing says that they will not."""
+        """Return whether the link will be clean once all replies have arrived, and they are likely to."""
         reason, observer = self.reason or "aborted", self.observer
         if reason in _THEIRS or reason.startswith("upstream_") or self.draining or reason == "aborted":
             return False
@@ -158,7 +158,7 @@ class PooledSession(Session[Seen]):
         return is_open and observer.between_requests and observer.is_regular and not observer.settled
 
     def _abandon(self, leg: Leg) -> None:
-        """Read and drop the replies that are still to come."""
+        """Read and drop the outstanding replies."""
         self._abandoned = leg
         self.ending = False
         self.observer.abandoned()
@@ -190,7 +190,7 @@ class PooledSession(Session[Seen]):
 
     @property
     def holds_up(self) -> bool:
-        """Whether the client has a link, and the server can do nothing for it before the client does something."""
+        """Whether the client has a link that the server cannot work on until the client sends or reads more."""
         leg = self.upstream
         if leg is None or self.closing:
             return False
@@ -202,12 +202,12 @@ class PooledSession(Session[Seen]):
         self.close()
 
     def abort(self) -> None:
-        """End now, with the link."""
+        """End the session and its link now."""
         self._forget_abandoned()
         super().abort()
 
     def _left(self) -> Iterator[Leg]:
-        """Yield each leg that exists, is not lost, and is not kept for the replies to come."""
+        """Yield each leg that exists, is not lost, and is not kept for outstanding replies."""
         return (leg for leg in super()._left() if leg is not self._abandoned)
 
     def _ended(self) -> None:
@@ -222,10 +222,10 @@ class PooledSession(Session[Seen]):
 
 
 class BurstSession(PooledSession[Seen]):
-    """The same, but the client has a link only from the first byte that it sends until nothing is outstanding.
+    """A pooled session whose client has a link only from the first byte of a request until nothing is outstanding.
 
-    As long as its line is unfinished, its replies are to come or it does not read them, the link is its own.  A client
-    that has said something else than requests keeps its link, since nobody knows what will be answered.
+    The client keeps the link while its line is unfinished, replies are outstanding, or it does not read them.  A client
+    that has sent anything but requests keeps its link until it leaves, since the server's answers are unpredictable.
     """
 
     __slots__ = ("_link",)
@@ -233,10 +233,10 @@ class BurstSession(PooledSession[Seen]):
     def __init__(self, host: Host[Seen], observer: Seen) -> None:
         super().__init__(host, observer)
         self._link: Lender | None = None
-        """The link, while others can have it."""
+        """The link, while it lingers and others can take it."""
 
     def connected(self, leg: Leg) -> None:
-        """Continue with the link that is lent, until the session is settled."""
+        """Continue with the link that was lent, until the session is settled."""
         super().connected(leg)
         if leg is self.client or self.upstream is not leg or self.closing:
             return
@@ -246,14 +246,14 @@ class BurstSession(PooledSession[Seen]):
             self.end_soon()
 
     def proceed(self, leg: Leg) -> None:
-        """Check after each chunk whether the link is needed any longer; the pump's sessions are told when."""
+        """Check after each chunk whether the link is still needed; sessions that the pump relays use `when_settled`."""
         if self.client.finished or self.draining or self.upstream is None:
             super().proceed(leg)
         else:
             self.settle()
 
     def note_resume(self, leg: Leg) -> None:
-        """Record that `leg` is read again, and check whether the link is needed any longer."""
+        """Record that `leg` is read again, and check whether the link is still needed."""
         super().note_resume(leg)
         if leg is self.upstream:
             self.settle()
@@ -261,7 +261,7 @@ class BurstSession(PooledSession[Seen]):
     def settle(self) -> None:
         """Let others have the link if nothing is outstanding."""
         if self._link is not None:
-            # Whether it is clean is asked when somebody needs it.
+            # Whether the link is clean is checked when another session needs it.
             if not self._link.linger(self._let_go_of_link):
                 self._let_go_of_link()
         elif self._is_ready:
@@ -303,7 +303,7 @@ class BurstSession(PooledSession[Seen]):
 
     @property
     def holds_up(self) -> bool:
-        """Whether the same holds, or the client keeps the link for what it has said."""
+        """As above, or whether the client keeps the link because it has sent something else than requests."""
         if self.upstream is None or self.closing or self._link is not None:
             return super().holds_up
         return super().holds_up or self.observer.settled

@@ -94,7 +94,7 @@ class Session(Generic[Seen]):
 
     log = Logger()
     opening: type[Opening] = Opening
-    """What leads to the upstream leg."""
+    """The class of the part that leads to the upstream leg."""
 
     __slots__ = (
         *("client", "closing", "draining", "ending", "host", "observer", "pauses", "reason", "stirred", "upstream"),
@@ -111,15 +111,15 @@ class Session(Generic[Seen]):
         self.pauses = 0
         """How often reading from a leg was paused because the other leg could not write."""
         self.stirred = _NEVER
-        """When data was last seen waiting for a peer, which `Observer.idle` does not cover; set by the sweep."""
+        """When the sweep last saw data waiting for a peer, which `Observer.idle` does not cover."""
         self.closing = False
         """Whether the legs are being closed."""
         self.draining = False
-        """Whether the session closes as soon as it is settled, since the proxy stops."""
+        """Whether the session closes as soon as it is settled."""
         self._opening: Opening | None = None
-        """What leads to the upstream leg, until there is one."""
+        """The opening, until there is an upstream leg."""
         self.reason: str | None = None
-        """Why it ends, once that is known."""
+        """Why the session ends, once that is known."""
 
     def connected(self, leg: Leg) -> None:
         """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
@@ -154,7 +154,7 @@ class Session(Generic[Seen]):
             self._opening.connect()
 
     def addressed(self) -> None:
-        """Do nothing: no leg of such a session awaits data without reading it."""
+        """Do nothing: only a `PooledSession` has legs that await data without reading it."""
 
     def connect_failed(self, reason: str) -> None:
         """End the session, since there is no upstream leg, for `reason`."""
@@ -167,7 +167,7 @@ class Session(Generic[Seen]):
             self._ended()
 
     def identified(self, leg: Leg) -> None:
-        """Record which client a load balancer stands for, and continue unless its TLS handshake is to come."""
+        """Record the client that the PROXY header names, and continue, unless a TLS handshake must follow."""
         self.observer.accepted(leg.peer)
         if not leg.over_tls:
             self.shaken()
@@ -185,7 +185,7 @@ class Session(Generic[Seen]):
         if self.closing or other is None or other.finished or (leg is self.client and self.observer.settled):
             self.close()
         elif leg is not self.client and other.over_tls:
-            # Else a client over TLS would not learn for a while that nothing more will come.
+            # Otherwise a client over TLS would learn only later that nothing more will come.
             self.close()
         else:
             if self._passes_on_fin(leg):
@@ -229,7 +229,7 @@ class Session(Generic[Seen]):
             self.reason = "send_timeout" if isinstance(why, TimeoutError) else f"{leg.name}_{how}"
         if not self.closing:
             if leg is self.client and leg.holds and how == "closed" and self.is_connecting:
-                # It has left, but what it said is still to be forwarded.
+                # The client has left, but the data it sent is still to be forwarded.
                 return
             if leg is self.client:
                 if how == "closed":
@@ -244,13 +244,13 @@ class Session(Generic[Seen]):
     def unheard(self, leg: Leg) -> None:
         """Handle the case that the other leg accepts no more of what `leg` receives, though it may not be lost yet."""
         other = self._other(leg)
-        # If it is gone, `lost` follows at once and knows how it ended.
+        # If the other leg is gone, `lost` follows at once and knows how it ended.
         if self.closing or other is None or other.is_gone:
             return
         if other.timed_out:
             self.because("send_timeout")
         elif other is self.client or not other.over_tls:
-            # From an upstream over TLS, an alert that says more may still be read; else `lost` knows that it was reset.
+            # From an upstream over TLS, an alert with the cause may still be read; otherwise `lost` sees the reset.
             self.because(f"{other.name}_reset")
         if leg is self.client:
             # Data that the upstream sent before it went away can still be read.
@@ -391,7 +391,7 @@ class Session(Generic[Seen]):
 
     def _upstream_is_silent(self) -> None:
         if self.upstream is not None and self.upstream.paused and not self.upstream.finished:
-            # It is not silent: the proxy has paused it for a client that reads slowly.
+            # The upstream is not silent: the proxy has paused it for a client that reads slowly.
             self._await_upstream()
         else:
             if self.client.finished:

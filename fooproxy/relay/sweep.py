@@ -118,7 +118,7 @@ class Sweep:
         self._stuck = stuck
         late = [(leg, at) for leg, at in stuck.items() if now - at.since >= self._timeouts.send]
         async for leg, at in in_turns(self._clock, late):
-            # It may have read something since it was visited.
+            # The peer may have read something since it was visited.
             if not leg.lost and at.taken == _taken(leg, at.session):
                 at.session.unread(leg)
 

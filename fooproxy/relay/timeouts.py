@@ -27,9 +27,9 @@ class Timeouts(NamedTuple):
 
     @property
     def interval(self) -> float:
-        """Seconds between two sweeps: a tenth of the shortest of these three, at least 0.1 s and at most 5 s.
+        """Seconds between two sweeps: a tenth of the shortest of `idle`, `send` and `reply`, within 0.1 and 5 s.
 
-        They may be noticed that much late.
+        Such a timeout may be noticed that much late.
         """
         shortest = min(self.send, self.idle or self.send, self.reply or self.send)
         return min(max(shortest / _SHARE, _SHORTEST_INTERVAL), _LONGEST_INTERVAL)
