@@ -1,11 +1,11 @@
-"""What takes the place of a listening port's socket, to decide when the port accepts connections.
+"""Stand-ins for a listening port's socket, which decide when the port accepts connections.
 
 Twisted's ports accept whatever comes: many connections in a turn, and without file descriptors they close every new
-client at once.  A class here takes the place of the socket, so that it works for all kinds of ports, and several of
-them can stand before one another.  Whoever is not accepted waits in the kernel's backlog.
+client at once.  A class here takes the place of the socket, so it works for all kinds of ports, and several of
+them can be stacked.  Clients that are not accepted yet wait in the kernel's backlog.
 
-It does not know what the connections are for.  `fooproxy.net.turnstile` limits what a turn accepts, the relay's gate
-how many sessions there are; ``foo-server`` says when there are no descriptors.
+This module does not know what the connections are for.  `fooproxy.net.turnstile` limits what a turn accepts, and the
+relay's gate limits the number of sessions; ``foo-server`` reports when it runs out of descriptors.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class StandIn:
-    """Takes the place of the socket of `port`, one of Twisted's listening ports or ours, and is it in everything else.
+    """Takes the place of the socket of `port`, one of Twisted's listening ports or ours, and passes everything else on.
 
-    It may have one timer, which ends with the socket.
+    It may have one timer, which is cancelled when the socket is closed.
     """
 
     def __init__(self, port: Any, clock: IReactorTime) -> None:
@@ -52,7 +52,7 @@ class StandIn:
         self.socket.close()
 
     def after(self, seconds: float, do: Callable[[], None]) -> None:
-        """Call `do` in `seconds`, unless something is to be called already."""
+        """Call `do` in `seconds`, unless the timer is set already."""
         if self._timer is None:
             self._timer = self.clock.callLater(seconds, self._call, do)
 
@@ -62,7 +62,7 @@ class StandIn:
 
 
 class Acceptor(StandIn):
-    """Pauses a port while it cannot accept, and resumes it when it may be able to again.
+    """Pauses a port while it cannot accept, and resumes it when it may be able to.
 
     An episode begins with the first pause, and ends when there has been none for `CALM` seconds.
     """
@@ -78,7 +78,7 @@ class Acceptor(StandIn):
     def accept(self) -> tuple[Any, Any]:
         """Accept the next client.
 
-        :raises BlockingIOError: there is none at the moment, or no file descriptor for it.
+        :raises BlockingIOError: no client is waiting, or there is no file descriptor for it.
         """
         try:
             accepted: tuple[Any, Any] = self.socket.accept()
@@ -100,13 +100,13 @@ class Acceptor(StandIn):
         return True
 
     def paused(self, cause: str, why: str, is_news: bool) -> None:
-        """Take note of a pause; `is_news` if it is the first one for its cause in this episode."""
+        """Handle a pause; `is_news` is true for the first one of its cause in this episode."""
 
     def recovered(self) -> None:
-        """Take note of the end of an episode."""
+        """Handle the end of an episode."""
 
     def pause(self, cause: str, why: str) -> None:
-        """Leave clients in the backlog, for a `cause` in a word and in words, until accepting is tried again."""
+        """Leave clients in the backlog until accepting is tried again; `cause` is a word, `why` the reason as text."""
         # First, since the reactor would otherwise call again at once, for ever, if anything below failed.
         self.port.pauseProducing()
         self._paused = True

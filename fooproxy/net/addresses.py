@@ -43,10 +43,10 @@ _PLAIN = re.compile(
     r"(?i:(?P<word>tcp|tls)):(?:host=)?(?P<host>(?:[^:=\\]|\\:)+):(?:port=)?(?P<port>[0-9]+)"
     r"(?::(?:certificate|privateKey|trustRoots)=(?:[^:\\]|\\.)*)*"
 )
-"""Descriptions of TCP and TLS connections without arguments that only Twisted's TCP connections have."""
+"""Descriptions of TCP and TLS connections without the arguments that only Twisted's endpoints support."""
 
 _OF_TWISTED = re.compile(r":(timeout|lockfile)=")
-"""Arguments for connecting to a unix socket that only Twisted's endpoint has."""
+"""Arguments for connecting to a unix socket that only Twisted's endpoint supports."""
 
 # Twisted's default of 50 overflows when many clients connect at once; each dropped client waits a second, or is refused
 # if it comes by a unix socket.
@@ -56,10 +56,10 @@ _BEFORE_BACKLOG = {"tcp": 2, "tcp4": 2, "tcp6": 1, "ssl": 5, "tls": 2, "unix": 2
 """How many arguments without a name may come before the backlog, by the word that starts a description."""
 
 _COLON = re.compile(r"(?<!\\):")
-"""What separates the arguments of a description."""
+"""The separator of a description's arguments."""
 
 _NAME = re.compile(r"\w+=")
-"""What an argument of a description starts with if it has a name."""
+"""The start of an argument that has a name."""
 
 
 class HostPort(NamedTuple):
@@ -158,7 +158,7 @@ def _polled(reactor: Any, poller: Poller, trail: Trail | None, host: str, port: 
 
 
 def tcp_place(text: str, *, listens: bool) -> HostPort | None:
-    """Return the host and port of an address that is TCP, also below TLS or a PROXY header; `None` for others.
+    """Return the host and port of an address that uses TCP, also below TLS or a PROXY header; `None` for others.
 
     :raises ValueError: `text` is not an address.
     """
@@ -245,7 +245,7 @@ def _server(reactor: Any, text: str) -> Any:
 def _described(from_string: Callable[[Any, str], Any], reactor: Any, text: str, whole: str) -> Any:
     """Let Twisted parse a description, a part of `whole`; turn its many kinds of exceptions into `ValueError`."""
     try:
-        # For a listener, Twisted wants its own words in small letters.
+        # For a listener, Twisted wants its keywords in lower case.
         text = word(text) + text[len(word(text)) :]
         endpoint = from_string(reactor, text)
     except Exception as error:

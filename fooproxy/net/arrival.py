@@ -1,9 +1,9 @@
-"""A client endpoint whose connections are usable when they are handed over, around one of Twisted's endpoints.
+"""A client endpoint around one of Twisted's, which delivers connections only when they are usable.
 
-Twisted calls a TLS connection made before its handshake has begun, so that a peer that never answers, or is not
+Twisted regards a TLS connection as made before its handshake has begun, so a peer that never answers, or is not
 trusted, looks like a server that was reached and then reset the connection.  Here the handshake is part of connecting.
-And a TCP connection to a closed port of this machine can meet itself, if the port is among those that the kernel gives
-to clients; here that is what it would be for any other port: refused.
+A TCP connection to a closed port of this machine can also connect to itself, if the kernel picks that port as the
+client's; here that counts as refused, as with any other closed port.
 
 `fooproxy.net.addresses` puts it around all client endpoints that are not ours.  An upstream may set `rejected`.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fooproxy.net.trail import Trail
 
 _PLAIN = (TCP4ClientEndpoint, TCP6ClientEndpoint, HostnameEndpoint, UNIXClientEndpoint)
-"""Those that cannot have a TLS handshake."""
+"""The endpoints whose connections cannot have a TLS handshake."""
 
 _SILENT = "the peer closed the connection"
 
@@ -47,7 +47,7 @@ _SILENT = "the peer closed the connection"
 class Noting:
     """Stands for `reactor` where one of Twisted's endpoints connects: notes each TCP connection in `trail`.
 
-    That is when the kernel has given it its local address, and not when it is made, which may be a turn later.
+    A connection is noted when the kernel has given it a local address, up to a turn before it is made.
     """
 
     def __init__(self, reactor: Any, trail: Trail) -> None:
@@ -65,7 +65,8 @@ class Noting:
         skt = getattr(client, "socket", None)
 
         def connect_and_note() -> None:
-            # Twisted calls it again until the connection is made; no attribute is left that refers to its own object.
+            # Twisted calls `doConnect` again until the connection is made.  Without this, `client` would refer to
+            # itself.
             del client.doConnect
             client.doConnect()
             self._trail.note(skt, client.realAddress)
@@ -88,12 +89,12 @@ class ArrivalEndpoint:
         self.trail = trail
         self.is_plain = isinstance(endpoint, _PLAIN)
         self.rejected: Callable[[Exception], object] = lambda reason: None
-        """Called if the peer rejects a handshake that was complete for us, as it does with our certificate in TLS 1.3.
+        """Called if the peer rejects a handshake that was complete on our side, as with our certificate in TLS 1.3.
 
-        Connections on which anything was received do not count."""
+        It is not called for connections on which data was received."""
 
     def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
-        """Connect; fails with `HandshakeError` if the connection was made but not its TLS handshake."""
+        """Connect; fails with `HandshakeError` if the connection was made but its TLS handshake failed."""
         arrivals = _Arrivals(factory, self)
         attempt = self.endpoint.connect(arrivals)
         result: Deferred[IProtocol] = Deferred(lambda _: arrivals.cancel(attempt))
@@ -103,7 +104,7 @@ class ArrivalEndpoint:
 
 
 class _Arrivals(Factory):
-    """Builds the protocol of one connection, and knows what has become of it."""
+    """Builds the protocol of one connection, and tracks the outcome of the attempt."""
 
     noisy = False
     result: Deferred[Any]
@@ -123,12 +124,12 @@ class _Arrivals(Factory):
         return self._arrival
 
     def begun(self, _: Any) -> None:
-        """Go on: the endpoint has made its connection."""
+        """Continue, now that the endpoint has made its connection."""
         self._begun = True
         self._fire()
 
     def failed(self, failure: Failure) -> None:
-        """Fail, as the endpoint has."""
+        """Fail the attempt, since the endpoint has failed."""
         self._begun = True
         cause: Any = failure.value
         is_unix = isinstance(self.endpoint.endpoint, UNIXClientEndpoint)
@@ -147,13 +148,13 @@ class _Arrivals(Factory):
     def _fire(self) -> None:
         # The endpoint may get this far before it has returned its Deferred.
         if self._begun and not self.is_open:
-            # Nothing that has come to its end is kept here.
+            # Keep no reference to a finished attempt.
             outcome, self._outcome, self._arrival = self._outcome, None, None
             if not self.result.called:
                 self.result.callback(outcome)
 
     def cancel(self, attempt: Deferred[Any]) -> None:
-        """Give up; whoever waited for `result` is told what the attempt was waiting for."""
+        """Give up; `result` fails with the step that the attempt was waiting for."""
         arrival = self._arrival
         if self._begun and arrival is not None:
             self.done(Failure(HandshakeCancelled(arrival.address)))
@@ -175,7 +176,7 @@ class _Arrival(Protocol):
         self.address: Any = address
 
     def connectionMade(self) -> None:
-        """Check that the peer is not ourselves, and wait for the handshake, if there is one."""
+        """Check that the connection is not to itself, and wait for the handshake, if there is one."""
         skt = getattr(bottom_of(self.transport), "socket", None)
         trail = self._arrivals.endpoint.trail
         if trail is not None and skt is not None and skt.family == socket.AF_UNIX:
@@ -199,19 +200,19 @@ class _Arrival(Protocol):
         self._protocol.dataReceived(data)
 
     def readConnectionLost(self) -> None:
-        """Pass the FIN on; for a protocol that takes none, it is the end."""
+        """Pass the FIN on; a protocol that cannot be half-closed loses the connection."""
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.readConnectionLost()
         else:
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
-        """Pass on that our own FIN is out."""
+        """Pass on that our own FIN was sent."""
         if IHalfCloseableProtocol.providedBy(self._protocol):
             self._protocol.writeConnectionLost()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Pass the end on; before the connection could be used, it is a failed handshake."""
+        """Pass the end on; before the connection was usable, it means a failed handshake."""
         error: Any = reason.value
         if self._protocol is None:
             closed = isinstance(error, (ConnectionDone, ConnectionLost))
@@ -226,10 +227,10 @@ class _Arrival(Protocol):
 class _TLSArrival(_Arrival):
     """Waits for a handshake.
 
-    A class of its own, since Twisted's endpoints wrap a protocol in one that has only one of these two interfaces.
+    It is a class of its own because Twisted's endpoints wrap a protocol in one with only one of these two interfaces.
     """
 
     def handshakeCompleted(self) -> None:
-        """Go on: the peer is who it should be."""
+        """Continue, now that the peer has proved its identity."""
         if self._arrivals.is_open:
             self._arrive()

@@ -33,22 +33,22 @@ GRAIN = 0.1
 """Minimum seconds between two sweeps, and so how late a deadline may be noticed."""
 
 LATE = 0.5
-"""Seconds of delay from which on the process is taken for one that was held up."""
+"""Seconds of delay after which the process counts as held up."""
 
 TURNS = 32
-"""Turns of the event loop after that, in which some thousands of connections can be read."""
+"""Turns of the event loop before a late deadline is acted on; thousands of connections can be read in these."""
 
 
 _NEVER = inf, lambda: None
 
 
 def turns(late: float) -> int:
-    """Return how many turns of the event loop may bring what a deadline that is noticed `late` seconds late awaits."""
+    """Return how many turns of the event loop to wait before acting on a deadline noticed `late` seconds late."""
     return TURNS if late > LATE else 1
 
 
 async def read_first(clock: IReactorTime, late: float) -> None:
-    """Let the event loop read what has arrived, before something is concluded that is `late` seconds late."""
+    """Let the event loop read what has arrived before the caller acts on a deadline, `late` seconds late."""
     for _ in range(turns(late)):
         await deferLater(clock, 0)
 
@@ -63,7 +63,7 @@ class Deadlines(Generic[Key]):
         self._due: dict[Key, tuple[float, Callable[[], object]]] = {}
         self._timer: IDelayedCall | None = None
         self._is_acting = False
-        """Whether what is due is being done; the timer is set when that is over."""
+        """Whether due functions are being called; the timer is set afterwards."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._due
@@ -94,7 +94,7 @@ class Deadlines(Generic[Key]):
             self._go_on()
 
     async def _act(self, now: float, late: float) -> None:
-        """Do what is due `now`, and is so still after what has arrived was read."""
+        """Let the event loop read, then call the functions that were due at the time `now` and still are."""
         await read_first(self._clock, late)
         async for key in in_turns(self._clock, [key for key, (due, _) in self._due.items() if due <= now]):
             # The call for one key may clear or put off another, and so may what happens between two turns.
@@ -109,7 +109,7 @@ class Deadlines(Generic[Key]):
         try:
             do()
         except Exception:
-            # It must not keep others from being done.
+            # One failure must not prevent the other calls.
             self.log.failure("what was due failed; this is a bug in fooproxy", limited="failures of what was due")
 
     def _go_on(self) -> None:
@@ -119,7 +119,7 @@ class Deadlines(Generic[Key]):
 
 
 class Limit:
-    """A clock for `Deferred.addTimeout` whose timeout is one of `deadlines`; it stands for the delayed call too."""
+    """A clock for `Deferred.addTimeout` that uses `deadlines`; it also serves as the delayed call."""
 
     def __init__(self, deadlines: Deadlines[Any]) -> None:
         self._deadlines = deadlines
@@ -130,9 +130,9 @@ class Limit:
         return self
 
     def active(self) -> bool:
-        """Whether the call is still to come."""
+        """Whether the call is still pending."""
         return self in self._deadlines
 
     def cancel(self) -> None:
-        """Do not call."""
+        """Cancel the call."""
         self._deadlines.clear(self)

@@ -1,10 +1,10 @@
 """Checks Twisted's endpoint descriptions (``unix:/run/foo.sock:mode=660``), and says what is wrong with one.
 
-Twisted would say it too, but in terms of its own code (``invalid literal for int() with base 8``), some of it only when
-the address is used, and some of it not at all.  So what a description says is checked here first, against a table of
-the kinds that Twisted comes with; of others, which plugins bring, only Twisted knows whether they are right.
+Twisted reports errors in terms of its own code (``invalid literal for int() with base 8``), some of them only when the
+address is used, and some not at all.  So descriptions are checked here first, against a table of the kinds that Twisted
+comes with; only Twisted can check other kinds, which plugins add.
 
-It makes no endpoint: `fooproxy.net.addresses` does, and shares the work with this module.
+This module makes no endpoints: `fooproxy.net.addresses` does, and calls it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _CONNECTING = {
 _LISTENING_ONLY = {*_LISTENING, "haproxy", "stdio"} - set(_CONNECTING)
 
 _IPV6 = ("tcp6", "tls")
-"""Those that listen by IPv6 only."""
+"""The kinds that take only IPv6 addresses as ``interface``."""
 
 WORDS = frozenset({*_LISTENING, *_CONNECTING, "haproxy", "stdio", "tcp4", "dns", "srv"})
 """The words that start a description: "tcp:8001" names no host called tcp."""
@@ -127,7 +127,7 @@ def in_words(error: Exception, text: str, whole: str) -> str:
             "expected the index or the name of one that systemd passes"
         )
     if isinstance(error, OSError):
-        # The name of a file may have been left to Twisted, and a directory is not named.
+        # Take the path from the error: a default file is not in the description.  For a directory, the error has none.
         cause = getattr(error, "originalException", error)
         path = os.fsdecode(cause.filename or "a directory")
         return f"{whole!r} needs {path}: {cause.strerror}; expected a path that exists and that this user can read"
@@ -139,7 +139,7 @@ def in_words(error: Exception, text: str, whole: str) -> str:
 
 
 def _arguments(text: str, whole: str, kinds: Mapping[str, _Kind]) -> dict[str, str]:
-    """Return the arguments of a description by name; none of a kind that is not among `kinds`."""
+    """Return the arguments of a description by name; an empty mapping if its kind is not in `kinds`."""
     if ":" not in text:
         # Twisted would parse "foo" as "tcp:foo".
         raise ValueError(f"{whole!r} is not an address; {EXPECTED}")
@@ -160,7 +160,7 @@ def _arguments(text: str, whole: str, kinds: Mapping[str, _Kind]) -> dict[str, s
 
 
 def _check(arguments: Mapping[str, str], text: str, whole: str, kinds: Mapping[str, _Kind]) -> None:
-    """Check the arguments of a description, if its kind is among `kinds`."""
+    """Check the arguments of a description, if its kind is in `kinds`."""
     kind = kinds.get(word(text))
     if kind is None:
         return
@@ -189,7 +189,7 @@ def _add(arguments: dict[str, str], name: str, value: str, whole: str) -> None:
 
 
 def _split(rest: str, whole: str) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments without and with a name, in the way that Twisted separates them."""
+    """Return the arguments without a name, and those with one, separated as Twisted does it."""
     unnamed: list[str] = []
     named: dict[str, str] = {}
     at = 0
@@ -212,7 +212,7 @@ def _plain(text: str) -> str:
 
 
 def _check_certificates(folder: str, whole: str) -> None:
-    """Refuse ``tls:8002``: Twisted takes what comes first for a directory of certificates, and listens on port 443."""
+    """Refuse ``tls:8002``: Twisted takes the first argument as a directory of certificates, and listens on port 443."""
     if folder and FilePath(folder).globChildren("*.pem"):
         if not _has_files(folder):
             raise ValueError(f"{whole!r} has {folder!r} as path; expected {_FOLDER[1]}")
@@ -225,7 +225,7 @@ def _check_certificates(folder: str, whole: str) -> None:
 
 
 def _check_path(path: str | None, whole: str) -> None:
-    """Refuse a unix socket's path that no socket can have."""
+    """Refuse a path that is empty or too long for a unix socket."""
     if path == "":
         raise ValueError(
             f"{whole!r} has an empty path; expected unix: and the path of a socket, such as unix:/run/foo.sock"
@@ -244,7 +244,7 @@ def _is_port(value: str) -> bool:
 
 
 def _is_file(value: str) -> bool:
-    """Whether `value` is no pipe or the like, which reading would wait for; what is not there is reported later."""
+    """Whether `value` is a file that can be read without blocking; a missing file is reported later."""
     try:
         return not Path(value).exists() or Path(value).is_file()
     except OSError:
@@ -252,7 +252,7 @@ def _is_file(value: str) -> bool:
 
 
 def _has_files(value: str) -> bool:
-    """Whether whatever looks like a certificate in the directory `value` is a file."""
+    """Whether each ``*.pem`` in the directory `value` can be read without blocking."""
     return all(map(_is_file, map(str, Path(value).glob("*.pem"))))
 
 
@@ -287,4 +287,4 @@ _VALUES: dict[str, tuple[Callable[[str], object], str]] = {
     "timeout": _WHOLE,
     "trustRoots": _FOLDER,
 }
-"""For an argument, what returns whether a value is right, and what would be right; of others, any value may be."""
+"""For each argument, a check of its value, and text that says what is right; other arguments take any value."""

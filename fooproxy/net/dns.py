@@ -1,9 +1,9 @@
 """Asks name servers for records: by UDP, by TCP if an answer was truncated, one server after the other.
 
-The host's own look-ups, `fooproxy.net.resolver`, tell neither how long an answer holds nor of services.  The client of
-`twisted.names` ignores the search list, and logs each port that it opens; here only its messages are used.  An answer
-counts if it comes from the server that was asked, with the same number and the same question.  ``/etc/hosts`` is not
-read.  `fooproxy.upstreams.discovery` asks.
+The system's own look-ups (`fooproxy.net.resolver`) return neither TTLs nor SRV records.  The client in `twisted.names`
+ignores the search list, and logs each port that it opens; here only its message classes are used.  An answer counts if
+it comes from the server that was asked, with the same ID and the same question.  ``/etc/hosts`` is not read.
+`fooproxy.upstreams.discovery` calls this module.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _DATAGRAM = socket.SOCK_DGRAM | getattr(socket, "SOCK_NONBLOCK", 0)
 _LARGEST = 1 << 16
 
 _MOST_SERVERS = 3
-"""Servers that are asked, as many as the system's own look-ups ask."""
+"""Maximum number of servers to ask, as in the system's own look-ups."""
 
 _LONGEST, _LONGEST_LABEL = 253, 63
-"""Characters of a name, and of what is between two dots."""
+"""Maximum characters of a name, and of one label."""
 
 _CHAIN = 8
-"""Aliases in a row that are followed."""
+"""Maximum number of look-ups for one name, as aliases (CNAME) are followed."""
 
 _CODES = {
     dns.EFORMAT: "FORMERR",
@@ -58,16 +58,16 @@ _CODES = {
 
 
 class LookupFailed(Exception):
-    """There is no answer; the text says why."""
+    """No name server gave a usable answer; the text says why."""
 
 
 class NoSuchName(LookupFailed):
-    """The answer is that the name does not exist."""
+    """The name does not exist, or is not a valid name."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The `records` of the kind asked for, which may be none, and the seconds for which that holds."""
+    """The records of the type asked for, perhaps none, and their TTL in seconds."""
 
     records: Sequence[Any] = ()
     ttl: float = 0.0
@@ -75,7 +75,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Settings:
-    """Which servers to ask, and how a name may be completed."""
+    """The name servers to ask, and how to complete short names."""
 
     servers: Sequence[tuple[str, int]] = (("127.0.0.1", dns.PORT),)
     search: Sequence[str] = ()
@@ -118,20 +118,20 @@ class NameServers:
     _settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
-        """Read the file once before the root of the file system may change."""
+        """Read the file once, since a later change of root may put it out of reach."""
         self.settings()
 
     def settings(self) -> Settings:
-        """Return what is set now; if the file cannot be read, what was before."""
+        """Return the current settings; if the file cannot be read, the previous ones."""
         with suppress(OSError):
             self._settings = read_settings(self.path.read_text("utf-8", "replace").splitlines())
         found = self._settings
         return Settings(self.servers, found.search, found.dots) if self.servers else found
 
     async def look_up(self, name: str, kind: int) -> Answer:
-        """Return the records of a kind that `name` has, or the first of its completions that has any.
+        """Return the records of type `kind` for the first completion of `name` that has any.
 
-        :raises LookupFailed: there is no answer, or no such name.
+        :raises LookupFailed: there was no answer, or the name does not exist (`NoSuchName`).
         """
         settings = self.settings()
         answer: Answer | None = None
@@ -148,7 +148,7 @@ class NameServers:
         return answer
 
     async def _follow(self, name: str, kind: int, servers: Sequence[tuple[str, int]]) -> Answer:
-        """Return the records of a name, or of that which it is an alias of."""
+        """Return the records of a name, following aliases (CNAME)."""
         ttl = inf
         for _ in range(_CHAIN):
             end, records, seconds = _found(await self._ask(name, kind, servers), name, kind)
@@ -159,7 +159,7 @@ class NameServers:
         raise LookupFailed("it is an alias of an alias, and so on")
 
     async def _ask(self, name: str, kind: int, servers: Sequence[tuple[str, int]]) -> Any:
-        """Return the first answer of a server; one that cannot answer is passed over."""
+        """Return the first answer from any of `servers`; skip servers that cannot answer."""
         if len(name) > _LONGEST or not all(0 < len(label) <= _LONGEST_LABEL for label in name.split(".")):
             raise NoSuchName("it is too long, or a part of it is empty")
         query = dns.Query(name.encode(), kind, dns.IN)
@@ -202,7 +202,7 @@ class NameServers:
 
 
 class _Question:
-    """A question that waits for its `answer`."""
+    """A query that waits for its `answer`."""
 
     def __init__(self, reactor: Any, query: dns.Query, seconds: float) -> None:
         self.answer: Deferred[Any] = Deferred(lambda _: self.end())
@@ -212,12 +212,12 @@ class _Question:
         self._timer: IDelayedCall | None = reactor.callLater(seconds, self.fail, f"no answer within {seconds:g} s")
 
     def take(self, data: bytes) -> None:
-        """Take an answer, if it is one to the question."""
+        """Accept a message, if it answers the query."""
         message = dns.Message()
         try:
             message.fromStr(data)
         except Exception:
-            # Whoever sends noise may still answer; the time is limited.
+            # The real answer may still follow this noise; the timer limits the wait.
             return
         asked = [(_text(each.name).lower(), each.type) for each in message.queries]
         is_ours = message.id == self.message.id and message.answer
@@ -225,7 +225,7 @@ class _Question:
             self._over(message)
 
     def fail(self, why: str) -> None:
-        """Give up."""
+        """Give up: fail `answer` with `LookupFailed`."""
         self._over(LookupFailed(why))
 
     def _over(self, outcome: Any) -> None:
@@ -234,20 +234,20 @@ class _Question:
             (self.answer.errback if isinstance(outcome, Exception) else self.answer.callback)(outcome)
 
     def end(self) -> None:
-        """Stop the clock, and close what is open."""
+        """Cancel the timer, and close the socket or connection."""
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()
         self.close()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the socket or connection."""
         raise NotImplementedError
 
 
 @implementer(IReadDescriptor)
 class _Datagrams(_Question):
-    """A question by UDP; a socket of our own, since Twisted logs a line for each port that it opens or closes."""
+    """A query by UDP, on a socket of its own, since Twisted logs a line for each port that it opens or closes."""
 
     def __init__(self, reactor: Any, server: tuple[str, int], query: dns.Query, seconds: float) -> None:
         self._reactor = reactor
@@ -255,7 +255,7 @@ class _Datagrams(_Question):
         super().__init__(reactor, query, seconds)
         try:
             self._socket = socket.socket(socket.AF_INET6 if isIPv6Address(server[0]) else socket.AF_INET, _DATAGRAM)
-            # So that the kernel drops what others send.
+            # A connected socket, so that the kernel drops what others send.
             self._socket.connect(server)
             self._socket.send(self.message.toStr())
         except OSError as error:
@@ -268,7 +268,7 @@ class _Datagrams(_Question):
         return -1 if self._socket is None else self._socket.fileno()
 
     def doRead(self) -> None:
-        """Take what the server has sent, or learn that there is none."""
+        """Read the answer, or an error such as that no server listens there."""
         assert self._socket is not None
         try:
             datagram = self._socket.recv(_LARGEST)
@@ -280,11 +280,11 @@ class _Datagrams(_Question):
             self.take(datagram)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Give up: the reactor has seen an error, or stops."""
+        """Give up, since the reactor reports an error or stops."""
         self.fail("nobody listens")
 
     def logPrefix(self) -> str:
-        """Return what log lines about it begin with."""
+        """Return the prefix of log lines about it."""
         return "dns"
 
     def close(self) -> None:
@@ -296,16 +296,16 @@ class _Datagrams(_Question):
 
 
 class _Stream(_Question, Int16StringReceiver):
-    """A question by TCP."""
+    """A query by TCP."""
 
     transport: Any
 
     def connectionMade(self) -> None:
-        """Ask."""
+        """Send the query."""
         self.sendString(self.message.toStr())
 
     def stringReceived(self, string: bytes) -> None:
-        """Take what the server sends."""
+        """Accept the server's message, if it answers the query."""
         self.take(string)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -319,7 +319,7 @@ class _Stream(_Question, Int16StringReceiver):
 
 
 def _found(message: dns.Message, name: str, kind: int) -> tuple[str, list[Any], float]:
-    """Return what a name is an alias of in an answer, the records of that, and for how long both hold."""
+    """Return the name at the end of the aliases in an answer, its records, and the shortest TTL of all in seconds."""
     ttl = inf
     for _ in range(len(message.answers) + 1):
         records = {each.payload: each.ttl for each in message.answers if _is(each, name.lower(), kind)}
@@ -333,7 +333,7 @@ def _found(message: dns.Message, name: str, kind: int) -> tuple[str, list[Any], 
 
 
 def _is(record: Any, name: str, kind: int) -> bool:
-    """Return whether a record is of a kind, and of a name in small letters."""
+    """Return whether a record has the type `kind` and the name `name`, which is in lower case."""
     same = record.type == kind and record.cls == dns.IN
     return same and record.payload is not None and _text(record.name).lower() == name
 
@@ -350,5 +350,5 @@ def address_of(record: Any) -> str:
 
 
 def target_of(record: Any) -> str:
-    """Return the host that an SRV record names; empty if it says that there is none."""
+    """Return the host that an SRV record names; empty if the service is not available."""
     return _text(record.target)

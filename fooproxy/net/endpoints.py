@@ -1,6 +1,7 @@
 """Endpoints for TCP and unix sockets whose connections have our own transports, polled by a `Poller`.
 
-Twisted's ports accept; connecting takes no turn of the event loop if the kernel connects at once, as on loopback.
+Twisted's ports accept the connections.  Connecting takes no turn of the event loop if the kernel connects at once, as
+on loopback.
 
 `fooproxy.net.addresses` makes them on machines with epoll.
 """
@@ -86,7 +87,7 @@ class Listener:
     ) -> IListeningPort:
         """Listen on a unix socket; without `wantPID` (``lockfile=0``), there is no lock, and nothing is replaced.
 
-        :raises CannotListenError: the socket cannot be had; this says why.
+        :raises CannotListenError: the socket cannot be created; the error says why.
         """
         port: Any = unixport.Port(address, factory, backlog, mode, self._poller or self._reactor, wantPID)
         if self._poller is not None:
@@ -98,7 +99,7 @@ class Listener:
 
         The port is made by the reactor, the public way to adopt a socket, and moved to the poller before it accepts.
 
-        :raises CannotListenError: `fd` does not listen; this says what it is.
+        :raises CannotListenError: `fd` does not listen; the error says what it is.
         """
         port: Any = adopted(self._reactor, fd, factory)
         if self._poller is not None:
@@ -141,7 +142,7 @@ class ServerEndpoint:
 
 @implementer(IStreamClientEndpoint)
 class ClientEndpoint:
-    """Connects to `address`, which is one of the `family`, and notes each connection in `trail`.
+    """Connects to `address`, of the address family `family`, and notes each connection in `trail`.
 
     `zone` names the network interface of a link-local IPv6 address (``fe80::77%eth0``).
     """
@@ -165,7 +166,7 @@ class ClientEndpoint:
         """Connect; fires at once if the kernel connects at once, as on loopback and to a unix socket."""
         try:
             if self._zone:
-                # Each time, since an interface may come and go, and then has another number.
+                # Look it up each time: an interface that was removed and added again has another number.
                 self._address = self._peer = (*self._address[:3], _scope(self._zone))
             skt = socket.SocketType(self._family, _STREAM)
         except OSError as error:
@@ -240,14 +241,14 @@ def _connected(poller: Poller, skt: socket.SocketType, peer: Address, factory: I
 
 
 def _outcome(skt: socket.SocketType, problem: int, address: Any) -> int:
-    """Return what prevents the use of a socket after a connect to `address`, which said `problem`; 0 if nothing does.
+    """Return the error number of a connect to `address` that returned `problem`; 0 if the connection can be used.
 
-    If it met itself, nobody listens there.  It is then closed with a reset, as it would otherwise keep the server from
-    binding its port for a minute.
+    A socket that connected to itself counts as refused, since nobody listens there.  It is closed with a reset;
+    otherwise it would keep the server from binding its port for a minute.
     """
     if problem not in (0, errno.EISCONN):
         return problem
-    # The port alone tells, but for one connection in thousands; a unix socket cannot meet itself.
+    # Comparing the ports first avoids a system call in nearly all cases; a unix socket cannot connect to itself.
     if not isinstance(address, tuple) or skt.getsockname()[1] != address[1] or not meets_itself(skt):
         return 0
     reset_on_close(skt)
@@ -255,7 +256,7 @@ def _outcome(skt: socket.SocketType, problem: int, address: Any) -> int:
 
 
 def _scope(zone: str) -> int:
-    """Return the number of a zone, the name or the number of an interface."""
+    """Return the number of the network interface that `zone`, a name or a number, stands for."""
     if zone.isdecimal():
         return int(zone)
     try:

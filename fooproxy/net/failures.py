@@ -1,7 +1,7 @@
-"""Why a connection could not be made: one word to count it by, and text for the operator.
+"""Why a connection could not be made: a word for the statistics, and text for the operator.
 
-It knows what the kernel, Twisted and OpenSSL raise, and nothing about who wanted the connection.  Sessions and
-upstreams ask it; `fooproxy.net.arrival` raises `HandshakeError`.
+This module knows the exceptions of the kernel, Twisted and OpenSSL, and nothing about the purpose of a connection.
+Sessions and upstreams call it; `fooproxy.net.arrival` raises `HandshakeError`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORDS = {
     errno.EAGAIN: "its queue of new connections is full",
     errno.EADDRNOTAVAIL: "no free local port or address",
 }
-"""What some errors of connect mean, where the system's text says something else."""
+"""The meaning of some errors of connect whose system text is misleading."""
 
 _HINTS = {
     "wrong version number": "does it speak TLS?",
@@ -37,7 +37,7 @@ _HINTS = {
 
 
 class HandshakeError(error.ConnectError):
-    """The connection was made, but no TLS handshake; `text` says why."""
+    """The connection was made, but its TLS handshake failed; `text` says why."""
 
     def __init__(self, text: str) -> None:
         super().__init__(string=text)
@@ -47,11 +47,11 @@ class HandshakeError(error.ConnectError):
 
 
 class HandshakeCancelled(error.ConnectingCancelledError):
-    """The attempt was cancelled while it waited for the peer to do its part of the TLS handshake."""
+    """The attempt was cancelled while it waited for the peer's part of the TLS handshake."""
 
 
 class NotServed(Exception):
-    """No connection was made for `reason`, a word by which sessions are counted, that is no failure of an attempt."""
+    """No connection was made, though no attempt failed; `reason` is the word by which the session is counted."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -64,14 +64,14 @@ def is_tls(reason: Any) -> bool:
 
 
 def kind(reason: Any) -> str:
-    """Return the word for an exception: ``refused``, ``unresolved``, ``timeout``, ``tls``, else ``unreachable``."""
+    """Return a word for an exception: ``refused``, ``unresolved``, ``timeout``, ``tls``, else ``unreachable``."""
     if is_tls(reason):
         return "tls"
     return next((word for classes, word in _KINDS if isinstance(reason, classes)), "unreachable")
 
 
 def counted_as(reason: Any) -> str:
-    """Return the reason for which a session ends that could not be connected, such as ``upstream_refused``."""
+    """Return the reason by which a session that could not be connected is counted, such as ``upstream_refused``."""
     if isinstance(reason, NotServed):
         return reason.reason
     word = kind(reason)
@@ -79,7 +79,7 @@ def counted_as(reason: Any) -> str:
 
 
 def words(reason: Any) -> str:
-    """Return what an exception means, without the line end, the traceback or the tuple that its text may have."""
+    """Return the meaning of an exception as text, without line ends, tracebacks or tuples."""
     if isinstance(reason, VerificationError):
         return "its certificate is for another host name"
     if isinstance(reason, TLSError):
@@ -91,7 +91,7 @@ def words(reason: Any) -> str:
 
 
 def _tls_words(reason: Any) -> str:
-    """Return the text of the last of OpenSSL's errors; each is a tuple whose last item is its text."""
+    """Return the text of OpenSSL's last error; each error is a tuple whose last item is its text."""
     errors = reason.args[0] if reason.args else ()
     if not isinstance(errors, (list, tuple)) or not errors:
         return str(reason) or type(reason).__name__

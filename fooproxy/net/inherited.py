@@ -1,7 +1,7 @@
 """Listening sockets that another process has opened and passed to this one, as systemd does.
 
-What was passed is known only when it is used, and Twisted looks at nothing of it: it would take a UDP socket for a
-listener, and report each datagram as a failed accept.  `fooproxy.net.endpoints` adopts sockets with this.
+The kind of a passed socket is known only when it is used, and Twisted does not check it: it would take a UDP socket for
+a listener, and report each datagram as a failed accept.  `fooproxy.net.endpoints` adopts sockets with this.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _TYPES = {socket.SOCK_DGRAM: "a datagram socket", socket.SOCK_SEQPACKET: "a sock
 
 
 def adopted(reactor: Any, fd: int, factory: IProtocolFactory) -> IListeningPort:
-    """Accept from `fd`, whose real family counts, with one of the reactor's ports; closing that leaves `fd` open.
+    """Return a port of the reactor that listens on `fd`, by its real family; closing the port leaves `fd` open.
 
-    :raises CannotListenError: `fd` is no socket that listens for streams; this says what it is.
+    :raises CannotListenError: `fd` is not a listening stream socket; the error says what it is.
     """
     try:
         with socket.socket(fileno=os.dup(fd)) as inherited:
@@ -42,7 +42,7 @@ def adopted(reactor: Any, fd: int, factory: IProtocolFactory) -> IListeningPort:
 
 
 def _found(inherited: socket.socket) -> str | None:
-    """Return what a socket is, if it does not listen for streams."""
+    """Return what kind of socket `inherited` is, or `None` if it is a listening stream socket."""
     if inherited.family not in _FAMILIES:
         return f"a socket of the family {inherited.family}"
     if inherited.type != socket.SOCK_STREAM:

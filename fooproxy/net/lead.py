@@ -1,11 +1,11 @@
 """The lead: a poller that waits in the place of Twisted's epoll reactor, rather than being one of its readers.
 
-A reader may not keep the reactor from its timers, nor from HTTP and signals, so it can wait for a moment at most, and a
-short wait is dear: the kernel sets up a timer for each.  A poller in the lead waits until the reactor's next timer,
-and for what the reactor waits for, too: its epoll watches that of the reactor.
+A reader must not delay the reactor's timers, HTTP or signals, so it can wait only briefly, and short waits are
+expensive: the kernel sets up a timer for each.  A poller in the lead waits until the reactor's next timer, and also for
+the reactor's own events: its epoll watches the reactor's.
 
-It knows the reactor and the poller; the service takes the lead when it starts, and gives it back when it stops.  With
-any other reactor, or if somebody else has the lead, all stays as it was.
+This module knows the reactor and the poller; the service takes the lead when it starts, and gives it back when it
+stops.  With any other reactor, or if something else has replaced `doIteration`, `take` does nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Lead:
-    """Has `poller` wait in the place of `reactor`, which becomes one of its readers."""
+    """Makes `poller` wait in the place of `reactor`, which becomes one of the poller's readers."""
 
     brings_traffic = True
     """Never set aside by the poller: HTTP and signals do not wait for many ends."""
@@ -31,8 +31,8 @@ class Lead:
         self.taken = False
 
     def take(self) -> None:
-        """Wait in the reactor's place from now on, if that can be."""
-        # Somebody else's lead is an attribute of the instance.
+        """Wait in the reactor's place from now on, if that is possible."""
+        # If something else has the lead, the instance has this attribute.
         if self._epoll is None or "doIteration" in vars(self._reactor):
             return
         self.taken = True
@@ -45,7 +45,7 @@ class Lead:
         self._reactor.doIteration = self._iterate
 
     def give_back(self) -> None:
-        """Let the reactor wait again, if it does not."""
+        """Let the reactor wait again, if the poller has the lead."""
         if self.taken:
             self.taken = False
             del self._reactor.doIteration
@@ -59,7 +59,7 @@ class Lead:
         return fileno
 
     def doRead(self) -> None:
-        """End the poller's turn, since something is ready that is the reactor's."""
+        """End the poller's turn, since events of the reactor are ready."""
         self._poller.is_due = True
 
     def _iterate(self, delay: float | None) -> None:

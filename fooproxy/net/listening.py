@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class _Silent(dict[str, Any]):
-    """A context for Twisted's legacy log, which its ports use: events without a text do not become lines, errors do."""
+    """A context for Twisted's legacy log, in which events without text are dropped; errors are still logged."""
 
     def copy(self) -> _Silent:
-        """Copy, as the log does for each event."""
+        """Return a copy of the same class: the log copies its context for each event."""
         return _Silent(self)
 
     def update(self, *more: Any, **named: Any) -> None:
-        """Add what an event has, as the log does next."""
+        """Add the fields of an event, as the log does next."""
         super().update(*more, **named)
         if self.get("isError"):
             self.pop("log_format", None)
@@ -49,7 +49,7 @@ def listen_now(endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IL
     (port,) = results
     if isinstance(port, Failure):
         port.raiseException()
-    # Called when the port has been closed.
+    # Twisted calls this when the port is closed, and logs a line.
     port.connectionLost = partial(_silently, port.connectionLost)
     listening: IListeningPort = port
     return listening

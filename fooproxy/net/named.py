@@ -1,16 +1,17 @@
 """A client endpoint that does not look its host name up for every connection.
 
 The first connection looks the name up, and the addresses are kept for the next ones.  They are tried one after the
-other, as RFC 8305 has it: the next one when the one before has failed, or has not answered for `_DELAY`; the first
-connection made is taken.  What was learnt is kept for longer than the addresses: the one that worked is tried first
-next time, and those that failed or did not answer last, so that a connection which is given up too early for a good
-address brings the next one closer to it.
+other, as in RFC 8305: the next one when the previous one has failed, or has not answered for `_DELAY`; the first
+connection made is used.  The results are remembered: next time, the address that worked is tried first, and those that
+failed or did not answer are tried last.  So if a caller gives up before a good address is reached, the next connection
+gets further.
 
-The name is looked up again when no address could be connected, or the caller gave up after `_PATIENCE`; if that brings
-no answer, the addresses known are tried again, since a server may come back before the name service does.  It is looked
-up in the background every `FRESH` seconds, or at the next connection if the address that worked has failed.
+The name is looked up again when no address accepted a connection, or the caller gave up after `_PATIENCE`.  If there is
+no answer, the known addresses are tried again, since a server may come back before the name service does.  The name is
+also looked up in the background every `FRESH` seconds, and at the next connection if the address that worked has
+failed.
 
-`fooproxy.net.addresses` makes it; it uses the reactor's resolver.
+`fooproxy.net.addresses` makes these endpoints; they use the reactor's resolver.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ FRESH = 30.0
 """Seconds until a name is looked up again in the background."""
 
 _DELAY = 0.25
-"""Seconds without an answer after which the name's next address is tried too, and this one is tried later next time."""
+"""Seconds without an answer after which the next address is tried too, and this one counts as failed for next time."""
 
 _PATIENCE = 1.0
-"""Seconds after which a cancelled attempt counts against all the addresses, so that the name is looked up again; the
-answer is waited for that long before they are tried once more."""
+"""Seconds after which a cancelled attempt counts against all addresses, so that the name is looked up again; also the
+seconds to wait for that answer before the known addresses are tried once more."""
 
 
 @implementer(IStreamClientEndpoint)
@@ -57,14 +58,14 @@ class NamedEndpoint:
         self._host = host
         self._to_address = to_address
         self._addresses: list[str] = []
-        """In the order in which to try them."""
+        """The known addresses, in the order in which to try them."""
         self._is_stale = True
         """Whether the name must be looked up before the next connection."""
         self._endpoints: dict[str, IStreamClientEndpoint] = {}
         self._worked = ""
-        """The address that was connected last."""
+        """The address of the last successful connection."""
         self._failed: dict[str, None] = {}
-        """Those that have failed, or not answered, since they last worked; the latest last."""
+        """The addresses that have failed or not answered since they last worked; the latest last."""
         self._asked_at = float("-inf")
         self._asking = False
         self._waiting: dict[Deferred[list[str]], None] = {}
@@ -88,7 +89,7 @@ class NamedEndpoint:
         return await _Race(self, self._addresses, factory, self._reactor).result
 
     def _for_a_while(self, answer: Deferred[None]) -> Deferred[None]:
-        """Wait for `answer`, but no longer than for addresses that may no longer work; it is not cancelled."""
+        """Wait for `answer`, at most `_PATIENCE`, and do not cancel it: the known addresses may still work."""
         waiting: Deferred[None] = Deferred(lambda _: timer.active() and timer.cancel())
         timer = self._reactor.callLater(_PATIENCE, waiting.callback, None)
 
@@ -101,7 +102,7 @@ class NamedEndpoint:
         return waiting
 
     def _renew(self, addresses: list[str]) -> None:
-        """Take what a look-up has found; if it is nothing, the addresses known may still work."""
+        """Use the addresses from a look-up; if there are none, keep the known ones, which may still work."""
         if addresses:
             self._is_stale = False
             self._addresses = interleaved(list(dict.fromkeys(addresses)))
@@ -118,7 +119,7 @@ class NamedEndpoint:
         return (self._endpoints.get(address) or self._to_address(address)).connect(factory)
 
     def works(self, address: str, silent: Collection[str]) -> None:
-        """Remember that an address was connected, while those in `silent` had not answered for a while."""
+        """Remember that `address` accepted a connection, and that those in `silent` had not answered for `_DELAY`."""
         if self._worked != address or address in self._failed or silent:
             self._failed.pop(address, None)
             self._worked = address
@@ -127,7 +128,7 @@ class NamedEndpoint:
             self._sort()
 
     def fails(self, address: str) -> None:
-        """Remember that an address has failed or not answered; if it did work, look the name up soon."""
+        """Remember that an address has failed or not answered; if it was the one that worked, look the name up soon."""
         self._failed.pop(address, None)
         self._failed[address] = None
         if self._worked == address:
@@ -136,7 +137,7 @@ class NamedEndpoint:
         self._sort()
 
     def forget(self) -> None:
-        """Look the name up before the next connection; if there is no answer, the addresses known may work again."""
+        """Look the name up before the next connection; without an answer, the known addresses are tried again."""
         self._is_stale = True
 
     def _look_up(self) -> Deferred[list[str]]:
@@ -153,13 +154,13 @@ class NamedEndpoint:
         self._asking = False
         waiting, self._waiting = self._waiting, {}
         for one in waiting:
-            # An earlier callback may have cancelled it.
+            # An earlier callback may have cancelled this one.
             if not one.called:
                 one.callback(hosts)
 
 
 class _Race:
-    """One connection: tries `addresses` until one is connected; its `result` fires with the protocol."""
+    """One connection: tries `addresses` until one accepts it; its `result` fires with the protocol."""
 
     def __init__(
         self, endpoint: NamedEndpoint, addresses: list[str], factory: IProtocolFactory, clock: IReactorTime
@@ -190,7 +191,7 @@ class _Race:
         self.result.callback(protocol)
 
     def _not_made(self, failure: Failure, address: str) -> None:
-        # What is missing here was cancelled by `_end`.
+        # `_end` has cancelled the attempts that are missing here.
         if self._trying.pop(address, None) is None:
             return
         self._endpoint.fails(address)
@@ -208,7 +209,7 @@ class _Race:
             self._endpoint.forget()
 
     def _end(self) -> list[str]:
-        """Cancel what is in progress, and return the addresses that have not answered for a while."""
+        """Cancel the attempts in progress, and return the addresses that have not answered for `_DELAY`."""
         self._stop_timer()
         trying, self._trying = self._trying, {}
         for attempt, _ in trying.values():
@@ -223,7 +224,7 @@ class _Race:
 
 
 def interleaved(addresses: list[str]) -> list[str]:
-    """Return addresses with the two families taking turns, so that one that is dead costs less."""
+    """Return addresses with IPv4 and IPv6 taking turns, so that a family that does not work costs less time."""
     first = ":" in addresses[0]
     families = [[address for address in addresses if (":" in address) is (first is same)] for same in (True, False)]
     pairs = zip_longest(*families)

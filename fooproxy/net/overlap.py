@@ -1,7 +1,7 @@
-"""Says whether two addresses cannot both be listened on, as the kernel would: one may be a part of the other.
+"""Says whether two addresses cannot both be listened on, by the kernel's rules: one may include the other.
 
-It resolves no names, and opens nothing; of what it cannot know, such as a name and an address, it says nothing.
-`fooproxy.commandline` asks it.
+This module resolves no names and opens nothing; if it cannot know, as with a name and an address, it reports no
+overlap.  `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fooproxy.net.descriptions import check_listening
 _Host: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address | str"
 
 Claim: TypeAlias = "HostPort | str"
-"""What an address takes when it is listened on: a TCP port, or something else that can be had once."""
+"""The resource that listening on an address takes: a TCP port, or something else that only one listener can have."""
 
 
 def claim(text: str, default: str) -> Claim:
-    """Return what an address to listen on takes; if it names no host, that is `default`.
+    """Return the resource that listening on `text` takes; if `text` names no host, `default` is used.
 
     :raises ValueError: `text` is not an address.
     """
@@ -39,7 +39,7 @@ def claim(text: str, default: str) -> Claim:
 
 
 def overlap(one: Claim, other: Claim) -> bool:
-    """Return whether only one of two claims can be had; the kernel's choice of a port (0) is always another one."""
+    """Return whether two claims exclude each other; ports that the kernel chooses (0) never do."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
     if one.port != other.port or not one.port:

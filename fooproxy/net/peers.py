@@ -1,6 +1,6 @@
 """How the addresses of peers and ports are shown to operators: in the log, on the page, and in lists.
 
-It knows Twisted's addresses and those of our transports; the relay and the service use it.
+This module knows Twisted's addresses and those of our transports; the relay and the service use it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def shown(address: Any) -> str:
 def shown_peer(transport: Any) -> str:
     """Format the address of the other end of a connection."""
     if isinstance(transport, Transport) and isinstance(transport.peer, str):
-        # IPv4, as for nearly all clients: nothing has to be found out about it.
+        # IPv4, as for nearly all clients: the transport keeps the address as text.
         return transport.peer
     return shown(transport.getPeer())
 
 
 def shown_host(host: str) -> str:
-    """Return the one spelling of an IP address that is shown, the shortest.
+    """Return an IP address in its shortest spelling, the only one that is shown.
 
     A listener on ``[::]`` sees IPv4 clients under IPv6 addresses; these are shown as IPv4.
     """

@@ -1,8 +1,8 @@
 """Polls TCP transports together, with an epoll of their own that is a single reader of whatever reactor runs.
 
 Twisted's reactors handle each event in a log context of its own and do more work in each turn.  A `Poller` pays for
-both once per batch of events, or for several batches.  Transports use it as their reactor.  `fooproxy.net.lead` has it
-wait in the reactor's place, where that can be.
+both once per batch of events, or for several batches.  Transports use it as their reactor.  `fooproxy.net.lead` makes
+it wait in the reactor's place, where that is possible.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ _BUDGET = 10_000
 """Maximum microseconds before the reactor gets its turn, for timers, signals and HTTP."""
 
 _LONG_BUDGET = 50_000
-"""The same, while its next timer and all else that it waits for are known."""
+"""The same while the poller has the lead, since it then knows the reactor's next timer and watches its events."""
 
 _NEVER = 1 << 62
-"""A time that does not come."""
+"""A time that never comes."""
 
 _ROUNDS = 8
-"""Maximum batches before that, while it is known that somebody waits for this turn."""
+"""Maximum batches before the reactor gets its turn while new connections or postponed work wait for it."""
 
 _SHARE = 2_000
-"""Microseconds of `_BUDGET` for what is not relaying, mostly new connections and the ends of others."""
+"""Microseconds of `_BUDGET` for anything but relaying: mostly new connections, and the ends of connections."""
 
 _CHORES = 4_000
-"""Microseconds of a turn of the reactor for what was postponed: more than newcomers get, so that it comes to an end."""
+"""Microseconds of a turn of the reactor for postponed work: more than for new connections, so that it gets done."""
 
 _BATCH_ASIDE = 1024
 """Maximum events per call of epoll while something is set aside, so that relaying is found among many ends."""
 
 _ROOM = 256
-"""How many file descriptors there is room for at once, and for how many more each time that this is not enough."""
+"""The initial size of the tables by file descriptor, and by how much they grow when they are full."""
 
 _FAILURES = "failures of a connection's protocol"
-"""What these log lines are called when there are too many of them."""
+"""The kind of these log lines, for the limit on lines of one kind."""
 
 _DONE = Failure(ConnectionDone())
 _LOST = Failure(ConnectionLost())
@@ -75,10 +75,10 @@ def is_available() -> bool:
 class Poller:
     """Polls transports with one epoll, which `reactor` polls in turn; the transports use it as their reactor.
 
-    `patience` is how many seconds it waits for the next events itself before it returns to `reactor`.  That pays if all
+    `patience` is the seconds that the poller waits for further events before it returns to `reactor`.  That pays if all
     traffic goes through the poller, since a turn of the reactor costs more than a message; otherwise it delays others.
-    While the poller waits in the reactor's place, it is only for events that follow on one after which the reactor may
-    have something to do, such as a call that Twisted's TLS makes in its next turn.
+    While the poller has the lead, `patience` only applies after an event that may have given the reactor something to
+    do, such as a call that Twisted's TLS makes in its next turn.
     `clock` returns microseconds; one reading is the time of a whole batch.  `pump` makes the pump.
     """
 
@@ -94,12 +94,12 @@ class Poller:
         self.pump = pump(self._do_afterwards, clock)
         """Relays between transports without calling their protocols."""
         self.after_silence: list[Callable[[], None]] = []
-        """Functions to call before a batch is read that arrives more than `_SILENCE` after the last one."""
+        """Functions to call before reading a batch that arrives more than `_SILENCE` after the last one."""
         self._served_at = 0
         self.afterwards: list[Callable[[], None]] = []
         """Functions to call after each batch of events, when everything has been written."""
         self.each_turn: list[Callable[[], None]] = []
-        """The same, but only after the first batch of each turn."""
+        """Functions to call after the first batch of each turn, when everything has been written."""
         self._goes_on = hasattr(self.pump, "go_on")
         """Whether the pump can relay further batches without Python, if nothing needs to be called after each."""
         self.led = -1
@@ -111,14 +111,14 @@ class Poller:
         """Whether `_do_chores` is due."""
         self._epoll: Any = None
         self._polled: list[Any] = []
-        """What is polled, or `None`, by file descriptor: lists take a fifth of the memory of dictionaries."""
+        """The polled objects, or `None`, by file descriptor: a list takes a fifth of a dictionary's memory."""
         self._events = bytearray()
-        """The events that it is polled for, by file descriptor."""
+        """The events that each is polled for, by file descriptor."""
         self._aside: OrderedDict[int, tuple[int, Any]] = OrderedDict()
-        """Events that wait for a later turn, by file descriptor; these are not in the epoll meanwhile."""
+        """Events that wait for a later turn, by file descriptor; the epoll does not watch these meanwhile."""
 
     def open(self) -> None:
-        """Open the epoll, if it is not yet; not earlier, since twistd may fork between makeService and the start."""
+        """Open the epoll, unless it is open.  Do not call this before the start: twistd may fork after makeService."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._reactor.addReader(self)
@@ -140,7 +140,7 @@ class Poller:
         self._change(writer, 0, _OUT)
 
     def getWriters(self) -> list[Any]:
-        """List those that wait to write."""
+        """List the transports that wait to write."""
         return [self._polled[fd] for fd, events in enumerate(self._events) if events & _OUT]
 
     def forget(self, selectable: Any) -> None:
@@ -161,7 +161,7 @@ class Poller:
             self.callLater(0, self._do_chores)
 
     def _do_chores(self) -> None:
-        """Do what was postponed, for as long as a turn of the reactor may spend on that: closing first."""
+        """Do postponed work for at most `_CHORES`: first the calls from `soon`, then the events set aside."""
         self._has_chores = False
         end = self._clock() + _CHORES
         while self._soon or self._aside:
@@ -173,7 +173,7 @@ class Poller:
             else:
                 fd, (event, why) = next(iter(self._aside.items()))
                 self._serve(fd, event, why)
-                # Most of them have ended.
+                # Most of these connections have ended; watch the others again.
                 if self._aside.pop(fd, None) is not None:
                     self._epoll.register(fd, self._events[fd])
             if self._clock() > end:
@@ -203,7 +203,7 @@ class Poller:
         elif after:
             self._epoll.modify(fd, after)
         else:
-            # As with Twisted's reactors, not even errors are reported now.
+            # As with Twisted's reactors, not even errors are reported from here on.
             self._epoll.unregister(fd)
             self._polled[fd] = None
         self._events[fd] = after
@@ -214,11 +214,11 @@ class Poller:
         return fileno
 
     def doRead(self) -> None:
-        """Handle the events that are ready, and those that follow within the limits above."""
+        """Handle the events that are ready, and those that follow within `patience` and `_BUDGET`."""
         self._turn(0.0, self.patience, _BUDGET, _NEVER)
 
     def iterate(self, delay: float | None) -> None:
-        """Do that in the reactor's place, which has its next timer in `delay` seconds: wait for events until then.
+        """Wait for events and handle them in the reactor's place, until its next timer in `delay` seconds.
 
         The turn also ends with the batch that sets `is_due`.
         """
@@ -230,9 +230,9 @@ class Poller:
             self._turn(0.0, 0.0, _BUDGET, _NEVER)
 
     def _turn(self, timeout: float, patience: float, budget: int, due: int) -> None:
-        """Handle events, waiting `timeout` seconds for the first ones (-1: for ever), and `patience` for those after.
+        """Handle events: wait `timeout` seconds for the first ones (-1: for ever), and `patience` seconds for more.
 
-        It takes `budget` from the first ones on, but ends at the time `due`.
+        The turn ends `budget` microseconds after the first events, at the latest at the time `due`.
         """
         poll, relay, clock = self._epoll.poll, self.pump.relay, self._clock
         end, rounds, self.is_due = 0, 0, False
@@ -242,7 +242,7 @@ class Poller:
             if not events:
                 return
             if len(events) == 1 and events[0][0] == self.led:
-                # This was no batch of ours, nor the end of a silence.
+                # Only the reactor has events; this is not a batch of the poller's, nor the end of a silence.
                 self.is_due = True
                 return
             now = clock()
@@ -264,7 +264,7 @@ class Poller:
             rounds += 1
             is_all_relayed = not (others or stuck or self._has_chores)
             if self.afterwards or not is_all_relayed:
-                # These may have given the reactor something to do.
+                # These calls and events may have given the reactor something to do.
                 end = min(end, now + _BUDGET)
             if not is_all_relayed:
                 patience = min(patience, self.patience)
@@ -277,11 +277,11 @@ class Poller:
                 now = self._relay_on(now, end, timeout)
                 if now > end:
                     return
-                # It has waited, and there was or is something else.
+                # The pump has waited already, and other events have come, or none.
                 timeout, end, patience = 0.0, min(end, now + _BUDGET), min(patience, self.patience)
 
     def _relay_on(self, now: int, end: int, patience: float) -> int:
-        """Relay the batches that follow one at the time `now`, up to one with other events; return the last one's."""
+        """Relay further batches after the one at `now`, until one has other events; return the last one's time."""
         try:
             milliseconds = math.ceil(patience * 1000)
             others, stuck, now = self.pump.go_on(self._epoll.fileno(), _BATCH, milliseconds, now, end, _SILENCE)
@@ -307,7 +307,7 @@ class Poller:
     def _give_up(self, events: list[tuple[int, int]]) -> list[Any]:
         """Reset the connections of a batch in which the pump has failed; return the events that are not the pump's.
 
-        Nobody knows what it has read and not written, and no byte may be missing between two others.
+        The pump may have read data that it did not write, and the peers must not receive a stream with a gap.
         """
         self.log.failure(
             "relaying failed, for lack of memory or by a bug in fooproxy; resetting the {number} connections that had "
@@ -339,8 +339,8 @@ class Poller:
     def _serve_others(self, others: list[Any]) -> int:
         """Handle the events that are not the pump's; return how many of them wait for the next turn of the reactor.
 
-        A port accepts once in a turn.  When the share of the turn is used up, so that thousands of connections that end
-        at once do not hold up those that go on, everything is set aside but writing, and reading what is relayed.
+        A port accepts once in a turn.  When `_SHARE` is used up, everything is set aside except writes and relayed
+        reads, so that thousands of connections that end at once do not hold up the others.
         """
         waiting = 0
         began = self._clock()
@@ -348,7 +348,7 @@ class Poller:
         for fd, event, why in others:
             selectable = self._polled[fd]
             if selectable is None:
-                # It waits to be closed, and until then epoll goes on reporting it.
+                # This connection waits to be closed; until then, epoll goes on reporting it.
                 continue
             if isinstance(selectable, tcp.Port):
                 if self._accepted:
@@ -363,17 +363,17 @@ class Poller:
         return waiting
 
     def _can_wait(self, selectable: Any, event: int, why: Any) -> bool:
-        """Return whether an event is none of relaying."""
+        """Return whether an event can be set aside: it is not relayed data, nor a write."""
         return event != IN or why is not None or not selectable.brings_traffic
 
     def _set_aside(self, fd: int, event: int, why: Any) -> None:
         self._do_chores_soon()
         self._aside[fd] = (event, why)
-        # Otherwise epoll would report it again and again.
+        # Otherwise epoll would report the event again and again.
         self._epoll.unregister(fd)
 
     def _serve(self, fd: int, event: int, why: Any) -> None:
-        """Handle an event that is not the pump's, or the end of a connection for which the pump has found out `why`."""
+        """Handle an event that is not the pump's, or the end of a connection, whose cause `why` the pump has found."""
         # An event earlier in the batch may have closed this one.  If its file descriptor is in use again, the new
         # connection finds nothing to read, which does no harm: a system call confirms each event, and the ends that the
         # pump has found are handled before any new connection.

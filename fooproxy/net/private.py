@@ -1,7 +1,7 @@
-"""The private names of Twisted, and one of Python's, that this project uses; no other module uses any of a library.
+"""The private names of Twisted, and one of Python, that this project uses; no other module uses private names.
 
-Each entry of `USED` says what a name is for, and which public way was tried and why it does not do.  A test fails with
-those words when a release of Twisted no longer has the name, and another one when a private name is used elsewhere.
+Each entry of `USED` says what a name is for, and why no public way does.  A test fails with those words when a release
+of Twisted no longer has the name; another one fails when a private name is used elsewhere.
 
 Nothing here is called per chunk or per write; the functions run when a session ends or is swept.  What the hot path
 has to know (whether anything is unsent, whether a FIN is due) `fooproxy.net.transport` keeps track of itself, by
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 
 class Use(NamedTuple):
-    """A private name that is used here."""
+    """A private name, and why it is needed."""
 
     owner: str
-    """The class or module that has it, in full."""
+    """The class or module that has the name, in full."""
     name: str
     purpose: str
-    """What it is used for; completes "uses for …"."""
+    """What the name is used for; completes "uses for …"."""
     why: str
     """Why no public name does."""
 
@@ -122,10 +122,10 @@ def drop_unsent(transport: FileDescriptor) -> None:
 
 
 class Connection(tcp.Connection):
-    """A connection that has a list for unsent data only while there is some, and a socket that does not block."""
+    """A connection on a non-blocking socket, which creates the list for unsent data only when there is some."""
 
     def __init__(self, reactor: Any) -> None:
-        # Those of the classes above make the list, and have the socket not block by a system call.
+        # The base classes would create the list, and make a system call to set the socket to non-blocking.
         self.reactor = reactor
 
     def write(self, data: bytes) -> None:
@@ -144,7 +144,7 @@ def _make_buffer(transport: FileDescriptor) -> None:
 
 
 class Listening(socket.socket):
-    """A listening socket that does not block, in place of `plain`."""
+    """A non-blocking listening socket, which takes over the descriptor of `plain`."""
 
     def __init__(self, plain: socket.socket) -> None:
         self._kind = (int(plain.family), int(plain.type), plain.proto)
@@ -152,13 +152,13 @@ class Listening(socket.socket):
         self.setblocking(False)
 
     def accept(self) -> tuple[Any, Any]:
-        """Accept a connection; its socket may block, and lacks what `socket.socket` adds to those of the system."""
+        """Accept a connection, as a plain system socket; it may be blocking, and lacks what `socket.socket` adds."""
         fd, address = self._accept()  # type: ignore[attr-defined]
         return socket.SocketType(*self._kind, fileno=fd), address
 
 
 class Secured(BufferingTLSTransport):
-    """TLS above a transport, as Twisted has it; but if thousands of peers reset, no garbage is left to collect."""
+    """Twisted's TLS transport, without the reference cycles that each reset would leave to the garbage collector."""
 
     def _tlsShutdownFinished(self, reason: Failure | None) -> None:
         if reason is not None and reason.value is not None:
@@ -167,25 +167,25 @@ class Secured(BufferingTLSTransport):
 
 
 def secured(factory: TLSMemoryBIOFactory) -> TLSMemoryBIOFactory:
-    """Have the connections of `factory` be `Secured`, and return it."""
+    """Make the connections of `factory` use `Secured`, and return `factory`."""
     factory.protocol = Secured
     return factory
 
 
 def reserve_descriptor() -> None:
-    """Do what Twisted does before it listens: keep a file descriptor for when they run out."""
+    """Reserve a file descriptor for when they run out, as Twisted does before it listens."""
     tcp._reservedFD.reserve()
 
 
 def passed_sockets() -> int:
-    """Return how many sockets Twisted knows that systemd, or who does as it does, has passed to this process."""
+    """Return how many sockets systemd, or a program with the same protocol, has passed to this process."""
     return len(endpoints._SystemdParser._sddaemon.inheritedDescriptors())
 
 
 def epoll_of(reactor: Any) -> Any:
-    """Return the epoll by which `reactor` waits; `None` if it waits otherwise."""
+    """Return the epoll on which `reactor` waits; `None` for another kind of reactor."""
     epoll = getattr(reactor, "_poller", None)
-    # The poll reactor has something else by that name.
+    # The poll reactor's attribute of that name is not an epoll.
     return epoll if hasattr(epoll, "fileno") else None
 
 
@@ -195,7 +195,7 @@ def unsent_cleartext(transport: Any) -> int:
 
 
 def connect_by(endpoint: Any, inner: Any) -> Any:
-    """Have an endpoint for TLS make its connections by `inner`, and return it."""
+    """Make a TLS endpoint use the endpoint `inner` for its connections, and return it."""
     secure = endpoint._wrapperFactory
     endpoint._wrappedEndpoint = inner
     endpoint._wrapperFactory = lambda factory: secured(secure(factory))

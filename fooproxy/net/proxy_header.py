@@ -1,15 +1,15 @@
-"""PROXY headers: a load balancer sends one at the start of each connection, to say which client it stands for.
+"""PROXY headers: a load balancer sends one at the start of each connection, to name the client behind it.
 
-Anybody who can connect can write such a header, so it is parsed strictly: a header that does not match the
-specification in every field closes the connection, and nothing of it is logged.  A header may name no client, or one
-that has not come by TCP; the peer is then the load balancer.  What a version 2 header has after its addresses is
+Anyone who can connect can write such a header, so it is parsed strictly: a header that does not match the
+specification in every field closes the connection, and its contents are never logged.  A header may name no client, or
+one that did not connect by TCP; the peer is then the load balancer.  Data after the addresses in a version 2 header is
 skipped, as the specification allows.
 
 Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises, with the header in the traceback,
 where a port or an address is not a number or text, takes any text for an address, and does not pass a FIN on.
 
-`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`, or in `BelowTls` if clients use TLS, of
-which the load balancer's header is no part.
+`fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`, or in `BelowTls` if clients use TLS: the
+load balancer sends its header before the TLS handshake.
 The specification: https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt
 """
 
@@ -45,7 +45,7 @@ _IP: dict[bytes, type[ipaddress.IPv4Address | ipaddress.IPv6Address]] = {
 
 _START_V1 = b"PROXY "
 _LONGEST_V1 = 107
-"""Bytes of a version 1 header with its line end, at most."""
+"""Maximum bytes of a version 1 header, with its line end."""
 _LINE_V1 = re.compile(
     rb"PROXY (?:UNKNOWN(?: .*)?|TCP(?P<family>[46]) (?P<source>[0-9A-Fa-f:.]+) (?P<destination>[0-9A-Fa-f:.]+) "
     rb"(?P<port>0|[1-9][0-9]{0,4}) (?P<to_port>0|[1-9][0-9]{0,4}))",
@@ -55,7 +55,7 @@ _LAST_PORT = 65535
 
 _START_V2 = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED_V2 = struct.Struct("!12sBBH")
-"""The start, version and command, family and protocol, and how many bytes follow."""
+"""The fixed part: signature, version and command, family and protocol, and the number of bytes that follow."""
 _LOCAL, _PROXY = 0x20, 0x21
 _IPV4, _IPV6, _UNIX = 0x10, 0x20, 0x30
 _UNSPECIFIED, _STREAM, _DATAGRAM = range(3)
@@ -72,7 +72,7 @@ class Header(NamedTuple):
     """A complete header."""
 
     size: int
-    """Its length in bytes; what follows belongs to the client."""
+    """The header's length in bytes; all data after it belongs to the client."""
     source: Address | None
     """The client's address, or `None` if the header names no client that came by TCP."""
 
@@ -108,7 +108,7 @@ def _read_v1(begun: bytes) -> Header | None:
 
 
 def _address_v1(match: re.Match[bytes], host: str, port: str) -> Address:
-    """Return one of the two addresses of a line; `ipaddress` takes no zeros in front, nor anything else that is odd."""
+    """Return one of the addresses in a version 1 header; `ipaddress` rejects leading zeros and other oddities."""
     try:
         found = _IP[match["family"]](match[host].decode())
     except ValueError:
@@ -126,7 +126,7 @@ def _read_v2(begun: bytes) -> Header | None:
     if command not in (_LOCAL, _PROXY):
         raise ValueError("a version 2 header with an unknown version or command")
     if command == _LOCAL:
-        # What else it says has no meaning.
+        # The rest of such a header has no meaning.
         family = protocol = _UNSPECIFIED
     if family not in _ADDRESSES_V2 or protocol > _DATAGRAM:
         raise ValueError("a version 2 header with an unknown address family or protocol")
@@ -147,14 +147,14 @@ def _address(host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> 
 
 
 def _nobody(is_known: bool) -> None:
-    """Tell nobody."""
+    """Ignore the outcome of the header: the default of `tell`."""
 
 
 class ProxyHeaderProtocol(ProtocolWrapper):
     """Reads the header, then passes the rest of the stream to the wrapped protocol, as its transport.
 
     Until the header has been read, the peer is the load balancer.  `tell` is called once: with true as soon as the
-    header has been read, or with false if what came instead is none.
+    header has been read, or with false if the data is not a header.
     """
 
     transport: Any
@@ -167,7 +167,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
     @property
     def is_awaited(self) -> bool:
-        """Whether the header is still to come, and somebody wants to know."""
+        """Whether the header has not been read yet, and `tell` has been set."""
         return self.tell is not _nobody
 
     def dataReceived(self, data: bytes) -> None:
@@ -197,7 +197,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         super().connectionLost(reason)
 
     def _end(self) -> None:
-        """See whether the stream ends within its header; a connection without a byte is no more than a health check."""
+        """Refuse a stream that ends within its header; a connection without a byte is only a health check."""
         if self._begun:
             self._refuse()
 
@@ -217,7 +217,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
 @implementer(IHalfCloseableProtocol)
 class HalfCloseable(ProxyHeaderProtocol):
-    """The same around a protocol that can be half-closed; one for TLS cannot."""
+    """Reads the header before a protocol that can be half-closed, which one for TLS cannot."""
 
     def readConnectionLost(self) -> None:
         """Pass the FIN on."""
@@ -225,7 +225,7 @@ class HalfCloseable(ProxyHeaderProtocol):
         self.wrappedProtocol.readConnectionLost()  # type: ignore[attr-defined]
 
     def writeConnectionLost(self) -> None:
-        """Pass on that our own FIN is out."""
+        """Pass on that our own FIN was sent."""
         self.wrappedProtocol.writeConnectionLost()  # type: ignore[attr-defined]
 
 
@@ -249,13 +249,13 @@ class _TlsFactory(ProxyHeaderFactory):
 
 
 class BelowTls:
-    """Stands for `reactor` where a TLS endpoint listens for load balancers that pass on the TLS of their clients."""
+    """Takes the place of `reactor` when a TLS endpoint listens for load balancers that pass on their clients' TLS."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, backlog: int, interface: str) -> IListeningPort:
-        """Listen for connections that start with a header, and go on with TLS."""
+        """Listen for connections that start with a header and continue with TLS."""
         inside = secured(TLSMemoryBIOFactory(contextFactory, False, factory))
         listening: IListeningPort = self._reactor.listenTCP(port, _TlsFactory(inside), backlog, interface)
         return listening

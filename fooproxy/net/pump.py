@@ -2,11 +2,12 @@
 
 A system call evicts Python's code and data from the processor's caches, and each bytecode after it costs several times
 what it costs in a tight loop.  So between two system calls the loop does only what cannot be done later for many chunks
-at once.  For the same reason it calls no function per chunk but the kernel's, and all chunks that are read before any
-is written share one time.
+at once.  For the same reason, it calls no function per chunk except the system calls, and all chunks that are read
+before any is written share one time.
 
-It knows file descriptors and taps, and calls no method of a transport or protocol: what it cannot do itself it returns
-to the poller, which owns it.  The compiled twin, pump.c, does the same, and also counts each chunk as it is read.
+The pump knows file descriptors and taps, and calls no method of a transport or protocol.  It returns whatever it cannot
+do itself to the poller, which owns it.  The compiled twin, pump.c, does the same, and also counts each chunk as it is
+read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Event = tuple[int, int, Any]
     """A file descriptor, its events, and the result of a read: `None`, `CONNECTION_DONE` or a `loss`."""
     Stuck = tuple["Sink", bytes, Exception | None]
-    """A sink, what could not be written to it, and its `loss`, if that is why."""
+    """A sink, the data that could not be written to it, and the `loss` of its connection, if that is the cause."""
 
 IN = 1
 """EPOLLIN, as a number so that this module can be imported on machines without epoll."""
@@ -37,13 +38,13 @@ CLOSED = -1
 """An `outlet` that accepts nothing: the chunk then goes to the transport's own `write`, which handles the cause."""
 
 SMALLEST_READ, LARGEST_READ = 1 << 12, 1 << 18
-"""Bytes per read: initially and for small messages; and in bulk transfers while few other connections are active."""
+"""Bytes per read: the first value at first and for small messages, the second in bulk while few others are active."""
 
 _FAIR_READ = 1 << 16
 """Bytes per read in bulk transfers while many connections are active."""
 
 _BATCH_BYTES = 1 << 20
-"""Bytes that one batch may read, which bounds how long the others wait; more only if every read is `_FAIR_READ`."""
+"""Bytes that one batch may read, so that no connection waits long; more only if every read is `_FAIR_READ`."""
 
 _GROWTH = 8
 """The read size grows by this factor after a read that was filled."""
@@ -59,9 +60,9 @@ _LARGE = 4096
 class Tap(Protocol):
     """Receives the chunks of one leg for analysis.
 
-    A pump takes a shorter way than `feed`: it appends the tap, the chunk and the time to `waiting`, and makes all taps
-    analyze what waits for them after each batch of events.  `outlet` and `room` belong to the pump: the file descriptor
-    that the chunks are written to, and the bytes per read.
+    A pump bypasses `feed`: it appends the tap, the chunk and the time to `waiting`, and makes all taps analyze their
+    waiting chunks after each batch of events.  `outlet` and `room` belong to the pump: the file descriptor that the
+    chunks are written to, and the bytes per read.
     """
 
     waiting: list[Any]
@@ -81,7 +82,7 @@ class Sink(Protocol):
         """Send what the pump could not write."""
 
     def fail(self, why: Exception) -> None:
-        """Write no more, since the connection is lost."""
+        """Stop writing, since the connection is lost."""
 
 
 def microseconds() -> int:
@@ -92,7 +93,7 @@ def microseconds() -> int:
 class Pump:
     """Relays from each source to its sink, and passes each chunk to the source's tap.
 
-    `look` makes the taps analyze what waits for them.  `clock` returns the time in microseconds.
+    `look` makes the taps analyze their waiting chunks.  `clock` returns the time in microseconds.
     """
 
     def __init__(self, look: Callable[[], None], clock: Callable[[], int]) -> None:
@@ -114,7 +115,7 @@ class Pump:
             self._boxes.append(tap.waiting)
 
     def stop(self, source: int) -> None:
-        """Stop relaying from `source`, if it was."""
+        """Stop relaying from `source`, if it is relayed."""
         tap = self._taps.pop(source, None)
         if tap is not None:
             self._sinks.pop(tap).inflow = None
@@ -123,8 +124,8 @@ class Pump:
         """Relay the chunks of a batch of `events`, pairs of a file descriptor and its events, read at the time `now`.
 
         Returns the events that the caller has to handle, ends of connections first, and the chunks that could not be
-        written at once.  The sink's `write` must send each of them; if its `loss` is known, `fail` must be called
-        instead, since the kernel says it once only.
+        written at once.  The sink's `write` must send each of them.  If its `loss` is known, `fail` must be called
+        instead, since the kernel reports an error only once.
         """
         taps, read = self._taps, os.read
         ends: list[Event] = []
@@ -169,7 +170,7 @@ class Pump:
         return ends + others, stuck
 
     def _write(self, starts: list[int]) -> None:
-        """Write what was added to each box since it had the length in `starts`."""
+        """Write the chunks that were added to each `waiting` list since it had the length in `starts`."""
         write = os.write
         for box, start in zip(self._boxes, starts, strict=True):
             for tap, chunk, _ in islice(box, start, None):
@@ -183,16 +184,16 @@ class Pump:
 
 
 def _why_failed(problem: OSError, outlet: int) -> Exception | None:
-    """Return why the connection of `outlet` is lost after a write that failed; `None` if it only has to wait."""
+    """Return why the connection of `outlet` is lost after a failed write; `None` if the write only has to wait."""
     must_wait = outlet == CLOSED or problem.errno in (errno.EAGAIN, errno.ENOBUFS)
     return None if must_wait else loss(problem, outlet)
 
 
 def compiled(look: Callable[[], None], clock: Callable[[], int]) -> Any:
-    """Return the compiled twin of a `Pump`, whose taps must be compiled too; it leaves them nothing to `look` for."""
-    # It reads the usual clock without a call of Python.
+    """Return the compiled twin of a `Pump`, whose taps must be compiled too; it never needs to call `look`."""
+    # The compiled pump reads the default clock itself, without calling Python.
     return core.Pump(None if clock is microseconds else clock, loss, main.CONNECTION_DONE)
 
 
 CHOSEN: Callable[[Callable[[], None], Callable[[], int]], Any] = compiled if IS_USED else Pump
-"""Makes the pump to use."""
+"""Creates the pump to use."""

@@ -1,6 +1,6 @@
-"""A resolver that delays no stop, and that answers whatever happens.
+"""A resolver that does not delay a stop, and that answers whatever happens.
 
-The service calls `look_up_apart` to install it in the reactor; `fooproxy.net.named` uses the reactor's.
+The service calls `look_up_apart` to install it in the reactor; `fooproxy.net.named` uses the reactor's resolver.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IAddress
 
 _LOOK_UPS = 10
-"""Maximum look-ups at one time; others are queued."""
+"""Maximum number of look-ups at a time; others are queued."""
 
 _KINDS: dict[int, type[IPv4Address | IPv6Address]] = {socket.AF_INET: IPv4Address, socket.AF_INET6: IPv6Address}
 
@@ -47,8 +47,8 @@ def look_up_apart(reactor: Any) -> None:
 class Resolver:
     """Looks names up with `socket.getaddrinfo` in `threads`; a look-up that fails for any reason finds no address.
 
-    Twisted has one too, in a private module; after any error but `gaierror` it never answers.  Without descriptors
-    `getaddrinfo` raises a plain `OSError`, for an empty or too long label a `UnicodeError`.
+    Twisted's own, in a private module, never answers after any error but `gaierror`.  But `getaddrinfo` raises a plain
+    `OSError` when descriptors run out, and a `UnicodeError` for a label that is empty or too long.
     """
 
     def __init__(self, reactor: Any, threads: ThreadPool) -> None:
@@ -84,7 +84,7 @@ class Resolver:
                 answer, socket.getaddrinfo, hostName, portNumber, family, socket_type
             )
         except RuntimeError:
-            # No thread can be started.
+            # No thread could be started.
             answer(False, None)
         return resolution
 

@@ -1,6 +1,6 @@
-"""What a transport still has to send, what its peer has taken, and its end, whatever layers are above the socket.
+"""The state of a transport's socket: data to send, data taken by the peer, and the end, whatever layers are above it.
 
-Legs and sessions use it, and the sweep that finds peers that do not read.  The web side aborts connections with it.
+Legs, sessions, and the sweep that finds peers that do not read use these functions; the web side aborts connections.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _BYTES_ACKED = struct.Struct("=120xQ")
 """The position of ``tcpi_bytes_acked`` in Linux's ``struct tcp_info``."""
 
 _CLOSE_WAIT = 8
-"""The first byte of that, the state, of a connection whose peer has sent its FIN."""
+"""The state (first byte of ``struct tcp_info``) of a connection whose peer has sent its FIN."""
 
 _LONGEST_TIMEOUT = (1 << 31) - 1
 """Milliseconds; the longest TCP_USER_TIMEOUT."""
 
 _LINGER_NOT = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER for a close that does not wait for anything."""
+"""The value of SO_LINGER that makes a close send a reset."""
 
 TIMED_OUT = TimeoutError()
-"""The loss of a connection whose peer took nothing for the time that `set_options` set."""
+"""The `loss` of a connection whose peer took nothing for the time that `set_options` set."""
 
 
 def is_writing(transport: Any) -> bool:
-    """Return whether bytes wait in `transport` to be sent, or it waits to close."""
+    """Return whether `transport` has bytes to send, or waits to close."""
     if isinstance(transport, FileDescriptor):
         return bool(unsent(transport) or transport.disconnecting)
     if transport is None:
@@ -49,7 +49,7 @@ def is_writing(transport: Any) -> bool:
 
 
 def is_delivered(transport: Any) -> bool:
-    """Whether the peer's kernel has acknowledged all that was written to `transport`, as far as ours can say."""
+    """Return whether the peer's kernel has acknowledged all data written to `transport`, as far as our kernel knows."""
     while transport is not None and not isinstance(transport, FileDescriptor):
         if unsent_cleartext(transport):
             return False
@@ -58,9 +58,9 @@ def is_delivered(transport: Any) -> bool:
 
 
 def unacknowledged(transport: Any) -> int:
-    """Return how many bytes the kernel holds for the peer of `transport`; 0 if it cannot say.
+    """Return how many bytes the kernel holds for the peer of `transport`; 0 if that is unknown.
 
-    For a unix socket it is the memory that unread data takes.
+    For a unix socket, it is the memory that unread data takes.
     """
     bottom = bottom_of(transport)
     return 0 if bottom is None else _held(bottom.fileno())
@@ -77,8 +77,8 @@ def _held(fd: int) -> int:
 def acknowledged(transport: Any) -> int:
     """Return a number that grows when the peer of `transport` takes data, and stays the same while it does not.
 
-    For TCP it is the bytes that the peer's kernel has acknowledged.  For a unix socket it is minus the bytes that are
-    left, which serves as long as nothing is added.
+    For TCP, it is the number of bytes that the peer's kernel has acknowledged.  For a unix socket, it is minus the
+    number of unread bytes, which works as long as nothing is written.
     """
     bottom = bottom_of(transport)
     if bottom is None:
@@ -91,7 +91,7 @@ def acknowledged(transport: Any) -> int:
 
 
 def has_fin(skt: socket.SocketType) -> bool:
-    """Return whether the peer's FIN has arrived, even if there is data before it; false where nobody can say."""
+    """Return whether the peer's FIN has arrived, even behind unread data; false if that is unknown."""
     try:
         return skt.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _CLOSE_WAIT
     except (AttributeError, OSError):
@@ -101,7 +101,7 @@ def has_fin(skt: socket.SocketType) -> bool:
 def is_quiet(transport: Any) -> bool:
     """Return whether a plain connection has nothing to read: no byte, no FIN, no reset.
 
-    TLS has messages of its own, so over TLS only a connection that has ended is not quiet.
+    TLS has messages of its own, so a connection over TLS counts as quiet until it has ended.
     """
     bottom = bottom_of(transport)
     if bottom is None:
@@ -132,18 +132,18 @@ def abort_now(transport: Any) -> None:
 
 
 def reset_on_close(skt: socket.SocketType) -> None:
-    """Have the close of a socket send a reset, and drop what was not delivered."""
+    """Make the close of a socket send a reset and drop undelivered data."""
     with suppress(OSError):
         skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
 
 
 def set_options(transport: Any, within: float) -> None:
-    """Have a connection send small messages at once, and find out when its peer has vanished or takes nothing.
+    """Make a connection send small messages at once, and detect a peer that has vanished or takes nothing.
 
-    The kernel ends it if its peer does not answer keepalive probes, or takes nothing of what it holds for it for
-    `within` seconds; the latter not where there is no TCP_USER_TIMEOUT.  For a unix socket this does nothing.
+    The kernel ends the connection if the peer does not answer keepalive probes or, where there is TCP_USER_TIMEOUT,
+    takes none of the data held for it for `within` seconds.  For a unix socket, this does nothing.
 
-    Connections that Linux accepts inherit these options, so `transport` may be a port too: then ours have them already.
+    On Linux, accepted connections inherit these options, so `transport` may also be a port of ours.
     """
     bottom = bottom_of(transport)
     if bottom is None or getattr(bottom, "options_set_for", None) == within:
@@ -167,9 +167,9 @@ def _options(within: float) -> tuple[tuple[int, int, int], ...]:
 
 
 def loss(problem: OSError, fd: int) -> Exception:
-    """Return why a connection is lost whose socket had this `problem`: `TimeoutError` if its peer has taken nothing.
+    """Return the reason of a lost connection from its socket's error: `TimeoutError` if the peer has taken nothing.
 
-    A peer that only did not answer keepalive probes is lost like others.
+    A peer that did not answer keepalive probes, while no data waited for it, does not count as such.
     """
     if problem.errno == errno.ETIMEDOUT and _held(fd):
         return TIMED_OUT
@@ -177,7 +177,7 @@ def loss(problem: OSError, fd: int) -> Exception:
 
 
 def meets_itself(skt: Any) -> bool:
-    """Return whether a TCP socket is connected to itself, as happens with a closed port that the kernel gave to it."""
+    """Return whether a TCP socket is connected to itself: its local port may be the closed target port."""
     try:
         here = skt.getsockname()
         # The names of unix sockets are text, and may both be empty.
@@ -191,7 +191,7 @@ _PEER = struct.Struct("3i")
 
 
 def peer_process(skt: Any) -> tuple[int, int]:
-    """Return the ids of the process at the other end of a unix socket and of its user, or 0 and -1 if nobody knows."""
+    """Return the process ID and the user ID at the other end of a unix socket; 0 and -1 if they are unknown."""
     if not hasattr(socket, "SO_PEERCRED"):
         return 0, -1
     pid, user, _ = _PEER.unpack(skt.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))

@@ -1,18 +1,18 @@
 """A trail: recognizes a client whose connection this process itself made, because the proxy forwards to itself.
 
 Each session of such a proxy makes a connection that becomes its next client, so a single client would fill the table of
-sessions.  How an address is written does not show this: names, wildcards and all addresses of a machine may lead back.
-What does is the pair of both ends' addresses, which belongs to one connection only; one end alone does not, since the
-kernel gives the same local port to connections to different servers.
+sessions.  The spelling of an address does not show this: names, wildcards and all addresses of a machine may lead back.
+The pair of both ends' addresses does, since it belongs to one connection only; one end alone does not, since the kernel
+gives the same local port to connections to different servers.
 
-Only connections to a port or path on which we listen are noted, so that usually there are none, and each until it is
-recognized or many later ones have been noted.  It is not enough to keep those that are open: one that closes before it
-is accepted is still accepted.  A connection is noted when it has begun, since on the same machine its other end may be
-accepted before anybody hears that it was made; one to a unix socket by Twisted's transports when it is made, since the
-path is remembered for all later ones.
+Only connections to a port or path on which we listen are noted, so usually there are none.  Each is kept until it is
+recognized, or many later ones have been noted; even a closed one is kept, since a connection that closes early is still
+accepted.  A connection is noted when it begins, since on the same machine its other end may be accepted before we learn
+that it was made.  One to a unix socket by Twisted's transports is noted when it is made, since the path is remembered
+for all later ones.
 
-It does not know what the connections are for.  The endpoints note what they connect, and the gate asks.  It cannot
-recognize a ring of several proxies, nor connections whose addresses are rewritten on the way.
+This module does not know what the connections are for.  The endpoints note their connections, and the gate looks them
+up.  The trail cannot recognize a ring of several proxies, nor connections whose addresses are rewritten on the way.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Trail:
     def __init__(self) -> None:
         self._doors: set[Any] = set()
         self._files: dict[tuple[int, int], Any] = {}
-        """The paths on which we listen, by what the file system calls them: many paths lead to one file."""
+        """The paths on which we listen, by device and inode: many paths may lead to one file."""
         self._made: OrderedDict[tuple[Any, Any], None] = OrderedDict()
         self._paths: set[Any] = set()
 
     def listens(self, listener: Any) -> None:
-        """Watch for connections that lead to the socket `listener`."""
+        """Note connections to the listening socket `listener` from now on."""
         name = listener.getsockname()
         self._doors.add(_door(name))
         if file := _file(name):
@@ -88,7 +88,7 @@ class Trail:
 
 
 def _door(address: Any) -> Any:
-    """Return the part of an address that connections from anywhere have in common: the port or the path."""
+    """Return the part of an address that all connections to it share: the port or the path."""
     return address[1] if isinstance(address, tuple) else address
 
 
@@ -97,7 +97,7 @@ def _file(address: Any) -> tuple[int, int] | None:
     if isinstance(address, tuple) or not address or address[:1] in ("\0", b"\0"):
         return None
     try:
-        # pathlib would be more than the relay, which uses this, needs to know of files.
+        # Not pathlib: the relay, which uses this, must not deal with files.
         found = os.stat(address)  # noqa: PTH116
     except (OSError, ValueError):
         return None
@@ -110,7 +110,7 @@ def _end(address: Any) -> tuple[str, int]:
 
 
 def _reached(skt: Any) -> Any:
-    """Return the address to which a socket is connected, which need not be the one that was meant: 0.0.0.0 is none."""
+    """Return the address to which a socket is connected; it may differ from the target, such as 0.0.0.0."""
     try:
         return skt.getpeername()
     except OSError:

@@ -1,16 +1,16 @@
 """Transports that write at once and are polled together: faster drop-in replacements for Twisted's own.
 
-They carry TCP and unix sockets; of Twisted's for unix sockets they lack the passing of file descriptors.
+They carry TCP and unix sockets; unlike Twisted's, they cannot pass file descriptors over unix sockets.
 
 Twisted's transports buffer each write, wait until the socket is writable, and send in the next turn of the event loop:
 two more system calls and a turn for bytes that the kernel would have taken at once.  `Transport.write` sends at once
-while nothing is buffered, and leaves what the kernel does not take to Twisted's buffering.  A
+while nothing is buffered, and leaves data that the kernel does not take to Twisted's buffering.  A
 `fooproxy.net.poller.Poller` is its reactor.
 
 Buffers, producers, half-close and closing are those of `tcp.Connection`, with one improvement: after a write has
 failed, what the peer sent before is still read.
 
-It knows nothing of the Foo protocol.  `fooproxy.net.endpoints` makes them.
+This module knows nothing of the Foo protocol.  `fooproxy.net.endpoints` creates the transports.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ if TYPE_CHECKING:
 _DONE = Failure(ConnectionDone())
 
 _CLOSED_ALL_THE_SAME = suppress(OSError)
-"""For a close that fails; one object serves all."""
+"""Ignores the error of a failed close; one object serves all calls."""
 
 
 class Transport(Connection):
-    """A connected socket that does not block.
+    """A connected, non-blocking socket.
 
-    `peer` is the address of the other end: a tuple for TCP, that of the path alone for a unix socket, or text for IPv4,
-    which takes less memory and is what is shown.
+    `peer` is the address of the other end: a tuple for TCP, only the path for a unix socket, or text for IPv4, which
+    takes less memory and is shown as it is.
 
     Accepted and outgoing connections, and both kinds of sockets, share one class on purpose: CPython's inline caches
     remember one class per place.
     """
 
     relays = False
-    """Whether what is read is relayed, though not by the pump, and so does not wait behind newcomers and ends."""
+    """Whether the data read is relayed, though not by the pump; such reads are not set aside for a later turn."""
     connected = 1
     options_set_for: float | None = None
-    """What `set_options` was last called with, for this connection or the port that accepted it."""
+    """The last argument `within` of `set_options`, for this connection or the port that accepted it."""
     _clear = True
     _inflow: Tap | None = None
     _sink: Transport | Literal["awaited"] | None = None
-    """What the pump writes to whatever is read here; or a word, see `await_data`.
+    """The transport to which the pump writes the data read here; or a word, see `await_data`.
 
-    One attribute for both, since a further one would cost each transport a dictionary of its own."""
+    One attribute serves both, since another one would cost each transport a dictionary of its own."""
     _waits = False
     """Whether `doWrite` is due, for unsent data, a FIN or a close."""
     _fin_is_due = False
-    """Whether a FIN was requested; it may have been sent."""
+    """Whether a FIN was requested; it may have been sent already."""
     _broken: Failure | None = None
-    """Why a write has failed, so that only reading is left."""
+    """Why a write has failed; after that, only reading continues."""
     _read_all = False
 
     def __init__(self, skt: socket.SocketType, protocol: IProtocol, peer: Address, poller: Poller) -> None:
@@ -102,7 +102,7 @@ class Transport(Connection):
 
     @property
     def inflow(self) -> Tap | None:
-        """The tap of what the pump writes here; its `outlet` is this socket while `clear` is true."""
+        """The tap whose chunks the pump writes here; its `outlet` is this socket while `clear` is true."""
         return self._inflow
 
     @inflow.setter
@@ -138,7 +138,7 @@ class Transport(Connection):
         """Register `producer`; a pull producer is called only after a write had to wait."""
         if not streaming:
             self.clear = False
-        # Not those of `tcp.Connection`, which pass it on to TLS if there is any.
+        # Bypass `tcp.Connection`, which would pass the producer on to TLS.
         abstract.FileDescriptor.registerProducer(self, producer, streaming)
 
     def unregisterProducer(self) -> None:
@@ -163,9 +163,9 @@ class Transport(Connection):
         self._poller.removeWriter(self)
 
     def pump(self, sink: Transport) -> None:
-        """From now on write everything that is read to `sink` and pass it to the protocol's `tap`, not to the protocol.
+        """Write all data read from now on to `sink`, and pass it to the protocol's `tap` instead of the protocol.
 
-        The result is the same as with an `Interceptor` around a leg that forwards everything.
+        The effect is the same as with an `Interceptor` around a leg that forwards everything.
         """
         protocol: Any = self.protocol
         self._sink = sink
@@ -173,11 +173,11 @@ class Transport(Connection):
 
     @property
     def is_pumped(self) -> bool:
-        """Whether what is read is written elsewhere by the pump."""
+        """Whether the pump relays the data read here."""
         return isinstance(self._sink, Transport)
 
     def stop_pumping(self) -> None:
-        """Pass what is read to the protocol again."""
+        """Pass the data read to the protocol again."""
         sink = self._sink
         if sink is not None:
             self._sink = None
@@ -190,21 +190,21 @@ class Transport(Connection):
         sink = self._sink
         if not isinstance(sink, Transport):
             return False
-        # The sink first: whoever hears of the other end might else finish it in good order.
+        # Reset the sink first: otherwise the session might close it with a FIN when it hears of this end.
         for broken in (sink, self):
             broken.connectionLost(Failure(ConnectionAborted()))
         return True
 
     def await_data(self) -> None:
-        """Tell the protocol when data arrives, and leave it in the kernel; an end is passed to it as usual.
+        """Tell the protocol when data arrives, but leave the data in the kernel; the end is passed on as usual.
 
-        This holds until `stop_pumping` is called, or what is read is pumped.
+        This lasts until `pump` or `stop_pumping` is called.
         """
         self.stop_pumping()
         self._sink = "awaited"
 
     def _announce(self) -> Any:
-        """Tell the protocol if data has arrived; return why if reading is over."""
+        """Tell the protocol if data has arrived; return the reason if reading is over."""
         try:
             if not self.socket.recv(1, socket.MSG_PEEK):
                 return main.CONNECTION_DONE
@@ -218,9 +218,9 @@ class Transport(Connection):
 
     @property
     def brings_traffic(self) -> bool:
-        """Whether there is something to relay, and the end of the connection does not follow it at once.
+        """Whether there is data to relay that is not directly followed by the end of the connection.
 
-        Such last words may be no more than TLS's close_notify.
+        Data before the end may be no more than TLS's close_notify.
         """
         if not (self.relays or self._sink == "awaited"):
             return False
@@ -257,7 +257,7 @@ class Transport(Connection):
         return why
 
     def writeSomeData(self, data: bytes) -> Any:
-        """Send some of `data`, which is buffered; return how much, or why the connection is lost."""
+        """Send some of `data` from the buffer; return the number of bytes, or why the connection is lost."""
         try:
             return self.socket.send(memoryview(data)[: self.SEND_LIMIT])
         except OSError as problem:
@@ -283,7 +283,7 @@ class Transport(Connection):
         if self._broken is not None:
             self.connectionLost(self._broken)
         elif IHalfCloseableProtocol.providedBy(self.protocol):
-            # If it raises, the poller closes the connection.
+            # If the protocol raises, the poller closes the connection.
             self.protocol.readConnectionLost()
         else:
             self.connectionLost(reason)
@@ -314,7 +314,7 @@ class Transport(Connection):
             self.clear = False
 
     def _let_be(self) -> None:
-        """Neither read nor write any more."""
+        """Stop reading and writing."""
         self.connected = 0
         self.clear = False
         if self._sink is not None:
@@ -333,7 +333,7 @@ class Transport(Connection):
     def connectionLost(self, reason: Failure) -> None:
         """Clean up, and notify the protocol; once only.
 
-        Those of the classes above do the same with twenty calls more, and shut the socket down before they close it.
+        The base classes do the same with twenty more calls, and shut the socket down before they close it.
         """
         if self.disconnected:
             return
@@ -346,10 +346,10 @@ class Transport(Connection):
         if isinstance(reason.value, ConnectionAborted):
             reset_on_close(self.socket)
         with _CLOSED_ALL_THE_SAME:
-            # What `socket.close` comes to, in one step.
+            # The effect of `socket.close`, in one step.
             os.close(self.socket.detach())
         protocol = self.protocol
-        # The protocol may still refer to this transport, and the other way round.
+        # Break the reference cycle: the protocol may still refer to this transport.
         del self.protocol, self.socket
         protocol.connectionLost(reason)
 
@@ -358,7 +358,7 @@ class Transport(Connection):
         raise NotImplementedError("use one of Twisted's own endpoints for TLS")
 
     def setTcpNoDelay(self, enabled: bool) -> None:
-        """Set TCP_NODELAY; a unix socket never waits for more."""
+        """Set TCP_NODELAY; a unix socket never delays data."""
         if len(self.peer) > 1:
             super().setTcpNoDelay(enabled)
 
@@ -372,18 +372,18 @@ class Transport(Connection):
 
 
 def relays(transport: Any) -> None:
-    """Have what `transport` reads treated as traffic; if it is a wrapper, this is about the one at its bottom."""
+    """Treat the data that `transport` reads as relayed; for a wrapper, this applies to the transport below it."""
     bottom = bottom_of(transport)
     if isinstance(bottom, Transport):
         bottom.relays = True
 
 
 _NAMELESS = ("",)
-"""The address of a unix socket that is bound to no path, as those of nearly all clients."""
+"""The address of a unix socket that is not bound to a path, as for nearly all clients."""
 
 
 def kept(address: Any) -> Address:
-    """Return an address that a socket has as transports keep it."""
+    """Return a socket's address in the form in which transports keep it."""
     if isinstance(address, tuple):
         return f"{address[0]}:{address[1]}" if len(address) == 2 else address
     return (address,) if address else _NAMELESS

@@ -1,7 +1,7 @@
 """A trial of a TLS description: makes the TLS context that the endpoint will need, before there is any connection.
 
-Twisted makes the context of ``ssl:`` when it is first needed.  By then, a key that OpenSSL does not take, because it is
-too small for example, costs each connection an exception, and sessions that never end.
+Twisted makes the context of ``ssl:`` when it is first needed.  By then, a key that OpenSSL rejects, for example because
+it is too small, causes an exception for each connection, and sessions that never end.
 
 `fooproxy.net.addresses` calls this.
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_context(from_string: Callable[[Any, str], Any], text: str, whole: str) -> None:
-    """Check that OpenSSL takes what a description, a part of `whole`, names; `from_string` makes the endpoint.
+    """Check that OpenSSL accepts the files in a description, a part of `whole`; `from_string` makes the endpoint.
 
-    :raises ValueError: it does not; the message says why.
+    :raises ValueError: OpenSSL rejects them; the message says why.
     """
     endpoint = from_string(_Trial(), text)
     failures: list[Failure] = []
@@ -37,7 +37,7 @@ def check_context(from_string: Callable[[Any, str], Any], text: str, whole: str)
 
 
 class _Trial:
-    """Stands for the reactor, to have an endpoint make the TLS context that it would need."""
+    """Takes the place of the reactor, so that an endpoint makes its TLS context without listening or connecting."""
 
     def listenSSL(self, port: int, factory: Any, contextFactory: Any, *_: Any, **__: Any) -> None:
         """Make the context for clients."""
@@ -49,6 +49,6 @@ class _Trial:
 
 
 def _make_context(factory: Any) -> None:
-    # Those that check host names have made theirs already.
+    # Contexts that check host names have been made already.
     if hasattr(factory, "getContext"):
         factory.getContext()

@@ -1,10 +1,10 @@
 """The turns of the event loop: what can wait is spread over several, so that none of them takes long.
 
 While a turn does anything else, nothing is relayed, so thousands of ends, deadlines or newcomers must not share one.
-Whoever has a list to go through uses `in_turns`.  `fooproxy.net.turnstile` has none, since the port asks it for one
-connection after the other; it keeps to the same `SHARE`.
+Code that has a list to go through uses `in_turns`.  `fooproxy.net.turnstile` has no list, since the port asks it for
+one connection after the other; it applies the same `SHARE`.
 
-It does not know what is done.  The bridge, the sweep and `fooproxy.net.deadlines` use it.
+This module does not know what the work is.  The bridge, the sweep and `fooproxy.net.deadlines` use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHARE = 0.002
-"""Seconds of a turn of the event loop that work for newcomers, or any other work that can wait, may take."""
+"""Seconds of a turn of the event loop that newcomers, or any other work that can wait, may take."""
 
 
 async def in_turns(clock: IReactorTime, things: Iterable[T]) -> AsyncIterator[T]:

@@ -1,11 +1,11 @@
 """A turnstile: bounds the time that one turn of the event loop spends accepting connections.
 
 Twisted's ports raise the number of connections that they accept in a turn for as long as more are waiting, without a
-limit in time, so that thousands of clients that come at once would hold up everybody who is connected.  Whoever is not
+limit in time, so that thousands of clients that come at once would hold up all open sessions.  A client that is not
 accepted in a turn waits in the kernel's backlog for the next one.
 
-It does not know what the connections are for.  The service puts one before each of its listeners, and ``foo-server``
-before its own.
+This module does not know what the connections are for.  The service puts a turnstile before each of its listeners, and
+``foo-server`` before its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Turnstile(StandIn):
     includes what the port does for each connection: its transport, its protocol, and whatever that starts.
 
     After a turn that was cut short, the port is not read for `rest` seconds, so that a flood does not keep the process
-    busy all the time, and the operating system lets others have the processor before it.
+    busy all the time, which would make the operating system prefer other processes.
     """
 
     def __init__(self, port: Any, clock: IReactorTime, rest: float = 0.0) -> None:
@@ -34,7 +34,7 @@ class Turnstile(StandIn):
         self._read = port.doRead
         self._rest = rest
         self._end: float | None = None
-        """When this turn accepts no more; `None` before its first connection."""
+        """The time at which this turn stops accepting; `None` before its first connection."""
         port.doRead = self._take_turn
 
     def _take_turn(self) -> Any:

@@ -1,7 +1,8 @@
 """A listening unix socket that belongs to one process at a time, whatever an earlier one has left behind.
 
-Twisted's own lock names a process, and that number may belong to another process after a crash, as it always does in a
-container.  Twisted also sets the mode of the file after it has made it, by its path, which by then may lead elsewhere.
+Twisted's own lock holds a process ID, which may belong to another process after a crash, as it always does in a
+container.  Twisted also sets the mode of the socket file by its path after creating it; by then, the path may lead
+elsewhere.
 
 `fooproxy.net.endpoints` listens with this.
 """
@@ -59,7 +60,7 @@ class Port(unix.Port):
 
     def connectionLost(self, reason: Failure) -> None:
         """Remove the socket and its lock."""
-        # A user without the right to remove them leaves them to the next process.
+        # If this user may not remove the files, the next process takes them over.
         with suppress(OSError):
             if self._made is not None and os.path.samestat(self._made, self._place.lstat()):
                 self._place.unlink()
@@ -72,7 +73,7 @@ class Port(unix.Port):
             try:
                 lock.take()
             except OSError as error:
-                # A link is the lock of Twisted's, which has no meaning when nobody listens.
+                # A link is a lock of Twisted, which has no meaning when no process listens.
                 if error.errno != errno.ELOOP or self._is_alive():
                     raise
                 lock.path.unlink()
@@ -83,7 +84,7 @@ class Port(unix.Port):
             raise self._refusal(error) from error
 
     def _is_alive(self) -> bool:
-        """Whether somebody listens there, or might."""
+        """Whether a process listens on the socket, or may do so."""
         with socket.socket(socket.AF_UNIX) as asking:
             asking.setblocking(False)
             return asking.connect_ex(bytes(self._place)) not in (errno.ECONNREFUSED, errno.ENOENT)
@@ -114,6 +115,6 @@ class Port(unix.Port):
 
     def _refusal(self, why: Any) -> CannotListenError:
         if getattr(why, "errno", None) == errno.ELOOP:
-            # The lock of a program of Twisted's that listens.
+            # The lock of a program that listens with Twisted.
             why = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         return CannotListenError(None, bytes(self._place), why)
