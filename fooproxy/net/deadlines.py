@@ -110,7 +110,7 @@ class Deadlines(Generic[Key]):
             do()
         except Exception:
             # One failure must not prevent the other calls.
-            self.log.failure("what was due failed; this is a bug in fooproxy", limited="failures of what was due")
+            self.log.failure("handling a timeout failed; this is a bug in fooproxy", limited="failures of timeouts")
 
     def _go_on(self) -> None:
         if self._due:

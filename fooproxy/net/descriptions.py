@@ -132,9 +132,9 @@ def in_words(error: Exception, text: str, whole: str) -> str:
         path = os.fsdecode(cause.filename or "a directory")
         return f"{whole!r} needs {path}: {cause.strerror}; expected a path that exists and that this user can read"
     if isinstance(error, (SSL.Error, crypto.Error)):
-        return f"{whole!r} names a file that is no certificate or key; expected PEM files, the key without a password"
+        return f"{whole!r} names a file that is not a certificate or key; expected PEM files, a key without a password"
     if "Unknown endpoint type" in str(error):
-        return f"{whole!r} starts with {word(text)}:, which is no kind of address; {EXPECTED}"
+        return f"{whole!r} starts with {word(text)}:, which is not a kind of address; {EXPECTED}"
     return f"{whole!r} is not an address ({error}); {EXPECTED}"
 
 

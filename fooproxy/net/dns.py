@@ -156,12 +156,12 @@ class NameServers:
             if records or end.lower() == name.lower():
                 return Answer(records, ttl)
             name = end
-        raise LookupFailed("it is an alias of an alias, and so on")
+        raise LookupFailed("too many aliases (CNAME) in a row")
 
     async def _ask(self, name: str, kind: int, servers: Sequence[tuple[str, int]]) -> Any:
         """Return the first answer from any of `servers`; skip servers that cannot answer."""
         if len(name) > _LONGEST or not all(0 < len(label) <= _LONGEST_LABEL for label in name.split(".")):
-            raise NoSuchName("it is too long, or a part of it is empty")
+            raise NoSuchName("the name or a part of it is too long, or a part is empty")
         query = dns.Query(name.encode(), kind, dns.IN)
         why = ""
         for seconds in self.times:
@@ -177,7 +177,7 @@ class NameServers:
                 if message.rCode == dns.ENAME:
                     raise NoSuchName(f"{word} from {server[0]}")
                 why = f"{word} from {server[0]}"
-        raise LookupFailed(why or "there is no name server")
+        raise LookupFailed(why or "no name server is configured")
 
     async def _ask_one(self, server: tuple[str, int], query: dns.Query, seconds: float) -> Any:
         try:

@@ -310,8 +310,8 @@ class Poller:
         The pump may have read data that it did not write, and the peers must not receive a stream with a gap.
         """
         self.log.failure(
-            "relaying failed, for lack of memory or by a bug in fooproxy; resetting the {number} connections that had "
-            "something to relay at that moment",
+            "relaying failed, for lack of memory or because of a bug in fooproxy; resetting the {number} connections "
+            "that had data to relay at that moment",
             number=len(events),
             limited="failures of relaying",
         )
@@ -403,7 +403,7 @@ class Poller:
         try:
             selectable.connectionLost(Failure())
         except Exception:
-            self.log.failure("its protocol failed again in connectionLost", limited=_FAILURES)
+            self.log.failure("a protocol that had failed also failed in connectionLost", limited=_FAILURES)
 
     def _disconnect(self, selectable: Any, why: Exception) -> None:
         if isinstance(why, ConnectionDone) and not selectable.disconnecting:

@@ -92,7 +92,7 @@ def read_header(begun: bytes) -> Header | None:
 def _read_v1(begun: bytes) -> Header | None:
     line, end, _ = begun[:_LONGEST_V1].partition(b"\r\n")
     if b"\n" in line:
-        raise ValueError("a version 1 header that a line feed alone ends")
+        raise ValueError("a version 1 header that ends with a line feed alone")
     if not end:
         if len(begun) >= _LONGEST_V1:
             raise ValueError("a version 1 header without an end")
@@ -112,9 +112,9 @@ def _address_v1(match: re.Match[bytes], host: str, port: str) -> Address:
     try:
         found = _IP[match["family"]](match[host].decode())
     except ValueError:
-        raise ValueError("a version 1 header with an address that is none of its family") from None
+        raise ValueError("a version 1 header with an address that is not of its family") from None
     if int(match[port]) > _LAST_PORT:
-        raise ValueError("a version 1 header with a port that is none")
+        raise ValueError("a version 1 header with an invalid port")
     return _address(found, int(match[port]))
 
 
@@ -132,7 +132,7 @@ def _read_v2(begun: bytes) -> Header | None:
         raise ValueError("a version 2 header with an unknown address family or protocol")
     layout = _ADDRESSES_V2[family if protocol else _UNSPECIFIED]
     if length < layout.size:
-        raise ValueError("a version 2 header without room for its addresses")
+        raise ValueError("a version 2 header that is too short for its addresses")
     size = _FIXED_V2.size + length
     if len(begun) < size:
         return None
