@@ -1,9 +1,9 @@
-/* The module fooproxy._core: the compiled twins of the pump and of what counts.  fooproxy/core.py says when they are used. */
+/* The module fooproxy._core: the compiled twins of the pump and of the counting classes; see fooproxy/core.py. */
 
 #include "foo/counting.h"
 #include "net/pump.h"
 
-/* Grows with each change of what the module offers; core.py has the same number, and refuses another one. */
+/* Grows with each change of the module's interface; core.py has the same number, and refuses any other. */
 enum { INTERFACE = 5 };
 
 static struct PyModuleDef module = {

@@ -1,8 +1,8 @@
 /* Counts messages and matches replies with requests: the compiled twins of analyzer.py's and latency.py's classes.
 
-   It repeats their rules, not the grammar: grammar.py derives an automaton from that, and `count` runs it over each
-   chunk, at once instead of in batches.  Nothing here can fail once an object exists.  If there is no memory to keep
-   the chunks of open requests apart they are kept together, and a session's own histogram misses a latency. */
+   It repeats their rules, not the grammar: grammar.py derives an automaton from the grammar, and `count` runs it over
+   each chunk at once, not in batches.  Nothing here can fail once an object exists: without memory, the chunks of open
+   requests are no longer kept apart, and a session's own histogram misses a latency. */
 
 #include "counting.h"
 
@@ -154,7 +154,7 @@ answered(Exchange *self, int number, int64_t count)
 {
     int lowest = self->lowest, end = lowest + self->width;
     if (number < lowest || number >= end) {
-        /* With some room for the latencies that are likely next. */
+        /* Leave some room for the latencies that are likely to follow. */
         int from = self->width && lowest < number ? lowest : number & ~3;
         int to = self->width && end > number ? end : (number | 3) + 1;
         int64_t *buckets = PyMem_Calloc((size_t)(to - from), sizeof(int64_t));
@@ -189,7 +189,7 @@ reply(Exchange *self, int64_t time, int64_t count)
             self->late += matched;
             total[LATE_REPLIES] += matched;
         } else {
-            /* Whatever the times, and whatever others write into the array, there is a bucket for it. */
+            /* Any times give a valid bucket, even if the array was overwritten. */
             uint64_t passed = (uint64_t)time - (uint64_t)self->asked;
             int64_t span = passed < LONGEST_LATENCY ? (int64_t)passed : LONGEST_LATENCY;
             if (span > total[LONGEST])
@@ -269,7 +269,7 @@ exchange_cut_short(Exchange *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-/* Count in another block from now on; what is in flight is in flight there. */
+/* Count in another block from now on, including the requests in flight. */
 static PyObject *
 exchange_move(Exchange *self, PyObject *total)
 {
@@ -304,7 +304,7 @@ exchange_resumed(Exchange *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-/* Replace everything by what was in another exchange: see Waiting.state in latency.py. */
+/* Replace everything by the state of another exchange: see Waiting.state in latency.py. */
 static PyObject *
 exchange_restore(Exchange *self, PyObject *args)
 {
@@ -387,7 +387,7 @@ exchange_get_buckets(Exchange *self, void *Py_UNUSED(closure))
     return found;
 }
 
-/* Return the number of requests that have had their replies. */
+/* Return the number of requests that have been answered. */
 static int64_t
 matched(Exchange *self)
 {
@@ -409,7 +409,7 @@ exchange_get_requests(Exchange *self, void *Py_UNUSED(closure))
     return PyLong_FromLongLong(matched(self) + in_flight(self) - self->cut_short);
 }
 
-/* The chunks after the oldest that has open requests, as latency.py keeps them. */
+/* The later chunks with open requests, in the form of `Exchange.later` in latency.py. */
 static PyObject *
 exchange_get_later(Exchange *self, void *Py_UNUSED(closure))
 {
@@ -474,7 +474,7 @@ PyTypeObject Exchange_Type = {
 
 /* Analysis */
 
-/* Find the heads of four bytes that lead from the beginning of a line to themselves: a type and a space. */
+/* Find the canonical heads of four bytes, each a type and a space. */
 static void
 find_words(Analysis *self)
 {
@@ -665,8 +665,8 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
             if (here == NULL)
                 break;
         } else if (state != 0) {
-            /* Digits, for example, lead nowhere else; then no step waits for the one before.  An empty line does count. */
-            while (here < end && row[*here] == state)
+            /* Skip bytes that keep the state, such as digits; no step depends on the previous one.  An empty line
+            counts. */ while (here < end && row[*here] == state)
                 here++;
             if (here == end)
                 break;
@@ -771,7 +771,7 @@ analyzer_move(Analyzer *self, PyObject *analysis)
     Py_RETURN_NONE;
 }
 
-/* Replace everything by what was in another analyzer: see Derived.state in analyzer.py. */
+/* Replace everything by the state of another analyzer: see Derived.state in analyzer.py. */
 static PyObject *
 analyzer_restore(Analyzer *self, PyObject *args)
 {
@@ -871,7 +871,7 @@ PyTypeObject Analyzer_Type = {
     .tp_getset = analyzer_getset,
 };
 
-/* What both twins must agree on: a test compares these with the names in latency.py and analyzer.py. */
+/* Constants that both twins must share: a test compares them with the names in latency.py and analyzer.py. */
 int
 add_counting(PyObject *module)
 {

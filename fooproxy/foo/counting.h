@@ -32,10 +32,10 @@ typedef struct {
     uint16_t lowest, width; /* `buckets` has the counts of `width` buckets from `lowest` on */
     uint16_t cut_short;
     uint8_t unfinished; /* how many legs are in the middle of a line */
-    uint8_t muted;      /* which legs are: a bit for each, see `leg` */
-    uint8_t special;    /* what else is done after each chunk: WATCHED, PAIRED */
-    uint8_t places[2];  /* how far `pair` has read the unfinished line of each leg, the one of requests second */
-    uint32_t seqs[2];   /* what its seq is, as far as that is known */
+    uint8_t muted;      /* which legs are muted: a bit for each, see `leg` */
+    uint8_t special;    /* further work after each chunk: WATCHED, PAIRED */
+    uint8_t places[2];  /* where `pair` is in the unfinished line of each leg; the requests' leg is second */
+    uint32_t seqs[2];   /* the seq of that line, as far as it has been read */
     uint32_t unpaired;
     int64_t *buckets;
 } Exchange;
@@ -48,13 +48,13 @@ enum { WORDS = 3 };
 typedef struct {
     PyObject_HEAD
     Row *total, *latency;
-    PyObject *block; /* what has the row `total` */
-    PyObject *settled;                     /* a list of the watched exchanges that have become so */
+    PyObject *block; /* the block that the row `total` belongs to */
+    PyObject *settled;                     /* a list of the watched exchanges that have become settled */
     PyObject *transitions, *kinds, *heads; /* see fooproxy.foo.grammar.Automaton */
     uint8_t absorbing;
     /* The words that usual lines begin with, each with the state that it leads to. */
     uint32_t words[WORDS];
-    uint8_t after[WORDS], known; /* how many words there are */
+    uint8_t after[WORDS], known; /* the number of words found */
     bool requests;
 } Analysis;
 
@@ -73,7 +73,7 @@ typedef struct {
 
 extern PyTypeObject Row_Type, Exchange_Type, Analysis_Type, Analyzer_Type;
 
-/* Count `size` bytes, the next of a leg, which were read at `time` (microseconds). */
+/* Count the next `size` bytes of a leg, read at `time` (microseconds). */
 void count(Analyzer *analyzer, const char *chunk, size_t size, int64_t time);
 
 int add_counting(PyObject *module);

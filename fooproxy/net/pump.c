@@ -1,9 +1,9 @@
 /* The innermost loop, compiled: twin of pump.py's Pump, whose rules it follows.
 
    It reads all chunks of a batch of events, counts each as it is read, and then writes all.  A large chunk is written
-   before the next read.  Nothing here calls Python per chunk, and what it cannot do itself it returns to the poller.
+   before the next read.  Nothing here calls Python per chunk; whatever it cannot do itself, it returns to the poller.
 
-   Beyond its twin, it can poll for further batches by itself (`go_on`), which saves the poller's part of each. */
+   Unlike its twin, it can also poll for further batches by itself (`go_on`), which saves the poller's work for each. */
 
 #include "pump.h"
 
@@ -22,7 +22,7 @@ enum {
     GROWTH = 8,
     SHRINKAGE = 6,
     LARGE = 4096,
-    LINE = 64 /* bytes of a cache line, at multiples of which chunks begin */
+    LINE = 64 /* bytes of a cache line; chunks begin at multiples of this */
 };
 
 typedef struct {
@@ -30,7 +30,7 @@ typedef struct {
     PyObject *sink;
 } Source;
 
-/* A chunk that was read and is still to be written; it keeps both objects alive. */
+/* A chunk that was read but not written yet; it holds references to both objects. */
 typedef struct {
     Analyzer *tap;
     PyObject *sink;
@@ -48,7 +48,7 @@ typedef struct {
     Pending *pending;
     char *arena;
     Py_ssize_t batch; /* the number of events that `events`, `pending` and `arena` have room for */
-    Py_ssize_t number; /* of the events of the batch that is being relayed */
+    Py_ssize_t number; /* the number of events in the batch that is being relayed */
     bool relaying;
 } Pump;
 
@@ -155,7 +155,7 @@ pump_stop(Pump *self, PyObject *argument)
     Py_RETURN_NONE;
 }
 
-/* Make room for a batch of so many events. */
+/* Make room for a batch of `events` events. */
 static bool
 make_room(Pump *self, Py_ssize_t events)
 {
@@ -167,7 +167,7 @@ make_room(Pump *self, Py_ssize_t events)
     Pending *pending = PyMem_Realloc(self->pending, (size_t)events * sizeof(Pending));
     if (pending != NULL)
         self->pending = pending;
-    /* Small chunks stay here until all events have been read; the last read may be as large as any. */
+    /* Small chunks stay here until all events have been read; even the last read must have room for a large chunk. */
     char *arena = PyMem_RawRealloc(self->arena, (size_t)events * (LARGE + LINE) + LARGEST_READ);
     if (arena != NULL)
         self->arena = arena;
@@ -179,7 +179,7 @@ make_room(Pump *self, Py_ssize_t events)
     return true;
 }
 
-/* Append a tuple, whose reference it takes, to a list. */
+/* Append a tuple to a list; steals the reference to the tuple, which may be NULL after an error. */
 static bool
 append(PyObject *list, PyObject *tuple)
 {
@@ -203,8 +203,8 @@ why_lost(Pump *self, int fd)
     return why;
 }
 
-/* Write the first `length` pending chunks, and append to `stuck` what could not be written.  What was read is never
-   lost: a chunk for which there is no memory to return it is not forgotten before the others are written. */
+/* Write the first `length` pending chunks, and append the data that could not be written to `stuck`.  If there is no
+   memory for that, the other chunks are still written before the call fails. */
 static bool
 write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
 {
@@ -254,7 +254,7 @@ later(Pump *self, int64_t *now)
     return true;
 }
 
-/* Make a batch of what Python has: a list of pairs of a file descriptor and its events. */
+/* Make a batch from a Python list, whose items are pairs of a file descriptor and its events. */
 static bool
 take_events(Pump *self, PyObject *events)
 {
@@ -271,7 +271,7 @@ take_events(Pump *self, PyObject *events)
         if ((fd == -1 || what == -1) && PyErr_Occurred())
             return false;
         if (fd != (int)fd || what != (uint32_t)what) {
-            PyErr_SetString(PyExc_OverflowError, "an event has a number that is none of the kernel's");
+            PyErr_SetString(PyExc_OverflowError, "an event has a number out of the kernel's range");
             return false;
         }
         self->events[place].data.fd = (int)fd;
@@ -336,7 +336,7 @@ relay(Pump *self, Py_ssize_t number, int64_t now, PyObject *ends, PyObject *othe
     return write_all(self, length, stuck) && done;
 }
 
-/* What relaying leaves to the poller. */
+/* The events and data that relaying leaves to the poller. */
 typedef struct {
     PyObject *ends, *others, *stuck;
 } Rest;
@@ -364,7 +364,7 @@ begin(Pump *self, Rest *rest)
     return self->relaying;
 }
 
-/* Return the rest, and the time of the last batch if `now` is not NULL. */
+/* Return the rest, with the time of the last batch unless `now` is NULL. */
 static PyObject *
 finish(Pump *self, Rest *rest, bool done, const int64_t *now)
 {
@@ -393,9 +393,9 @@ pump_relay(Pump *self, PyObject *args)
     return finish(self, &rest, done, NULL);
 }
 
-/* Relay the batches that follow one at the time `last`, until a moment after `end`, and as long as they bring nothing
-   else and come within `patience` milliseconds.  Any other batch is left to the next poll, since epoll goes on
-   reporting what nobody reads; so is one that comes after a `silence`. */
+/* Relay further batches after the one at the time `last`, until `end`, as long as each comes within `patience`
+   milliseconds and has only chunks to relay.  Any other batch is left to the next poll, since epoll reports unread data
+   again; so is a batch that comes after a `silence`. */
 static PyObject *
 pump_go_on(Pump *self, PyObject *args)
 {
@@ -432,7 +432,7 @@ pump_go_on(Pump *self, PyObject *args)
     return finish(self, &rest, done, &now);
 }
 
-/* Return the events of the batch that failed. */
+/* Return the events of the last batch, after it failed. */
 static PyObject *
 pump_batch(Pump *self, PyObject *Py_UNUSED(ignored))
 {

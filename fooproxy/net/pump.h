@@ -1,4 +1,4 @@
-/* The compiled pump, for the module that has it. */
+/* The compiled pump, for _core.c. */
 
 #ifndef FOOPROXY_PUMP_H
 #define FOOPROXY_PUMP_H
