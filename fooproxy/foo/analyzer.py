@@ -63,7 +63,7 @@ _NAK, _INVALID = Counts.nak.place, Counts.invalid.place
 
 
 class Derived:
-    """What follows from the figures of an `Analyzer`, whichever twin it is."""
+    """The figures that are computed from those of an `Analyzer`, for both twins."""
 
     __slots__ = ()
 
@@ -80,7 +80,7 @@ class Derived:
             """ACK messages received on this leg."""
 
         def take_back(self, size: int) -> None:
-            """Forget the unfinished line, of which `size` bytes were fed since its beginning."""
+            """Forget the unfinished line, of which `size` bytes have been fed."""
 
     def state(self) -> list[Any]:
         """Return everything about this leg as plain data, the arguments of `restore`; see `Waiting.state`."""
@@ -152,7 +152,7 @@ class Analyzer(Derived):
         self._stray = 0
         """ACKs from a client, or REQs from the upstream."""
         self.outlet = self.room = -1
-        """Two numbers for the use of the feeder, which saves it one object to look at."""
+        """Two numbers for the feeder's own use, kept here so that it needs no object of its own."""
         self.head = b""
         """The shortest beginning of a line that counts the same as the unfinished line; empty between lines."""
         self.apart = False
@@ -187,7 +187,7 @@ class Analyzer(Derived):
         self.apart = head != b""
 
     def move(self, analysis: Analysis) -> None:
-        """Count for `analysis` from now on, another one of the same kind of leg; everything fed must be counted."""
+        """Count for another `analysis` of the same kind of leg from now on; all fed chunks must have been counted."""
         self.analysis = analysis
         self.waiting = analysis.waiting
 
@@ -232,14 +232,14 @@ class Analysis:
         self.requests = requests
         self._before = before
         self.settled: list[Exchange] = [] if before is None else before.settled
-        """The watched exchanges that have become settled, for whoever watches them to take; one may be here twice."""
+        """The watched exchanges that have become settled, for the watcher to remove; one may be here twice."""
         self._watched: set[Exchange] = set() if before is None else before._watched
         self._paired: list[bool] = [False] if before is None else before._paired
         """Whether the seqs of any exchange are compared; in a list, since all analyses share it."""
         self._slip = (NO_REQUEST if requests else NO_REPLY).search
 
     def watch(self, exchange: Exchange, is_watched: bool = True) -> None:
-        """Begin or cease to add `exchange` to `settled` whenever it has become so."""
+        """Add `exchange` to `settled` whenever it has become settled; or stop that (`is_watched` false)."""
         (self._watched.add if is_watched else self._watched.discard)(exchange)
 
     def pair(self, exchange: Exchange) -> None:
@@ -305,7 +305,7 @@ class Analysis:
             if exchange.open:
                 exchange.request(time, ended)
             else:
-                # The same as `request`, without the cost of a call.
+                # The same as `Exchange.request`, without the cost of a call.
                 exchange.asked = time
                 exchange.open = ended
         numbers, start = self.total.numbers, self.total.start
@@ -318,7 +318,7 @@ class Analysis:
         alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == replies
         if not alone:
             replies = 0
-        # All chunks of a batch have the same time, and so, mostly, had their requests.
+        # All chunks of a batch have the same time, and mostly their requests had the same time, too.
         latency, span, number, same = self._latency, 0, 0, 0
         for analyzer, chunk, time in whole:
             if not alone:
@@ -340,7 +340,7 @@ class Analysis:
             if exchange.open != ended or exchange.asked >= time:
                 exchange.reply(time, ended)
                 continue
-            # The same as `reply`, without the cost of the calls.
+            # The same as `Exchange.reply`, without the cost of the calls.
             if time - exchange.asked != span:
                 latency.add(span, same)
                 span, same = time - exchange.asked, 0
@@ -411,7 +411,7 @@ def _divide(waiting: list[_Fed]) -> tuple[list[_Fed], list[_Fed]]:
     for entry in waiting:
         analyzer, chunk, _ = entry
         if analyzer.apart or chunk[-1] != _NEWLINE or len(chunk) > Analyzer.large:
-            # If its next chunk waits here too, that must be counted after this one.
+            # If the analyzer's next chunk waits here too, it must be counted after this one.
             analyzer.apart = True
             rest.append(entry)
         else:

@@ -1,7 +1,7 @@
 """The twins that count: the pure one of `analyzer` and `latency`, and the compiled one, of counting.c.
 
 Both have the same classes with the same interface, and count the same.  The compiled one counts each chunk at once, so
-for it there is never anything to catch up with.  `fooproxy.stats` uses `CHOSEN`; the tests use both.
+it never has anything to catch up with.  `fooproxy.stats` uses `CHOSEN`; the tests use both.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PURE = Twin(analyzer.Analysis, analyzer.Analyzer, latency.Exchange)
 COMPILED: Twin | None = None
 
 _WATCHED, _PAIRED = 1, 2
-"""What is done for an exchange after each chunk, as counting.h has it."""
+"""The bits for work to do for an exchange after each chunk, as in counting.h."""
 
 if core is not None:  # pragma: no branch (without it the compiled twin is not tested either)
 
@@ -45,7 +45,7 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
             return super().__new__(cls, latency, requests, total or analyzer.Counts(), settled, automaton())
 
         def watch(self, exchange: _Exchange, is_watched: bool = True) -> None:
-            """Begin or cease to add `exchange` to `settled` whenever it has become so."""
+            """Add `exchange` to `settled` whenever it has become settled; or stop that (`is_watched` false)."""
             exchange.special = exchange.special & ~_WATCHED | (_WATCHED if is_watched else 0)
 
         def pair(self, exchange: _Exchange) -> None:

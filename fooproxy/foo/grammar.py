@@ -56,7 +56,7 @@ def canonical(head: bytes) -> bytes:
 
 
 class Automaton(NamedTuple):
-    """The grammar as a table: what `canonical` and `TYPES` say, for code that reads one byte after the other.
+    """The grammar as a table: the same rules as `canonical` and `TYPES`, for code that reads one byte after the other.
 
     Its states are the canonical heads, by number; state 0 is the beginning of a line.  Only a newline leads back to it,
     and from the state `absorbing` on only a newline leads anywhere else.
@@ -65,13 +65,13 @@ class Automaton(NamedTuple):
     transitions: bytes
     """The next state, at 256 times the state plus the byte."""
     kinds: bytes
-    """What a line that ends in each state is: its place in `KINDS`."""
+    """For each state, the kind of a line that ends in it, as its place in `KINDS`."""
     heads: tuple[bytes, ...]
     absorbing: int
 
 
 KINDS = (b"REQ", b"ACK", b"NAK", b"")
-"""The types of messages, and what is none, in the order in which they are counted."""
+"""The types of messages, and ``b""`` for an invalid line, in the order in which they are counted."""
 
 
 @cache

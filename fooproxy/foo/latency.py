@@ -128,9 +128,9 @@ class Latency(Block):
 
     `asked` counts all requests, `given_up` those still open when their session ended, `unmatched` the replies that
     arrived while no request was open, and `late` those whose latency is not the server's (see `Exchange.resumed`).
-    `sum` and `longest` describe the latencies, in microseconds.  `replied` is when a reply was last read from an
-    upstream, `seen` when the last of the data that has been counted was read, from either leg; both in microseconds, 0
-    if never.  The buckets follow.  All numbers up to `sum` are additive, and so are the buckets.
+    `sum` and `longest` describe the latencies, in microseconds.  `replied` is the time of the last reply read from an
+    upstream, `seen` the time of the last counted data from either leg; both in microseconds, 0 if never.  The buckets
+    follow.  All numbers up to `sum` are additive, and so are the buckets.
     """
 
     __slots__ = ()
@@ -188,7 +188,7 @@ FIRST = Latency.seen.place + 1
 
 
 class Waiting:
-    """What follows from the figures of an `Exchange`, whichever twin it is."""
+    """The figures that are computed from those of an `Exchange`, for both twins."""
 
     __slots__ = ()
 
@@ -204,8 +204,7 @@ class Waiting:
     def state(self) -> list[Any]:
         """Return everything about the session's requests and replies as plain data, the arguments of `restore`.
 
-        Neither what it has added to the numbers in the array is part of it, nor what `Pairs` knows.  The analysis must
-        have caught up.
+        The state includes neither the numbers in the array nor the sums in `Pairs`.  The analysis must have caught up.
         """
         opened = [[self.asked, self.open], *(self.later or ())] if self.open else []
         return [opened, self.last, self.late, self.unmatched, self.cut, dict(self.buckets)]
@@ -236,23 +235,23 @@ class Exchange(Waiting):
         self.open = 0
         """Open requests of the oldest chunk that has any."""
         self.asked = 0
-        """When they arrived; if none is open, the time of an earlier chunk; `_LATE` if their replies will be late."""
+        """When these requests arrived; if none is open, the time of an earlier chunk; `_LATE` for late replies."""
         self.later: list[list[int]] | None = None
-        """The chunks after that one: the arrival time and the requests of each."""
+        """The later chunks with open requests: the arrival time and the number of requests of each."""
         self.buckets = _NONE
         """The number of latencies in each bucket."""
         self.last = 0
         """When data last arrived, except for whole requests, whose times are kept above."""
         self.late = 0
-        """Replies that were late."""
+        """The number of late replies."""
         self.unmatched = 0
-        """Replies without a request."""
+        """The number of replies that arrived while no request was open."""
         self.cut = 0
-        """Requests without a newline: 1 if that was how the last one ended, else 0."""
+        """The number of requests without a newline: 1 if the client's FIN ended the last one, else 0."""
         self.unfinished = 0
         """How many legs are in the middle of a line."""
         self.pairs: Pairs | None = None
-        """What compares the seqs of its replies with those of its requests, if that is asked for."""
+        """Compares the seqs of replies with those of requests, if that is asked for."""
         self._total = total
 
     @property
@@ -267,7 +266,7 @@ class Exchange(Waiting):
 
     @property
     def unpaired(self) -> int:
-        """0 if every reply had the seq of a request, once each request has its reply; see `Pairs`."""
+        """Once each request has its reply: 0 if the replies had the seqs of the requests; see `Pairs`."""
         return 0 if self.pairs is None else self.pairs.unpaired
 
     @property
@@ -290,7 +289,7 @@ class Exchange(Waiting):
     def restore(
         self, opened: list[list[int]], last: int, late: int, unmatched: int, cut: int, buckets: dict[int, int]
     ) -> None:
-        """Take over the `state` of another exchange; its numbers in the array are not added again."""
+        """Take over the `state` of another exchange, without adding its numbers to the array again."""
         self.open, self.later, self.asked = 0, None, 0
         for time, count in opened:
             self.request(time, count)
@@ -298,14 +297,14 @@ class Exchange(Waiting):
         self.buckets = dict(buckets) or _NONE
 
     def move(self, total: Latency) -> None:
-        """Add to `total` from now on; what is in flight is in flight there."""
+        """Add to `total` from now on, including the requests in flight."""
         in_flight = self.in_flight
         self._total.asked -= in_flight
         total.asked += in_flight
         self._total = total
 
     def resumed(self) -> None:
-        """Mark the open requests: the upstream was not read for a while, so how long they took will be unknown.
+        """Mark the replies of the open requests as late: the upstream was not read, so their latency will be unknown.
 
         Their replies may have been waiting in the kernel for a client that reads slowly; they count as late.
         """

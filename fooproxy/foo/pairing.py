@@ -1,13 +1,13 @@
-"""Whether the replies of a session had the seqs of its requests, in a few bytes, whatever passes.
+"""Checks whether the replies of a session had the seqs of its requests, in a few bytes of memory.
 
-Requests and replies are matched by their order, which is all that a connection of one client needs.  One that several
-clients use after each other needs more: if a server says something that nobody has asked for while a request is open,
-the order alone takes it for the reply, and the reply goes to the next client.  So what is pooled is also compared by
-seq: each adds a number that depends on it to a sum if it is a request's, and takes it away if it is a reply's.  Once
-every request has its reply, the sum is 0, unless the seqs were others.  The order does not matter, nor do zeros at the
-beginning or a plus sign, which servers drop.
+Requests and replies are matched by their order, which is enough for a connection with one client.  A connection that
+several clients use after each other needs more: if a server sends something unsolicited while a request is open, the
+order alone takes it for the reply, and the real reply goes to the next client.  So on pooled connections, the seqs are
+compared too.  A request adds a number that depends on its seq to a sum, and a reply subtracts that number.  Once every
+request has its reply, the sum is 0, unless the seqs differ.  The order does not matter, nor do leading zeros or a plus
+sign, which servers drop.
 
-Pure: it sees chunks and knows no exchange.  The analysis feeds it, if it is asked to; counting.c has the twin.
+This module is pure: it sees chunks and knows no exchange.  The analysis feeds it on request; counting.c has the twin.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from __future__ import annotations
 import re
 
 _TYPE, _GAP, _SEQ, _REST = range(4)
-"""The places in a line: before the first space, before the seq, in the seq, behind it."""
+"""The places in a line: before the first space, before the seq, in the seq, after the seq."""
 
 _USUAL = re.compile(rb"^[A-Z]{3} ([0-9]{1,9})(?: .*)?\n", re.MULTILINE)
-"""A line with a seq that is read at once."""
+"""A line whose seq can be read in one step."""
 
 _NO_GAP = re.compile(rb"[^ \t]*")
 _NO_SEQ = re.compile(rb"[ \t+]*")
 _DIGITS = re.compile(rb"[0-9]*")
 
 _MINUS = 7919
-"""What a seq with a minus sign begins with."""
+"""The start value for a seq with a minus sign."""
 
 _ALL = 0xFFFFFFFF
 _STEP = 9
-"""Digits that are read at once."""
+"""Digits that are read in one step."""
 
 
 class Pairs:
-    """The sum for one session, and how far the unfinished line of each leg has been read."""
+    """The sum for one session, and the position in the unfinished line of each leg."""
 
     __slots__ = ("_begun", "unpaired")
 
@@ -43,7 +43,7 @@ class Pairs:
         self._begun = [(_TYPE, 0), (_TYPE, 0)]
 
     def feed(self, requests: bool, chunk: bytes) -> None:
-        """Read the next chunk of a leg: that of the requests or that of the replies."""
+        """Read the next chunk of a leg: the client's (`requests` true) or the upstream's."""
         place, seq = self._begun[requests]
         if place == _TYPE and chunk.endswith(b"\n"):
             seqs = _USUAL.findall(chunk)
@@ -64,7 +64,7 @@ class Pairs:
 
 
 def _read(place: int, seq: int, part: bytes) -> tuple[int, int]:
-    """Read on in a line; return the place after `part`, and the seq as far as it is known."""
+    """Continue reading a line; return the place after `part`, and the seq as far as it has been read."""
     here = 0
     if place == _TYPE:
         here = _end(_NO_GAP, part, 0)
@@ -95,6 +95,6 @@ def _end(pattern: re.Pattern[bytes], part: bytes, here: int) -> int:
 
 
 def _mixed(seq: int) -> int:
-    """Return a number that depends on a seq such that sums of others are hardly ever the same."""
+    """Return a number for a seq, such that sums for different seqs are very unlikely to be equal."""
     mixed = seq * 0x9E3779B1 & _ALL
     return (mixed ^ mixed >> 15) * 0x85EBCA6B & _ALL

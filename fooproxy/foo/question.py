@@ -1,10 +1,10 @@
-r"""One request of our own and its reply: what a check says to a server, and how it judges the answer.
+r"""The request that a check sends to a server, and the test of the reply.
 
-Its seq is 1, as it is the first request of its connection, and its data is a random mark: so a server that insists on
-seqs in order answers it, and nobody's data is in it.  Any well-formed ACK or NAK shows that the server answers,
-whatever its seq and data are.
+Its seq is 1, since it is the first request of its connection, and its data is a random mark.  So a server that insists
+on seqs in order answers it, and it contains no client's data.  Any well-formed ACK or NAK shows that the server
+answers, whatever its seq and data are.
 
-It is sans-IO; `fooproxy.parts` hands it to `fooproxy.upstreams.checks`.
+This module is sans-IO; `fooproxy.parts` passes it to `fooproxy.upstreams.checks`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from random import Random
 
 LONGEST = 1 << 16
-"""Bytes; a first line that is longer is no reply to so short a request."""
+"""Bytes; a longer first line cannot be the reply to such a short request."""
 
 
 class Question:
-    """A request, with a mark from `random`; `hear` judges what the server says."""
+    """A request, with a mark from `random`; `hear` judges what the server sends."""
 
     def __init__(self, random: Random) -> None:
         self.request = b"REQ 1 check-%016x\n" % random.getrandbits(64)

@@ -1,7 +1,7 @@
 """Clients: traffic added up by client address, in bounded memory.
 
-This module does not know about sockets.  Each session adds itself when it ends; whoever asks for a report passes in the
-sessions that are still open.
+This module does not know about sockets.  Each session adds itself when it ends; the caller of `Clients.report` passes
+in the sessions that are still open.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST = 2000
 
 
 class Session(Protocol):
-    """The part of a session that is read here."""
+    """The properties of a session that are read here."""
 
     client: Analyzer
     upstream: Analyzer

@@ -41,16 +41,16 @@ if TYPE_CHECKING:
 _LEGS = ("client", "upstream")
 
 _OPEN = "requests_in_flight"
-"""The name in the recovery file of what is not a counter, but becomes one if the process crashes."""
+"""The name in the recovery file for open requests, which are counted as unanswered if the process crashes."""
 
 MANY_NAKS = 10
-"""Rejected requests, without one that is accepted among them, from which on an operator should look."""
+"""The number of NAKs in a row, without any ACK, from which on an operator should look."""
 
 SLOW = 1.0
-"""Seconds from which on replies are slow unless the owner says so, if one in a hundred of the last 10 seconds is."""
+"""The default for `Stats.slow`, in seconds."""
 
 LONG_WAIT = 1.0
-"""Seconds for which a client may wait for a server before an operator should look."""
+"""Seconds that a client may wait for a server before an operator should look."""
 
 
 def _ignore(session: Any, reason: str) -> None:
@@ -62,8 +62,8 @@ class Stats(Declared):
 
     `clock` returns monotonic seconds.  `on_end` is called with the statistics of each session that ends, and the
     reason.  `numbers` is the array to count in, `size` 64-bit integers; by default a new one is created.  `twin` counts
-    the traffic.  `servers` are the names of the servers if there are several; each then has numbers of its own, a row
-    behind the others.  There are `rows` of these at least, for servers that `join` later.
+    the traffic.  `servers` are the names of the servers if there are several; each then has numbers of its own, in a
+    row after the common ones.  There are at least `rows` such rows, for servers that `join` later.
     """
 
     @computed(
@@ -323,7 +323,7 @@ class Stats(Declared):
     _upstream = Counted(Counts.names, saved="upstream")
     # The latencies themselves are saved as a histogram; open requests do not outlive the process.
     _latency = Counted(Latency.names, saved={"unmatched": "responses_unmatched", "late": "replies_late"})
-    # How long clients of this process have waited; only the times are used.
+    # Client waits in this process; only the durations are used.
     _link_waits = Counted([f"link_wait_{name}" for name in Latency.names], saved={})
 
     def __init__(
@@ -336,17 +336,17 @@ class Stats(Declared):
         rows: int = 0,
     ) -> None:
         self.most_servers = max(len(servers), rows)
-        """How many servers there can be at once; 0 if there is just one, which has no numbers of its own."""
+        """The maximum number of servers at once; 0 if there is just one, which has no numbers of its own."""
         super().__init__(zeros(self.size + self.most_servers * ServerStats.size) if numbers is None else numbers)
         self.traffic = Traffic(self.numbers, Stats._client.place, twin)
-        """The traffic, or, if `servers` have theirs, the part of it that is not assigned to one yet."""
+        """All traffic; with several servers, only the part that is not assigned to one of them yet."""
         self._bind(self.numbers)
         self.clock = clock
         self._twin = twin
         self.servers: list[ServerStats] = []
-        """The statistics of the servers that there are, in the order in which they joined."""
+        """The statistics of the present servers, in the order in which they joined."""
         self.rows: list[ServerStats] = []
-        """Those of the servers that there are or were, by the numbers of their rows."""
+        """The statistics of present and former servers, by the numbers of their rows."""
         self._free: list[ServerStats] = []
         self._last = self.traffic
         self.defers: bool = self.traffic.requests.defers
@@ -354,22 +354,22 @@ class Stats(Declared):
         self._restored: MutableSequence[int] = self.numbers[:]
         """The numbers as they were when this process began to count."""
         self._remembered: dict[str, SavedServer] = {}
-        """What earlier processes counted of servers that have not joined yet; it is part of the other numbers."""
+        """The counts by earlier processes of servers that have not joined yet; the totals include them."""
         for name in servers:
             self.join(name)
         self.on_end = on_end
         self.slow = SLOW
-        """Seconds from which on replies are slow; 0 if none are."""
+        """Replies are slow if one in a hundred of the last 10 seconds took longer than this many seconds; 0: never."""
         self.limit = 0
         """The maximum number of sessions open at once."""
         self.reachable: Callable[[], tuple[int, int]] = lambda: (0, 0)
         """Returns how many servers are up, and how many there are."""
         self.unfound: Callable[[], int] = lambda: 0
-        """Returns how many names of servers could not be looked up the last time."""
+        """Returns how many names of servers failed at their last look-up."""
         self.queue: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
         """Returns how many clients wait for a server, and for how many seconds the first of them has."""
         self.linked: Callable[[], dict[str, int]] = lambda: dict.fromkeys(LINK_STATES, 0)
-        """Returns how many links are in which state."""
+        """Returns the number of links in each state."""
         self._when_settled: dict[Exchange, Callable[[], None]] = {}
         self.sessions: set[Session] = set()
         self.clients = Clients()
@@ -378,9 +378,9 @@ class Stats(Declared):
         self._started = clock()
 
     def join(self, name: str) -> ServerStats:
-        """Return the statistics of a server that is new: what earlier processes counted of this name, or zeros.
+        """Return the statistics of a new server: the counts by earlier processes under this name, or zeros.
 
-        There must be less than `most_servers`.
+        There must be fewer than `most_servers` servers.
         """
         if self._free:
             server = self._free.pop()
@@ -398,7 +398,7 @@ class Stats(Declared):
         return server
 
     def leave(self, server: ServerStats) -> None:
-        """Forget a server that has no sessions; its traffic stays in the totals, and another one may get its row."""
+        """Forget a server that has no sessions; its traffic stays in the totals, and another server may get its row."""
         self.catch_up()
         for numbers in (self.numbers, self._restored):
             give_back(self._row(numbers, server.place), numbers, Stats._client.place)
@@ -419,15 +419,15 @@ class Stats(Declared):
         self.link_waits = Latency(numbers, Stats._link_waits.place)
 
     def _seen(self) -> float:
-        """Return when the last of the data that has been counted was read."""
+        """Return the time at which the last counted data was read."""
         seen = self._figures.latency.seen
         return max([seen, *(server.figures.latency.seen for server in self.servers)] if self.servers else (seen,)) / 1e6
 
     def since_start(self) -> Stats:
-        """Return these statistics with counters and histograms that lack what earlier processes counted.
+        """Return these statistics without the counts of earlier processes.
 
-        Prometheus takes a counter that is smaller than before for one that began at 0, and counts all of it again.  A
-        restored counter can be a little smaller than it was last scraped, so what is exposed begins at 0 instead.
+        If a counter decreases, Prometheus assumes that it restarted at 0, and counts all of it again.  A restored
+        counter can be a little smaller than at the last scrape, so the exposed counters begin at 0 instead.
         """
         self.catch_up()
         view = copy(self)
@@ -446,7 +446,7 @@ class Stats(Declared):
         return {**found, _OPEN: max(self.latency.in_flight, 0)}
 
     def saved_servers(self) -> dict[str, dict[str, Any]]:
-        """Return what is saved of each server, by its name: its counters, and its latencies."""
+        """Return the saved part of each server's statistics, by its name: its counters and latencies."""
         self.catch_up()
         rows = {server.name: server.saved() for server in self.servers}
         return {name: saved.state() for name, saved in {**rows, **self._remembered}.items()}
@@ -456,7 +456,7 @@ class Stats(Declared):
         self._last.replies.catch_up()
 
     def watch(self, exchange: Exchange, then: Callable[[], None] | None) -> None:
-        """Have `tell_settled` call `then` whenever `exchange` has become settled; or cease to."""
+        """Make `tell_settled` call `then` whenever `exchange` has become settled; `None` ends this."""
         self.traffic.requests.watch(exchange, then is not None)
         if then is None:
             self._when_settled.pop(exchange, None)
@@ -464,7 +464,7 @@ class Stats(Declared):
             self._when_settled[exchange] = then
 
     def tell_settled(self) -> None:
-        """Tell whoever waits for it which exchanges have become settled, and still are."""
+        """Call the functions of the watched exchanges that have become settled and still are."""
         if not self._when_settled:
             return
         self.catch_up()
@@ -477,7 +477,7 @@ class Stats(Declared):
                 then()
 
     def digest(self) -> None:
-        """Count the chunks fed to the analyzers if many wait; for callers that have time for it."""
+        """Count the chunks fed to the analyzers if many wait; call this when nothing more urgent is left to do."""
         self.traffic.digest()
         for server in self.servers:
             server.traffic.digest()
@@ -507,7 +507,7 @@ class Stats(Declared):
 
     @property
     def only_naks(self) -> bool:
-        """Whether the upstream has rejected every request of the last 10 seconds or more, and not just a few."""
+        """Whether the upstream has rejected every request for 10 seconds or more, and at least `MANY_NAKS` of them."""
         return self.history.rejections() >= MANY_NAKS
 
     @property
@@ -523,7 +523,7 @@ class Stats(Declared):
         return any(each.troubles.drops(now) for each in (self.traffic, *(server.traffic for server in self.servers)))
 
     def turned_away(self, reason: str) -> None:
-        """Count a client that was closed when it was accepted, for one of `CLOSED`, and never became a session."""
+        """Count a client that was closed at once, for a reason in `CLOSED`, and never became a session."""
         self.connections_total += 1
         self.connections_closed[reason] += 1
 
@@ -535,8 +535,9 @@ class Stats(Declared):
     ) -> None:
         """Take over the counters and latencies of an earlier process; counters missing from `counters` do not change.
 
-        `servers` has what they contain of each server; servers that join later get theirs then.  Sessions that were
-        open then ended with their process, so they are counted as crashed, and their open requests as unanswered.
+        `servers` has the part of them that belongs to each server; a server that joins later gets its part then.
+        Sessions that were open at the save ended with their process: they count as crashed, their open requests as
+        unanswered.
         """
         self.catch_up()
         for name, place in self.lasting().items():

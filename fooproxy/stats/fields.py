@@ -70,7 +70,7 @@ class Declared:
 
 
 class Shown(TypedDict, total=False):
-    """What a declaration may say of where its statistic is shown; see `Field`."""
+    """The options of a declaration about where its statistic is shown; see `Field`."""
 
     series: str | None
     in_report: bool
@@ -79,14 +79,14 @@ class Shown(TypedDict, total=False):
 
 
 class Labelled(Shown, total=False):
-    """The same of one that may have several values."""
+    """The options of a statistic that may have several values."""
 
     label: str
     labels: Sequence[str] | Mapping[str, str]
 
 
 class Kept(Shown, total=False):
-    """The same of one that is counted, and how it is saved."""
+    """The options of a counted statistic, which also say how it is saved."""
 
     saved: Mapping[str, str] | str | None
 

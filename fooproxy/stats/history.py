@@ -25,13 +25,13 @@ LENGTH = 900
 _RECENT = 10
 
 _LATELY = 60.0
-"""Seconds after the last NAK in which it still says something about the upstream."""
+"""Seconds after the last NAK within which the NAKs still indicate trouble with the upstream."""
 
 
 class Second(NamedTuple):
     """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end.
 
-    Then what is new in it: sessions, bytes, and sessions that failed, by reason.
+    Then the new sessions, the bytes, and the failed sessions by reason, of that second.
     """
 
     requests: int
@@ -53,7 +53,7 @@ _OLDER = 6
 
 
 class Totals(NamedTuple):
-    """All messages counted so far, the number of open sessions, and those that have failed, as in `FAILURES`."""
+    """All counts so far, the number of open sessions, and the failed sessions in the order of `FAILURES`."""
 
     requests: int
     responses: int
@@ -144,9 +144,9 @@ class History:
         return self._answered().since(self._latencies[0])
 
     def rejections(self) -> int:
-        """Return how many NAKs the upstream has sent since its last ACK; 0 if that was just now, or the NAKs long ago.
+        """Return how many NAKs the upstream has sent since its last ACK; 0 if it sent an ACK within 10 s.
 
-        So few requests must not look better than many.
+        NAKs count for `_LATELY` seconds, so that an upstream with few requests is judged like one with many.
         """
         acks, naks = self._replies[0]
         now = self._totals()
@@ -203,7 +203,7 @@ def parse(text: str) -> list[Second]:
 
 
 def _newer(older: Second, *fields: str) -> Second:
-    """Return a second with the fields that earlier versions did not save."""
+    """Return `older` with the further fields, which early versions did not save."""
     if len(fields) != len(Second._fields) - _OLDER:
         raise ValueError("the number of fields is wrong")
     opened, from_clients, from_upstream = [_number(field) or 0 for field in fields[:-1]]
@@ -212,7 +212,7 @@ def _newer(older: Second, *fields: str) -> Second:
         reason, _, count = entry.partition(":")
         number = _number(count)
         if reason not in FAILURES or not number:
-            raise ValueError("a failure is not a reason and a count")
+            raise ValueError("a failure must be a reason and a count")
         failures[reason] = number
     return older._replace(
         opened=opened, bytes_from_clients=from_clients, bytes_from_upstream=from_upstream, failures=failures

@@ -34,10 +34,10 @@ CLOSED = {
 """All reasons, with their meanings."""
 
 CLEAN = frozenset({"client_closed", "upstream_closed", "closed_by_operator", "drained"})
-"""The reasons that need no attention."""
+"""The reasons that need no attention from an operator."""
 
 FAILURES = tuple(reason for reason in CLOSED if reason not in CLEAN)
-"""All others."""
+"""The reasons that count as failures: all others."""
 
 CONNECT_FAILURES = {
     "refused": "upstream_refused",

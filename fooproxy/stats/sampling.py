@@ -1,8 +1,8 @@
 """Sampling: when the time table takes samples and the history adds rows, and when the time table rests.
 
 Waking up costs more than taking a sample, so an idle proxy takes no samples.  Nothing is missed as long as `look` is
-called for every batch of chunks.  `fooproxy.parts` starts and stops the sampling, and has the poller call `look`.  This
-module does not know what is counted.
+called for every batch of chunks.  `fooproxy.parts` starts and stops the sampling, and makes the poller call `look`.
+This module does not know what is counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sampling:
             self._stats.digest()
 
     def stay_awake(self) -> None:
-        """Do not rest from now on."""
+        """Keep sampling from now on, even without traffic."""
         self._may_rest = False
         if not self._times.running:
             self._wake()

@@ -1,8 +1,8 @@
 """The statistics of one of several servers, declared like all others, in a row of the same array.
 
-They are saved and restored by the server's name.  `fooproxy.stats.counters` makes a row for each server, and gives the
-row of one that is gone to another; the sessions count in the row of their server, and the web side shows the rows,
-labelled by server.
+These statistics are saved and restored by the server's name.  `fooproxy.stats.counters` assigns a row to each server,
+and reuses the row of a server that is gone.  The sessions count in the row of their server, and the web side shows the
+rows, labelled by server.
 """
 
 from __future__ import annotations
@@ -93,19 +93,19 @@ class ServerStats(Declared):
     ) -> None:
         super().__init__(numbers)
         self.place = place
-        """The number of its row."""
+        """The number of the server's row."""
         self._clock = clock
         self.traffic = Traffic(numbers, ServerStats._client.place, twin, before)
         self.figures: Figures = self.traffic
         self.begin(name)
 
     def begin(self, name: str) -> None:
-        """Be the statistics of a server from now on that is called `name`."""
+        """Begin to be the statistics of the server `name`."""
         self.name = name
         self.traffic.troubles = Troubles()
         self.sessions: set[Session] = set()
         self.when_ended: Callable[[bool, float], object] = lambda dropped, replied: None
-        """Called when a session has ended: whether the server is to blame, and when the last reply was read, if any."""
+        """Called when a session has ended: whether the server dropped it, and when the last reply was read, if any."""
 
     def bound(self, numbers: MutableSequence[int]) -> ServerStats:
         """Return the same statistics of other `numbers`."""
@@ -115,14 +115,14 @@ class ServerStats(Declared):
         return view
 
     def saved(self) -> SavedServer:
-        """Return what outlives the process; requests that are open will not have been answered."""
+        """Return the part that is saved; open requests are counted as unanswered in it."""
         counters = self.counters()
         counters[_UNANSWERED] = min(counters[_UNANSWERED] + max(self.figures.in_flight, 0), LARGEST)
         return SavedServer(counters, self.latency_seconds)
 
     @property
     def load(self) -> int:
-        """Open sessions and requests in flight together: what servers are compared by."""
+        """The sum of open sessions and requests in flight, by which servers are compared."""
         return len(self.sessions) + self.in_flight
 
     @property
@@ -131,21 +131,21 @@ class ServerStats(Declared):
         return max(self.figures.in_flight, 0)
 
     def joined(self, session: Session) -> None:
-        """Count a session that the server gets."""
+        """Count a new session of the server."""
         self.connections_total += 1
         self.sessions.add(session)
 
     def left(self, session: Session) -> None:
-        """Forget a session that goes on elsewhere."""
+        """Forget a session that continues with another server or without one."""
         self.sessions.discard(session)
 
     def ended(self, session: Session, dropped: bool) -> None:
-        """Count the end of a session, and whether the server is to blame."""
+        """Count the end of a session, and whether the server dropped it."""
         self.left(session)
         self.requests_unanswered += session.exchange.in_flight
         self.connections_dropped += dropped
         exchange = session.exchange
-        # Earlier replies may be those of another server.
+        # Earlier replies may come from another server.
         last = min(exchange.last, self.figures.latency.replied)
         self.when_ended(dropped, last / 1e6 if exchange.replies and last else float("-inf"))
 
@@ -156,7 +156,7 @@ class ServerStats(Declared):
     def is_answering(self, since: float) -> bool:
         """Return whether an open session got a reply after `since`, on the clock in seconds."""
         if self.figures.latency.replied <= since * 1e6:
-            # What its sessions got since then came from the servers that they had before.
+            # Replies to its sessions since then came from the servers that they had before.
             return False
         return any(each.exchange.replies and each.exchange.last > since * 1e6 for each in self.sessions)
 
@@ -168,7 +168,7 @@ SHARED = {
     for name, place in ServerStats.lasting().items()
     if field.place <= place < field.place + len(field.cells)
 }
-"""The places of what is also part of the totals, by the names in the recovery file."""
+"""The places of the numbers that are also part of the totals, by their names in the recovery file."""
 
 _UNANSWERED = ServerStats.requests_unanswered.name
 _TRAFFIC = ServerStats._client.place
@@ -178,28 +178,28 @@ _LATENCY = _SIZE - len(Latency.names)
 
 @dataclass(frozen=True)
 class SavedServer:
-    """What outlives a process of the statistics of a server: the `counters`, by their names, and the `latencies`."""
+    """The saved statistics of a server: the `counters`, by their names, and the `latencies`."""
 
     counters: Mapping[str, int]
     latencies: Histogram
 
     def state(self) -> dict[str, Any]:
-        """Return the same in a form that JSON can represent."""
+        """Return these statistics in a form that JSON can represent."""
         return {"counters": dict(self.counters), "latency": self.latencies.state()}
 
     @property
     def matched(self) -> int:
-        """Replies to requests, as the latencies have it; as the counters do, they are `replied`."""
+        """The number of replies to requests according to the latencies; it must equal `replied`."""
         return self.latencies.count + self.counters.get("replies_late", 0)
 
     @property
     def replied(self) -> int:
-        """Replies to requests, as the counters have it."""
+        """The number of replies to requests according to the counters."""
         replies = self.counters.get("upstream_ack", 0) + self.counters.get("upstream_nak", 0)
         return replies - self.counters.get("responses_unmatched", 0)
 
     def move(self, numbers: MutableSequence[int], start: int, row: MutableSequence[int]) -> None:
-        """Put these into an empty `row`, and take what is shared out of the totals, the traffic at `start`."""
+        """Move these numbers to an empty `row`: subtract the shared ones from the traffic at `start` of `numbers`."""
         for name, place in ServerStats.lasting().items():
             row[place] = self.counters.get(name, 0)
         latency = Latency(row, _TRAFFIC + _LATENCY)
@@ -210,11 +210,11 @@ class SavedServer:
 
 
 _LARGEST = frozenset(_LATENCY + Latency.names.index(name) for name in Latency.largest)
-"""Which numbers of the traffic are not additive."""
+"""The places of the traffic's numbers that are not additive: the largest one counts."""
 
 
 def give_back(row: MutableSequence[int], numbers: MutableSequence[int], start: int) -> None:
-    """Make a `row` empty, and add its traffic to that at `start` of `numbers`."""
+    """Empty a `row`, and add its traffic to the traffic at `start` of `numbers`."""
     for offset in range(_SIZE):
         here, there = start + offset, _TRAFFIC + offset
         numbers[here] = max(numbers[here], row[there]) if offset in _LARGEST else numbers[here] + row[there]

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from fooproxy.stats.servers import ServerStats
 
     class Server(Protocol):
-        """What is to be known of a server: its place among all."""
+        """The place of a server among all servers."""
 
         @property
         def number(self) -> int:
-            """The number of its row, from 0 on."""
+            """The number of the server's row, from 0 on."""
 
 
 _UNHEARD = ("half_close_timeout", "idle_timeout", "reply_timeout")
-"""Reasons for which sessions with open requests end because nothing comes from the upstream."""
+"""The reasons for which sessions end because the upstream sends nothing."""
 
 _MOMENT = 1.0
-"""Seconds within which an upstream that ends a session without a word looks as if it turned the client away."""
+"""An upstream that ends a session within this many seconds, without sending anything, has dropped the client."""
 
 
 class SessionStats:
@@ -50,7 +50,7 @@ class SessionStats:
         self.is_held_up = False
         self._needed_link_at: float | None = None
         self._dropped_from: int | None = None
-        """How many replies had been read when the client was gone and further ones were dropped."""
+        """The number of replies that had been read when the client was gone; further ones were dropped."""
         self.opened = stats.clock()
         self.number = stats.connections_total = stats.connections_total + 1
         stats.sessions.add(self)
@@ -60,10 +60,10 @@ class SessionStats:
         self.address = address
 
     def served_by(self, server: Server) -> None:
-        """Record that `server`, one of several, is about to get the session."""
+        """Record that the session is about to get `server`, one of several."""
         stats = self._stats
         if self.server is stats.rows[server.number]:
-            # It gets another link to the same one.
+            # The session gets another link to the same server.
             self.server.sessions.add(self)
             return
         stats.catch_up()
@@ -76,7 +76,7 @@ class SessionStats:
         self.server.traffic.take_over(early, self.exchange, self.client, self.upstream)
 
     def released(self) -> None:
-        """Record that no server has the session for now; it still counts where it was last."""
+        """Record that the session has no server for now; its traffic still counts for the last one."""
         if self.server is not None:
             self.server.left(self)
 
@@ -100,7 +100,7 @@ class SessionStats:
 
     @property
     def waited(self) -> float:
-        """Seconds that the oldest request has waited for the server, and not for its client to read; 0 if none has."""
+        """Seconds that the oldest open request has waited for the server, not for its client to read; 0 without one."""
         if self.is_held_up or not self.exchange.open:
             return 0.0
         return self._stats.clock() - self.exchange.waiting_since / 1e6
@@ -112,9 +112,10 @@ class SessionStats:
 
     @property
     def is_regular(self) -> bool:
-        """Whether there was nothing of which nobody knows whether it is answered, or what it answers.
+        """Whether requests and replies so far correspond one to one, as far as can be known.
 
-        That is an invalid line, a message from the wrong side, a last request without a newline, a reply too many.
+        False after an invalid line, a message from the wrong side, a last request without a newline, or a surplus
+        reply.
         """
         self._stats.catch_up()
         client, upstream = self.client, self.upstream
@@ -127,7 +128,7 @@ class SessionStats:
 
     @property
     def is_paired(self) -> bool:
-        """Whether the replies had the seqs of the requests; asked once every request has its reply."""
+        """Whether the replies had the seqs of the requests; valid once every request has a reply."""
         self._stats.catch_up()
         return not self.exchange.unpaired
 
@@ -138,11 +139,11 @@ class SessionStats:
         return self.client.bytes + self.upstream.bytes
 
     def when_settled(self, then: Callable[[], None] | None) -> None:
-        """Call `then` whenever the session has become settled, after the batch of events that did it; or cease to."""
+        """Call `then` after each batch of events in which the session has become settled; `None` ends this."""
         self._stats.watch(self.exchange, then)
 
     def needs_link(self) -> None:
-        """Record that the client has said something, and needs a pooled connection."""
+        """Record that the client has sent something, and needs a pooled connection."""
         if self._needed_link_at is None:
             self._needed_link_at = self._stats.clock()
 
@@ -153,7 +154,7 @@ class SessionStats:
             self._stats.link_waits.add(round(waited * 1e6), 1)
 
     def forwarded(self) -> None:
-        """Record that the server gets the open requests only now: the wait for a link is none of its latency."""
+        """Record that the server gets the open requests only now: the wait for a link is not part of its latency."""
         self._stats.catch_up()
         opened, *rest = self.exchange.state()
         if opened:
@@ -166,7 +167,7 @@ class SessionStats:
         self._dropped_from = self.upstream.replies
 
     def stop_after(self, chunk: bytes) -> int:
-        """Return how much of `chunk`, the client's last, completes lines; if any, take the rest off the counts."""
+        """Return how many bytes of `chunk`, the client's last, complete lines; if any, do not count the rest."""
         self._stats.catch_up()
         whole = chunk.rfind(b"\n") + 1
         if whole:
@@ -210,7 +211,7 @@ class SessionStats:
         stats.on_end(self, reason)
 
     def is_dropped(self, reason: str) -> bool:
-        """Return whether the upstream is to blame for the end: requests are open, or it was there for a moment only."""
+        """Return whether the upstream dropped the session: with requests open, or within `_MOMENT` without a word."""
         if self.exchange.in_flight:
             return reason.startswith("upstream_") or (reason in _UNHEARD and not self.is_held_up)
         return reason in ("upstream_closed", "upstream_reset") and not self.upstream.bytes and self.age < _MOMENT

@@ -1,8 +1,8 @@
-"""The traffic with one server: what the analyzers count of it, in a run of the array of numbers.
+"""The traffic with one server, as counted by the analyzers in a run of the array of numbers.
 
-With one server, all traffic is counted in one place.  With several, each has a place of its own, what is not assigned
-to any yet has another, and the totals are sums over all of them.  `fooproxy.stats.counters` owns the array, and
-`fooproxy.stats.session` moves a session to the place of its server.
+With one server, all traffic is counted in one place.  With several, each server has a place of its own, there is one
+for traffic that is not assigned to a server yet, and the totals are sums over all of them.  `fooproxy.stats.counters`
+owns the array, and `fooproxy.stats.session` moves a session to the place of its server.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Figures:
 
     @property
     def in_flight(self) -> int:
-        """Unanswered requests of open sessions: the same as that of `latency`, without adding up its buckets."""
+        """Unanswered requests of open sessions: the same as `latency.in_flight`, without adding up its buckets."""
         latency = self.latency
         return latency.asked - latency.given_up - (self.upstream.replies - latency.unmatched)
 
 
 class Traffic(Figures):
-    """The same, with what counts there; `before` is the traffic that is counted first."""
+    """The figures of one place, with the analyses that count there; `before` is the traffic to count first."""
 
     def __init__(self, numbers: MutableSequence[int], start: int, twin: Twin, before: Traffic | None = None) -> None:
         super().__init__(numbers, start)
@@ -55,12 +55,12 @@ class Traffic(Figures):
         self.troubles = Troubles()
 
     def analyzers(self) -> tuple[Exchange, Analyzer, Analyzer]:
-        """Return what counts a new session: its exchange, and the analyzers of its client leg and upstream leg."""
+        """Return the parts that count a new session: its exchange, and the analyzers of its two legs."""
         exchange = self._twin.Exchange(self.latency)
         return exchange, self._twin.Analyzer(self.requests, exchange), self._twin.Analyzer(self.replies, exchange)
 
     def take_over(self, early: Traffic | None, exchange: Exchange, client: Analyzer, upstream: Analyzer) -> None:
-        """Count a session here from now on; what it has sent so far counts here too if it was counted in `early`."""
+        """Count a session here from now on; its traffic so far moves here too if it was counted in `early`."""
         self.replies.catch_up()
         if early is not None and client.bytes:
             for name in Counts.names:
@@ -78,7 +78,7 @@ class Traffic(Figures):
 
 
 def total(blocks: Sequence[B]) -> B:
-    """Return the sum of blocks of one kind; of what is not additive, the largest."""
+    """Return the sum of blocks of one kind; for numbers that are not additive, the largest one."""
     first = blocks[0]
     if len(blocks) == 1:
         return first
