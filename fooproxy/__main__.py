@@ -1,7 +1,7 @@
-"""The command ``fooproxy``, which is ``python -m fooproxy`` too.
+"""The command ``fooproxy``, also ``python -m fooproxy``.
 
-It only remembers signals from the first moment on, since loading the rest takes half a second, and in a container
-process 1 never gets a signal that it does not handle.
+This module only makes the process remember signals from the first moment on: loading the rest takes half a second, and
+in a container process 1 never gets a signal that it does not handle.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """The answer to ``--check-config``: what the proxy would run with on this machine, and where each value comes from.
 
-It looks names up and looks at files, but opens no port and changes nothing.  What an option's value is worth looking at
-for, its declaration says; `fooproxy.commandline` calls it.
+This module looks up names and examines files, but opens no port and changes nothing.  The declaration of an option
+names the function here that examines its value; `fooproxy.commandline` calls `check`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 _OF_SYSTEMD = ("/run", "/var/run")
-"""Where directories may be missing that systemd creates for a service, and removes when that stops."""
+"""Directories in which systemd creates a service's own directory at start and removes it at the stop."""
 
 
 class Row(NamedTuple):
@@ -38,9 +38,9 @@ class Row(NamedTuple):
     name: str
     texts: Sequence[str]
     sources: Sequence[str]
-    """Where each of them comes from."""
+    """The source of each value."""
     places: Sequence[str]
-    """Where to change each of them."""
+    """The place where to change each value."""
     look: Callable[[str], str]
 
 
@@ -60,7 +60,7 @@ def check(title: str, rows: Sequence[Row], notes: Sequence[str]) -> bool:
             else:
                 if found:
                     _say(f"{'':{name_width}}    {one_line(found)}")
-    # In the order in which they were written, also if both go to one file.
+    # Flush, so that the order is right if standard output and standard error go to one file.
     _say("", end="", flush=True)
     for problem in (*notes, *problems):
         print(f"fooproxy: {one_line(problem)}", file=sys.stderr)
@@ -68,23 +68,23 @@ def check(title: str, rows: Sequence[Row], notes: Sequence[str]) -> bool:
 
 
 def _say(line: str, **how: Any) -> None:
-    # Who reads may have read enough; the status still counts.
+    # The reader may have closed the pipe early; the exit status still counts.
     with suppress(BrokenPipeError):
         print(line, **how)
 
 
 def nothing(text: str) -> str:
-    """Look at nothing: the value says it all."""
+    """Examine nothing: the default for options whose value needs no check on this machine."""
     return ""
 
 
 def listening(text: str) -> str:
-    """Resolve an address to listen on; all of IPv4 if it names no host."""
+    """Say what an address to listen on means; without a host, it is all of IPv4."""
     return _listening(text, "0.0.0.0")
 
 
 def listening_locally(text: str) -> str:
-    """Resolve an address to listen on, unless it is off; 127.0.0.1 if it names no host."""
+    """Say what an address to listen on, or ``off``, means; without a host, it is 127.0.0.1."""
     return "" if text == "off" else _listening(text, "127.0.0.1")
 
 
@@ -100,7 +100,7 @@ def _listening(text: str, default: str) -> str:
         family = socket.AF_INET6 if isinstance(address, IPv6Address) else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             try:
-                # Another port, since a proxy may be running.
+                # Use port 0, since a running proxy may have the real one.
                 trial.bind((address.host, 0))
             except OSError as error:
                 raise ValueError(
@@ -110,7 +110,7 @@ def _listening(text: str, default: str) -> str:
 
 
 def _listening_on(text: str, path: Path) -> str:
-    """Look whether there can be a unix socket at `path`."""
+    """Check that a unix socket can be created at `path`."""
     folder = path.parent
     if not folder.exists() and any(Path(each) in folder.parents for each in _OF_SYSTEMD):
         return f"the directory {folder} does not exist now; systemd creates it at start if RuntimeDirectory= names it"
@@ -128,7 +128,7 @@ def _listening_on(text: str, path: Path) -> str:
 
 
 def connecting(text: str) -> str:
-    """Resolve an address to connect to."""
+    """Say what an address to connect to means."""
     path = unix_path(text, listens=False)
     if path is not None:
         try:
@@ -146,7 +146,7 @@ def connecting(text: str) -> str:
 
 
 def recovery(text: str) -> str:
-    """Look whether there is a recovery file, and whether there can be one."""
+    """Say whether there is a recovery file, and check that one can be written."""
     saver = Saver(Path(text).absolute())
     try:
         saver.check()
@@ -168,7 +168,7 @@ def _resolved(text: str, host: str, port: int) -> list[IPv4Address | IPv6Address
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no name of a host"
+        why = getattr(error, "strerror", None) or "it is not a host name"
         raise ValueError(
             f"{text!r} names {host!r}, which cannot be resolved: {why}; expected a host that is known, or an IP address"
         ) from None

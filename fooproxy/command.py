@@ -1,6 +1,6 @@
 """Runs the proxy as twistd does, in the foreground, without a pid file and without a search for plugins.
 
-It knows twistd and the proxy's service, and nothing of what is in that.  ``fooproxy.__main__`` calls it.
+This module knows twistd and the proxy's service, but not its parts.  ``fooproxy.__main__`` calls it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The configuration file: TOML with the options' names, from which it returns texts as on the command line.
+"""The configuration file: TOML with the options' names, converted to texts as on the command line.
 
-A value may be text, a number, or ``true`` and ``false`` for a flag; an option that may be repeated takes a list.  It
-knows the options' names and kinds, but not what their values mean.  `fooproxy.commandline` calls it.
+A value may be text, a number, or ``true`` and ``false`` for a flag; an option that may be repeated takes a list.  This
+module knows the options' names and kinds, but not what their values mean.  `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _EXAMPLE = 'expected lines such as listen = ":8002" or drain-timeout = 10, with 
 
 
 class Declared(Protocol):
-    """What has to be known about an option."""
+    """The properties of an option that the file's reader needs."""
 
     @property
     def repeats(self) -> bool:
@@ -38,7 +38,7 @@ class Declared(Protocol):
 
 
 class ConfigurationFile:
-    """The values in the file `path` of `options`, by their names; those in `elsewhere` are for the command line alone.
+    """The values of `options` in the file `path`; options named in `elsewhere` are valid only on the command line.
 
     :raises ValueError: the file cannot be read, or is wrong; the message names the file and the line.
     """
@@ -76,7 +76,7 @@ def _text_of(path: str) -> str:
     shown = one_line(path)
     quoted = f"'{shown}'"
     try:
-        # Looked at before it is opened, and opened without blocking: a pipe would have to be waited for.
+        # Check the kind of file first, and open it without blocking: opening a pipe would wait for a writer.
         found = Path(path).stat()
         if not stat.S_ISREG(found.st_mode) and not os.path.samestat(found, Path(os.devnull).stat()):
             kind = _KINDS_OF_FILES.get(stat.S_IFMT(found.st_mode), "a device")

@@ -1,8 +1,8 @@
 """The compiled module, `fooproxy._core`, and whether it is used.
 
-It holds the twins of what runs once per chunk: `fooproxy.net.pump` and the counting of `fooproxy.foo`.  Those two rooms
-choose between the twins, by `IS_USED`; nothing else depends on which is there, since they behave identically.  A build
-without a C compiler lacks the module, and ``FOOPROXY_PURE=1`` in the environment keeps it from being used.
+The module holds the compiled twins of the code that runs once per chunk: `fooproxy.net.pump` and the counting of
+`fooproxy.foo`.  Those two rooms choose a twin by `IS_USED`; nothing else depends on the choice, since the twins behave
+identically.  A build without a C compiler lacks the module, and ``FOOPROXY_PURE=1`` in the environment turns it off.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 __all__ = ["IMPLEMENTATION", "IS_USED", "REASON", "core"]
 
 INTERFACE = 5
-"""Grows with each change of what the compiled module offers; so does its own number, in _core.c."""
+"""Grows with each change of the compiled module's interface, together with the number in _core.c."""
 
 try:
     import fooproxy._core as core
@@ -28,7 +28,7 @@ else:
 IS_USED = core is not None and os.environ.get("FOOPROXY_PURE", "0") in ("", "0")
 
 IMPLEMENTATION = "compiled" if IS_USED else "pure"
-"""What relays and counts, as operators see it: ``compiled`` or ``pure``."""
+"""The implementation in use, as operators see it: ``compiled`` or ``pure``."""
 
 REASON = "relaying with the compiled core" if IS_USED else f"relaying in pure Python, which costs more CPU: {_why_not}"
-"""The same as a clause of a log line, with the reason."""
+"""The implementation as a clause of a log line, with the reason."""

@@ -1,7 +1,7 @@
-"""Whether a file can be created in a directory: asks the kernel, and creates nothing that anybody could see.
+"""Whether a file can be created in a directory: asks the kernel, and creates nothing visible.
 
-What the permissions say is not enough: they let root do anything, also in ``/proc``.  The recovery file and
-``--check-config`` ask this.
+The permissions alone do not tell: they let root do anything, even in ``/proc``.  The recovery file and
+``--check-config`` use this.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 _UNKNOWN = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
-"""From file systems that have no files without a name, which may have others all the same."""
+"""Errors from file systems that cannot create a file without a name; ordinary files may still be possible."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -22,9 +22,9 @@ _WITHOUT_FILES = frozenset({"cgroup", "cgroup2", "devpts", "proc", "sysfs"})
 def check_directory(directory: Path) -> None:
     """Check that a file can be created in `directory`, or that directory itself if it does not exist.
 
-    That the disk is full is no obstacle: that may change.
+    A full disk is not an error, since it may have space again later.
 
-    :raises OSError: it cannot; the error names the directory that there is.
+    :raises OSError: no file can be created; the error names the nearest existing directory.
     """
     there = _nearest(directory)
     if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):

@@ -1,9 +1,9 @@
-"""The time before the service runs: signals that arrive before it can act on them, and loading in little time.
+"""The time before the service runs: signals that arrive before it can handle them, and faster loading.
 
-Starting takes half a second, mostly for imports, and until then a SIGTERM or SIGINT would kill the process by that
-signal, and so would a SIGUSR1 from logrotate.  So the command and the plugin call `hold` before anything else is
-loaded, and the service asks each handler that it replaces whether its signal came.  This module imports only what is
-loaded anyway, and knows nothing about the proxy.
+Starting takes half a second, mostly for imports; meanwhile, a SIGTERM, a SIGINT or a SIGUSR1 from logrotate would kill
+the process.  So the command and the plugin call `hold` before anything else is loaded, and when the service replaces a
+handler, it asks it whether its signal came.  This module imports only modules that are loaded anyway, and knows nothing
+about the proxy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _HELD = (*_STOPPING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Held:
-    """A signal handler that only remembers that its signal came; a second one to stop ends the process at once.
+    """A signal handler that only remembers its signal; a second SIGTERM, SIGINT or SIGHUP ends the process at once.
 
-    Loading may hang, on a file system that does not answer.
+    Without that, loading from a file system that hangs could not be interrupted.
     """
 
     came = False
@@ -40,8 +40,8 @@ class Held:
 
 
 def hold() -> None:
-    """Remember the signals from now on, except those that the parent process had us ignore."""
-    # Only the main thread may do this, and only there does Python handle signals.
+    """Remember signals from now on, except those that the parent process has set to be ignored."""
+    # Python sets and runs signal handlers only in the main thread.
     if threading.current_thread() is threading.main_thread():
         for number in _HELD:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -49,15 +49,15 @@ def hold() -> None:
 
 
 def is_free(number: int) -> bool:
-    """Return whether nobody handles a signal, or only we do until somebody will; one that is ignored is not free."""
+    """Return whether a signal has no handler but the default or `Held`; an ignored signal is not free."""
     handler = signal.getsignal(number)
     return handler in (signal.SIG_DFL, None) or isinstance(handler, Held)
 
 
 def let_go(interrupt: Any = signal.default_int_handler) -> list[int]:
-    """Let the signals have their usual effect again, SIGINT that of `interrupt`: this process will not be the proxy.
+    """Restore the default handlers (`interrupt` for SIGINT), since this process will not run the proxy.
 
-    Return those to stop that have come.
+    Return the signals to stop that have arrived meanwhile.
     """
     came: list[int] = []
     for number in _HELD:
@@ -71,7 +71,7 @@ def let_go(interrupt: Any = signal.default_int_handler) -> list[int]:
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Load modules without searching them for garbage: all of it stays, and that would take a tenth of the start."""
+    """Load modules without garbage collections, which would find nothing and take a tenth of the start."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -42,7 +42,7 @@ class Ends:
         if not self._logs.shows(level) or not (self._everything or self._logs.limits.admits(kind, reason, level)):
             return
         client, upstream = session.client, session.upstream
-        # With one server, it goes without saying.
+        # With one server, its name is obvious.
         served_by = {} if session.server is None else {"upstream": session.server.name}
         self.log.emit(
             level,

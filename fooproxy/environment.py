@@ -1,7 +1,8 @@
-"""What the environment has for the proxy and the proxy does not use, although somebody seems to have meant it.
+"""Notes about things in the environment that seem to be meant for the proxy, but are not used.
 
-These are notes and no errors: others may put there what they like.  It knows the names of variables, and not what their
-values mean; `fooproxy.commandline` calls it, ``--check-config`` prints the notes, and the service logs them.
+They are notes, not errors, since other programs may set any variable.  This module knows the names of variables, but
+not what their values mean; `fooproxy.commandline` calls it, ``--check-config`` prints the notes, and the service logs
+them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 _PREFIX = "FOOPROXY_"
 
 _LIKENESS = 0.8
-"""How much alike two names are that are taken for one, from 0 to 1."""
+"""The similarity, from 0 to 1, above which a name counts as a misspelling of another."""
 
 _OF_KUBERNETES = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)")
-"""What it sets for Services whose names begin with ours."""
+"""Variables that Kubernetes sets for Services whose names begin with ours."""
 
 
 class Note(NamedTuple):
-    """A template, and the values for it."""
+    """A note: a template, and the values for it."""
 
     template: str
     fields: Mapping[str, Any]
@@ -50,7 +51,7 @@ def misspelt(environment: Mapping[str, str], variables: Collection[str]) -> Iter
 
 
 def left_over(passed: int, used: int) -> Iterator[Note]:
-    """Note that systemd, or who does as it does, has passed more sockets than are used."""
+    """Note that systemd, or a program with the same protocol, has passed more sockets than are used."""
     if passed > used:
         yield Note(
             "{used} of {passed} sockets that were passed to this process (LISTEN_FDS) are used; "

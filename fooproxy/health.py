@@ -1,7 +1,7 @@
 """Health: whether the proxy is ready for traffic, why not, and warnings that do not affect traffic.
 
-It queries the other parts each time and keeps no copy of their state; none of them knows about it.  `fooproxy.parts`
-creates it, the service sets its flags, and the web side shows it.
+`Health` queries the other parts each time and keeps no copy of their state; none of them knows about it.
+`fooproxy.parts` creates it, the service sets its flags, and the web side shows it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ PROBE_INTERVAL = 5.0
 """Seconds without a connection attempt, and without sessions, after which ``/ready`` tests the upstream itself."""
 
 PROBE_TIMEOUT = 1.0
-"""Timeout of that test, in seconds; a name's addresses are tried a fraction of that apart."""
+"""Timeout of that test, in seconds; long enough to try several addresses of a name."""
 
 
 class Health:
     """Whether the proxy is ready for traffic, and what an operator should check.
 
     The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
-    whether there are connected sessions, which say more about the `upstreams` than a test would; `loops` whether the
-    proxy has been its own client lately; `warnings` has a condition for each word that warns an operator.
+    whether there are connected sessions, which say more about the `upstreams` than a test would; `loops` returns
+    whether the proxy has lately connected to itself; `warnings` has a condition for each word that warns an operator.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Health:
     async def check(self) -> None:
         """Test whether the upstream is reachable, unless that is known from recent attempts or from sessions.
 
-        Sessions from before the last attempt failed do not show that there can be new ones.
+        Sessions do not count if the last attempt failed: they do not show that new connections are possible.
         """
         is_known = self._traffic() and not self.was_unreachable
         if is_known or self._upstreams.silence <= PROBE_INTERVAL or self.draining:
@@ -71,7 +71,7 @@ class Health:
     def _checked(self, result: object) -> None:
         waiting, self._waiting = self._waiting, []
         for deferred in waiting:
-            # One that was cancelled ignores it.
+            # A caller that was cancelled ignores this.
             deferred.callback(None)
 
     def reasons(self) -> list[str]:

@@ -1,6 +1,6 @@
-"""The help: arranges what the options' declarations say for a terminal.
+"""The help: arranges the texts from the options' declarations for a terminal.
 
-It knows no options; `fooproxy.commandline` calls it.
+This module knows no options; `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _COLUMN = 32
-"""Where meanings begin; after forms that are longer, on the next line."""
+"""The column where meanings begin; after a longer form, the meaning begins on the next line."""
 
 _LEAST, _MOST = 60, 120
-"""Columns; lines are no shorter in a narrower terminal, and no longer in a wider one."""
+"""The minimum and maximum width of lines, in columns, whatever the width of the terminal."""
 
 
 def formatted(about: str, groups: Mapping[str, Sequence[tuple[str, str]]], notes: str, width: int) -> str:

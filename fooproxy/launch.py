@@ -39,7 +39,7 @@ class Launch:
     log = Logger()
 
     def __init__(self, options: Options, logs: Log, form: Format) -> None:
-        # twistd's, or twist's, or none.
+        # The options of twistd or twist, if one of them started the proxy.
         self._options: dict[str, Any] = getattr(options, "parent", None) or {}
         self.daemonized = not self._options.get("nodaemon", True)
         """Whether the proxy runs in the background."""
@@ -57,11 +57,11 @@ class Launch:
             self._starter = _Starter()
 
     def settled(self) -> None:
-        """Begin to write the log: the process does not fork any more."""
+        """Begin to write the log, since the process will not fork again."""
         self._logs.writer.start()
 
     def succeeded(self) -> None:
-        """Let the process that waits for the start exit: nothing is refused from here on."""
+        """Let the process that waits for the start exit: the start can no longer fail."""
         if self._starter is not None:
             self._starter.release()
 
@@ -73,7 +73,7 @@ class Launch:
         if self._options.get("syslog"):
             sink = to_syslog(writer, self._options.get("prefix", ""), self._form)
         elif path == "-" and self.daemonized:
-            # twistd refuses this.
+            # twistd itself refuses this combination.
             return
         elif path == "-":
             sink = self._standard(1)
@@ -83,7 +83,7 @@ class Launch:
             except OSError as error:
                 why = f"cannot open the log file {error.filename or path}: {error.strerror}"
                 raise SystemExit(f"fooproxy: {one_line(why)}; choose another one with --logfile") from error
-            # As twistd does it.  A signal that came before this needs no answer: the file has only just been opened.
+            # As in twistd.  An earlier SIGUSR1 needs no rotation: the file has only just been opened.
             if file is not None and is_free(signal.SIGUSR1):
                 rotate = file.rotate
                 signal.signal(signal.SIGUSR1, lambda *_: writer.order(rotate))
@@ -95,7 +95,7 @@ class Launch:
         """Log to the file that twist has opened and in the format that it has chosen, but by our writer."""
         chosen = self._options["fileLogObserverFactory"]
         if self._options["logLevel"] is LogLevel.info:
-            # twist's own level, if it was not set.
+            # This is twist's default, so its --log-level was not given.
             self._options["logLevel"] = self._logs.level
 
         def observer(file: Any) -> Any:
@@ -108,14 +108,14 @@ class Launch:
         self._options["fileLogObserverFactory"] = observer
 
     def _standard(self, descriptor: int) -> Sink:
-        """Log to standard output or error, unless it was closed at start: then it may be something else by now."""
+        """Log to standard output or error, unless that was closed at start, as its descriptor may be reused by now."""
         stream = {1: sys.__stdout__, 2: sys.__stderr__}[descriptor]
         return LogPublisher() if stream is None else to_descriptor(self._logs.writer, descriptor, self._form)
 
     def unprivileged(self, action: Callable[[], None]) -> None:
         """Do `action` as the user that twistd is about to become, so that this user owns the files."""
         uid, gid = self._options.get("uid"), self._options.get("gid")
-        # twistd needs the user's name for its groups, whatever --gid says.
+        # twistd looks up the user's groups by name, even with --gid, so the user must exist.
         if uid is not None and (gid is None or uid != os.getuid()):
             group = self._group(uid)
             gid = group if gid is None else gid
@@ -143,7 +143,7 @@ class Launch:
         self.log.critical("{why}", why=why)
         pidfile = self._options.get("pidfile")
         if pidfile:
-            # The privileges may have been dropped.
+            # The privileges that this needs may have been dropped.
             with suppress(OSError):
                 Path(pidfile).unlink(missing_ok=True)
         if self._starter is not None:

@@ -1,7 +1,7 @@
-"""A lock of the kernel on a file of its own: one process at a time has it, until that ends, however it ends.
+"""A kernel lock on a file of its own: one process at a time holds it, until it ends, however it ends.
 
-The content of the file only serves people and error messages: it says who has the lock.  The directory may be one in
-which others can create files too, so no link is followed, and nothing is written but to the very file that is locked.
+The content of the file says which process holds the lock, for people and error messages only.  Other users may be able
+to create files in the directory, so no link is followed, and only the locked file itself is written.
 
 This module does not know what a lock is for.  The recovery file and unix sockets have one each.
 """
@@ -73,14 +73,14 @@ class Lock:
             os.close(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
 
     def release(self) -> None:
-        """Let others have the lock; the file stays."""
+        """Release the lock; the file stays."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
     def remove(self) -> None:
-        """Remove the file, and let others have the lock."""
-        # Before the release: whoever takes the lock makes sure that its file has not been removed meanwhile.
+        """Remove the file, and release the lock."""
+        # Remove the file first: the next process that takes the lock checks that the file is still there.
         if self.is_intact:
             with suppress(OSError):
                 self.path.unlink()
@@ -104,7 +104,7 @@ class Lock:
                 return None
             if self._is_at_path(file):
                 return file
-            # Its holder removed the file after we had opened it.
+            # The holder of the lock removed the file after we had opened it.
             os.close(file)
 
     def _is_at_path(self, file: int) -> bool:
@@ -120,7 +120,7 @@ class Lock:
             file = os.open(self.path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 found = os.fstat(file)
-                # By now, the path may name something else; and the locked file may be one that we were led to.
+                # By now, the path may name another file, and another user may have led us to the locked one.
                 ours = os.path.samestat(found, os.fstat(locked)) and stat.S_ISREG(found.st_mode)
                 if ours and found.st_nlink == 1:
                     os.ftruncate(file, 0)

@@ -1,7 +1,7 @@
-"""The parts of the proxy: makes each of them as the options say, and connects it with those it needs.
+"""The parts of the proxy: creates each of them from the options, and connects it with the parts it needs.
 
-It is the only module that knows every part of the relay and of the statistics.  It opens no port, and does not know
-how a process starts and ends; `fooproxy.service` does both with what is here.
+This is the only module that knows every part of the relay and of the statistics.  It opens no port, and does not know
+how a process starts and ends; `fooproxy.service` handles both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _SESSIONS: dict[str, type[Session[SessionStats]]] = {
     "session": PooledSession,
     "burst": BurstSession,
 }
-"""How sessions get their upstream leg, by the names that the option has for it."""
+"""The class of sessions for each value of ``--pool``."""
 
 _PATIENCE = 0.001
 """Seconds that the poller, if it has all relay sockets but not the lead, waits for traffic before HTTP gets a turn."""
@@ -78,7 +78,7 @@ class Parts:
         self._reactor = reactor
         self._log_end = log_end
         forward: list[Forward] = options["forward"]
-        # One server needs no numbers of its own.
+        # A single server needs no numbers of its own.
         found = [one for one in forward if one.source is not None]
         fixed = [one for one in forward if one.source is None]
         names = [one.name for one in fixed] if len(forward) > 1 or found else []
@@ -90,7 +90,7 @@ class Parts:
         self.sampling = Sampling(self.stats, reactor, may_rest=all_polled)
         if self.poller is not None:
             self.poller.after_silence.append(self.stats.times.mark)
-            # What is counted at once needs no look after each batch.
+            # If chunks are counted at once, there is nothing to do after each batch.
             hooks = self.poller.afterwards if self.stats.defers else self.poller.each_turn
             hooks.append(self.sampling.look)
         self._lead = None if self.poller is None else Lead(reactor, self.poller)
@@ -130,7 +130,7 @@ class Parts:
             *(self.bridge.sessions, options["pool-hold-timeout"], reactor, lambda: len(self.upstreams.waiting) > 0)
         )
         if options["pool"] == "burst" and self.poller is not None:
-            # Else links would be free, and clients wait, until the reactor has its next turn.
+            # Otherwise clients would wait for free links until the reactor's next turn.
             self.poller.afterwards[:0] = [self.stats.tell_settled, self.upstreams.serve_now]
         self._gates = Gates()
         saver = Saver(Path(options["recovery-path"]))
@@ -139,7 +139,7 @@ class Parts:
         self.health = Health(self.upstreams, self._has_traffic, lambda: self._gates.loop, self._warnings())
 
     def start(self) -> None:
-        """Start whatever works by itself; the statistics have been restored by now."""
+        """Start the parts that work by themselves; call this after the statistics were restored."""
         self._sweep.start()
         if self._options["pool"] != "off":
             self._holding.start()
@@ -152,7 +152,7 @@ class Parts:
             self._lead.take()
 
     def stop(self) -> None:
-        """Stop all of that; the sessions have ended by now."""
+        """Stop these parts; call this after all sessions have ended."""
         self.upstreams.close_links()
         self._sweep.stop()
         self._holding.stop()
@@ -169,7 +169,7 @@ class Parts:
         return InterceptorFactory(self.bridge, _client_tap, microseconds)
 
     def put_up_gate(self, port: Any) -> None:
-        """Let through `port`, which has a socket, only clients that are allowed, and only as many as `stats.limit`."""
+        """Make `port`, which has a socket, accept only allowed clients, and at most `stats.limit` sessions."""
         stats = self.stats
         set_options(port, self.bridge.timeouts.send)
         self._gates.add(
@@ -180,7 +180,7 @@ class Parts:
         )
 
     def _server(self, forward: Forward, number: int) -> Server:
-        """Return a server to forward to; each of several has its own statistics."""
+        """Return the server for a `forward`; with several servers, each has its own statistics."""
         endpoint = client_endpoint(self._reactor, forward.address, self.poller, self._trail)
         how: dict[str, Any] = {"weight": forward.weight, "backup": forward.backup, "limit": self._limit(forward)}
         server = Server(endpoint, forward.name, self._reactor, number=number, **how)
@@ -193,7 +193,7 @@ class Parts:
 
     @property
     def most_connections(self) -> int | None:
-        """How many connections all servers may have together; `None` if that is any number, or is not known."""
+        """The maximum number of connections to all servers together; `None` without a limit, or if it is unknown."""
         forward: list[Forward] = self._options["forward"]
         limits = [0 if one.source is not None else self._limit(one) for one in forward]
         return sum(limits) if all(limits) else None
@@ -235,7 +235,7 @@ class Parts:
 
     def _connect(self, factory: UpstreamFactory) -> Deferred[Any]:
         tapped = self._intercepts(factory, _upstream_tap, microseconds)
-        # With one server, all is counted in one place.
+        # With one server, everything is counted in one place.
         client: Any = factory.session.observer if self.stats.most_servers else None
         return self.upstreams.connect(tapped, client)
 

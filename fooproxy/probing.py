@@ -1,7 +1,7 @@
 """The answer to ``--check-health``: whether the proxy that runs with these options answers at ``/health``.
 
-It is for what watches a process by running a command, such as a container's health check.  It only connects to the
-address in ``--http``, and knows nothing else about that proxy; `fooproxy.commandline` calls it.
+This is for health checks that run a command, such as a container's.  The check only connects to the address in
+``--http``, and knows nothing else about the proxy; `fooproxy.commandline` calls it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATIENCE = 3.0
 
 
 def check_health(address: str, place: str) -> bool:
-    """Print whether a proxy serves HTTP at `address`, which `place` says, and is alive; return whether it is."""
+    """Print whether a live proxy serves HTTP at `address`, which was set at `place`; return whether it does."""
     try:
         if address == "off":
             raise ValueError(
@@ -91,7 +91,7 @@ def _connected(address: str) -> socket.socket:
     connected = socket.create_connection((_reached(place.host), place.port))
     if word(address) != "ssl":
         return connected
-    # The certificate is for those outside, and its name is not this machine's.
+    # The certificate is for outside clients, and its name may not be this machine's.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -99,7 +99,7 @@ def _connected(address: str) -> socket.socket:
 
 
 def _reached(host: str) -> str:
-    """Return a host at which this machine reaches what listens at `host`."""
+    """Return a host name or address by which this machine reaches a listener on `host`."""
     try:
         wildcard = ipaddress.ip_address(host or "0.0.0.0")
     except ValueError:

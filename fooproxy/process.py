@@ -26,12 +26,12 @@ class Printer:
     """Prints lines on the real standard output; twistd turns what `print` writes into log lines."""
 
     def __init__(self) -> None:
-        # One line at a time: what nobody reads is not worth keeping.
+        # Keep one line at a time: reports that nobody reads are not worth keeping.
         self._writer = Writer("standard output", most=0)
         atexit.register(self._writer.close)
 
     def print_line(self, line: str, otherwise: Callable[[], object]) -> None:
-        """Print `line`, or call `otherwise`, from any thread, if it is not read, or cannot be written.
+        """Print `line`; call `otherwise`, from any thread, if standard output is not read or cannot be written.
 
         It never blocks: a reader that stopped reading must not stop the relay.
         """
@@ -50,9 +50,9 @@ class Printer:
 
 @contextmanager
 def printing() -> Iterator[None]:
-    """Let a command end as usual if nobody reads what it prints, and with one line if it cannot be written.
+    """Run a command that prints; it ends as usual if its reader is gone, and with one line if a write fails.
 
-    It may raise `SystemExit`, whose status stays, unless what was printed is lost.
+    The command may raise `SystemExit`; its status stays, unless output was lost.
     """
     end = None
     try:
@@ -60,11 +60,11 @@ def printing() -> Iterator[None]:
             yield
         except SystemExit as status:
             end = status
-        # Here, since the interpreter would only complain.
+        # Flush here: at exit, the interpreter would only print a warning.
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        # As in "| head": it has read enough.
+        # The reader has read enough, as in "| head".
         _drop_the_rest()
         end = end or SystemExit(0)
     except OSError as error:
@@ -76,12 +76,12 @@ def printing() -> Iterator[None]:
 
 
 def _drop_the_rest() -> None:
-    """Have what is still to be written to standard output go nowhere."""
+    """Discard the rest of standard output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _is_read() -> bool:
-    """Return whether standard output takes data now."""
+    """Return whether standard output accepts data now."""
     if sys.__stdout__ is None:
         # It was closed at start, so descriptor 1 may belong to something else by now.
         return False

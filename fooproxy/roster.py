@@ -1,6 +1,6 @@
-"""The roster: lets servers join and leave while the proxy runs, in all the places that know of servers.
+"""The roster: lets servers join and leave while the proxy runs, in all parts that know about servers.
 
-What is counted of a server has a row in the statistics; it is watched for failures, and checked if that is asked for.
+Each server has a row in the statistics, is watched for failures, and is checked if ``--check`` asks for it.
 `fooproxy.parts` creates it, and `fooproxy.upstreams.discovery` calls it.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.servers import Servers
 
 MOST = 64
-"""How many servers there can be if some are found by their names."""
+"""The maximum number of servers if some are found by name."""
 
 
 class Roster:

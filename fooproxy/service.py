@@ -1,7 +1,7 @@
 """The service: opens the listeners, restores and saves the statistics, and starts and stops everything in order.
 
-What it starts is in `fooproxy.parts`, which it makes from the options.  twistd finds `Options` and `makeService` here
-through the plugin.
+The service creates the `fooproxy.parts` from the options, and starts them.  twistd finds `Options` and `makeService`
+here through the plugin.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["Options", "ProxyService", "makeService"]
 
 _HTTP_REST = 0.01
-"""Seconds that HTTP clients wait after a turn that accepted as many of them as it may."""
+"""Seconds that new HTTP clients wait after a turn that accepted as many as allowed."""
 
 
 def makeService(options: Options, reactor: Any = None) -> ProxyService:
@@ -82,7 +82,7 @@ class ProxyService(Service):
         parts = self._parts = Parts(options, reactor, Ends(self._logs, options["log-sessions"]).log_end)
         self._stopping = Stopping(parts.bridge, options["drain-timeout"], reactor)
         self._is_stopping = False
-        # Here, since both open files that may be out of reach after a change of root.
+        # Create these here: both open files that may be out of reach after a change of root.
         reserve_descriptor()
         self._web = Web(
             *(parts.stats, parts.health, parts.upstreams, parts.bridge.sessions),
@@ -93,7 +93,7 @@ class ProxyService(Service):
         self._control = Control(parts.stats, parts.upstreams, parts.bridge.sessions, self, reactor)
         self._relay_ports: list[IListeningPort] = []
         self._listens: list[str] = []
-        """Their addresses, which they no longer know once the proxy stops."""
+        """The addresses of the ports, which no longer know them once the proxy stops."""
         self._http_port: IListeningPort | None = None
         self._control_port: IListeningPort | None = None
 
@@ -116,7 +116,7 @@ class ProxyService(Service):
         for note in self._options.notes:
             self.log.warn(note.template, **note.fields, limited="")
         parts = self._parts
-        # First, so that a proxy whose recovery file is in use never accepts a client.
+        # Claim the file first, so that a proxy whose recovery file is in use never accepts a client.
         self._or_refuse(lambda: self._launch.unprivileged(parts.saving.claim))
         clients = parts.for_clients()
         parts.stats.limit = session_limit(self._options["max-connections"], parts.most_connections)
@@ -148,7 +148,7 @@ class ProxyService(Service):
             self._signals.report(self._report)
             self._signals.stop(self._signalled)
             self._launch.succeeded()
-        # Last, so that all signals are handled once these lines are in the log.
+        # Log these lines last: once they are in the log, all signals are handled.
         self._reactor.callWhenRunning(self._announce)
 
     def _serve_http(self, address: str) -> None:
@@ -158,7 +158,7 @@ class ProxyService(Service):
         hosts.listening_at(self._http_port.getHost())
 
     def _identity(self) -> dict[str, Any]:
-        """Return which process this is; `utc_offset_seconds` is that of the times in its log."""
+        """Return the identity of this process; `utc_offset_seconds` applies to the times in its log."""
         return {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -191,7 +191,7 @@ class ProxyService(Service):
         await self._parts.saving.stop()
         await _closed(*(port for port in (self._http_port, self._control_port) if port is not None))
         self._supervisor.stopped()
-        # While there still is a log.
+        # Do this while the log is still open.
         self._logs.limits.finish()
 
     def _signalled(self, name: str) -> None:
@@ -204,13 +204,13 @@ class ProxyService(Service):
             self.drain()
 
     def drain(self) -> None:
-        """Stop the proxy and drain its sessions, unless it is doing so."""
+        """Stop the proxy and drain its sessions; further calls do nothing."""
         if not self._is_stopping:
             self._is_stopping = True
             self._reactor.stop()
 
     def close(self, session: Session[SessionStats]) -> float:
-        """Close a session once it is settled, or after ``--drain-timeout``; return that."""
+        """Close a session once it is settled; return the seconds (``--drain-timeout``) after which it is aborted."""
         patience: float = self._options["drain-timeout"]
         self._parts.bridge.dismiss(session, "closed_by_operator", patience)
         return patience
@@ -280,7 +280,7 @@ def _url(port: Any) -> str:
 
 
 async def _closed(*ports: IListeningPort) -> None:
-    # All of them stop at once, however long one of them takes.
+    # Stop all of them at once, however long one of them takes.
     for closing in [port.stopListening() for port in ports]:
         if closing is not None:
             await closing

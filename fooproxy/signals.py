@@ -1,10 +1,10 @@
-"""Signals: which of them the proxy answers, and how a handler is set that may interrupt any code.
+"""Signals: which of them the proxy handles, and how to set handlers that may interrupt any code.
 
 They are handled here instead of by the reactor: after a SIGTERM handled by Twisted, the process would end by that
 signal instead of with exit status 0, and a second SIGTERM would be ignored.  SIGHUP and SIGINT that are ignored at
 start stay ignored, as ``nohup`` and shells mean it.
 
-It does not know what the answers are; the service passes them in.  `fooproxy.early` has what came before.
+This module does not know what the answers do; the service passes them in.  `fooproxy.early` holds earlier signals.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Signals:
         self._reactor = reactor
 
     def report(self, answer: Callable[[], None]) -> None:
-        """Call `answer` on SIGUSR2, and on SIGUSR1 if nobody else has taken it."""
+        """Call `answer` on SIGUSR2, and on SIGUSR1 unless that has another handler."""
         self._answer(signal.SIGUSR2, answer)
         # If there is a log file, twistd uses SIGUSR1 to rotate it.
         if is_free(signal.SIGUSR1):
             self._answer(signal.SIGUSR1, answer)
 
     def stop(self, answer: Callable[[str], None]) -> None:
-        """Call `answer` with the signal's name on SIGTERM, SIGINT and SIGHUP, each time that one comes."""
+        """Call `answer` with the signal's name on each SIGTERM, SIGINT and SIGHUP."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 named = partial(answer, number.name)
                 self._answer(number, named)
-                # Again once the reactor runs: it sets its own handlers when it starts.
+                # Set the handlers again once the reactor runs: it sets its own when it starts.
                 self._reactor.callWhenRunning(self._answer, number, named)
 
     def _answer(self, number: signal.Signals, answer: Callable[[], None]) -> None:

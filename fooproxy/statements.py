@@ -1,7 +1,7 @@
 """Reads TOML one statement at a time: TOML's own parser does not tell which line a value is on.
 
-A statement is what gives one name its value, on one line or on several.  It takes time in proportion to the length of
-the text, whatever the text is.  What the names mean is not known here; `fooproxy.configuration` calls it.
+A statement gives one name its value, on one line or on several.  Reading takes time in proportion to the length of the
+text, whatever the text is.  This module does not know what the names mean; `fooproxy.configuration` calls it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TOKEN = re.compile(
     r"|[^\s,\[\]{}\"'#]+",
     re.DOTALL,
 )
-"""Texts, which may contain all the rest; comments; what separates and encloses; words.  It matches wrong TOML too."""
+"""Strings, which may contain all the others; comments; punctuation; words.  It also matches tokens of wrong TOML."""
 
 _POSITION = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 """Where a TOML error is, counted from the beginning of the statement."""

@@ -1,4 +1,4 @@
-"""The end of all sessions when the proxy stops: how long they are waited for, and what the log says of it.
+"""The end of all sessions when the proxy stops: how long to wait for them, and what to log.
 
 The service calls this when no more clients are accepted, and again if the operator is impatient.
 """
@@ -48,7 +48,7 @@ class Stopping:
         deadlines.clear(self)
 
     def hurry(self) -> None:
-        """Abort the sessions that are left; once is enough."""
+        """Abort the remaining sessions; further calls do nothing."""
         if self._patience:
             self._patience = 0.0
             self._cut_short()

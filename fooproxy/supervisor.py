@@ -1,8 +1,8 @@
-"""The supervisor that started the process, such as systemd, and what it is told: ready, stopping, alive.
+"""Notifications to the supervisor that started the process, such as systemd: ready, stopping, alive.
 
-systemd names its socket in ``NOTIFY_SOCKET`` (``Type=notify``), and in ``WATCHDOG_USEC`` the time after which it takes
-a process that says nothing for dead (``WatchdogSec=``).  Both are described in sd_notify(3) and sd_watchdog_enabled(3).
-Without them nothing happens.  The service calls this; the proxy itself is not known here.
+systemd names its socket in ``NOTIFY_SOCKET`` (``Type=notify``), and in ``WATCHDOG_USEC`` the time after which it
+considers a silent process dead (``WatchdogSec=``); see sd_notify(3) and sd_watchdog_enabled(3).  Without these
+variables, nothing happens.  The service calls this module, which does not know the proxy.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 _PATIENCE = 1.0
-"""Seconds to wait for a busy supervisor to take word that is said only once."""
+"""Seconds to wait for a busy supervisor to accept a message that is sent only once."""
 
 
 class Supervisor:
-    """Tells the supervisor that `environment` names how the process is; the pings come from `clock`.
+    """Tells the supervisor named in `environment` about the state of the process; `clock` times the pings.
 
-    So a process whose event loop hangs is one that says nothing.
+    So a process whose event loop hangs sends no pings.
     """
 
     def __init__(self, environment: Mapping[str, str], clock: IReactorTime) -> None:
-        # Connected early: a change of root or of user may put its path out of reach.
+        # Connect early: a change of root or of user may put the socket's path out of reach.
         self._socket = _connected(environment.get("NOTIFY_SOCKET", ""))
         self._interval = _interval(environment)
         self._pings = LoopingCall(self._say, "WATCHDOG=1")
         self._pings.clock = clock
 
     def ready(self) -> None:
-        """Say that the proxy serves its clients, and from now on that it is alive."""
+        """Report that the proxy is ready, and begin to report that it is alive."""
         self._say("READY=1", _PATIENCE)
         if self._socket is not None and self._interval:
             self._pings.start(self._interval)
 
     def stopping(self) -> None:
-        """Say that the proxy has begun to stop; it stays alive meanwhile."""
+        """Report that the proxy has begun to stop; the pings go on."""
         self._say("STOPPING=1", _PATIENCE)
 
     def stopped(self) -> None:
-        """Say nothing more."""
+        """Stop the pings."""
         if self._pings.running:
             self._pings.stop()
         if self._socket is not None:
@@ -55,7 +55,7 @@ class Supervisor:
             self._socket = None
 
     def _say(self, state: str, patience: float = 0.0) -> None:
-        # A supervisor that does not listen is no reason to stop relaying.
+        # A supervisor that does not listen must not stop the relay.
         with suppress(OSError):
             if self._socket is not None:
                 self._socket.settimeout(patience)
@@ -76,7 +76,7 @@ def _connected(address: str) -> socket.socket | None:
 
 
 def _interval(environment: Mapping[str, str]) -> float:
-    """Return the seconds between two pings, half of what the supervisor allows; 0 if it expects none of us."""
+    """Return the seconds between two pings, half of what the supervisor allows; 0 if it expects none from us."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     allowed = environment.get("WATCHDOG_USEC", "")

@@ -1,14 +1,14 @@
 """Text from outside, such as names and paths, in a form that cannot be mistaken for something else.
 
-It knows nothing about where the text comes from or goes to.  Whoever takes in such a text calls it at once, so that
-logs, JSON and metrics need no care of their own; the log calls it again for whatever was forgotten.
+It knows nothing about where the text comes from or goes to.  Code that receives such a text calls `one_line` at once,
+so that logs, JSON and metrics need no care of their own; the log calls it again for texts that were forgotten.
 """
 
 from __future__ import annotations
 
 import re
 
-# Control characters except the tab, marks that break lines or change the direction of writing, and what no UTF-8 has.
+# Control characters except the tab, marks that break lines or change the text direction, and surrogates.
 _SPECIAL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 OFF = "off"
-"""Instead of an ADDRESS, where there may be none."""
+"""The value that stands for no ADDRESS, for options that allow it."""
 
 _SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
@@ -61,7 +61,7 @@ POOLS = ("off", "session", "burst")
 
 
 def level(text: str) -> Any:
-    """Read the lowest level of the log lines that are shown; it is one of Twisted's."""
+    """Parse the lowest level of log lines to show; return one of Twisted's levels."""
     if text not in LEVELS:
         raise ValueError(f"{text!r} is not a level; expected one of {', '.join(LEVELS)}")
     return LogLevel.levelWithName(text)
@@ -132,7 +132,7 @@ def check(text: str) -> str:
 
 
 def checks(text: str) -> int:
-    """Read a number of checks in a row."""
+    """Read a number of checks in a row, at least 1."""
     if not re.fullmatch("0*[1-9][0-9]{0,2}", text):
         raise ValueError(f"{text!r} is not a number of checks; expected 1 to 999")
     return int(text)

@@ -51,7 +51,7 @@ def test_addresses_are_resolved(capsys: Any) -> None:
         (["--listen", "192.0.2.1:1"], "--listen: '192.0.2.1:1' cannot be listened on: Cannot assign requested"),
         (
             ["--forward", "a..b:1"],
-            "--forward: 'a..b:1' names 'a..b', which cannot be resolved: it is no name of a host",
+            "--forward: 'a..b:1' names 'a..b', which cannot be resolved: it is not a host name",
         ),
         (["--forward", "unix:/dev/null/x"], "--forward: 'unix:/dev/null/x' cannot be connected to: Not a directory"),
         (["--recovery-path", "/"], "--recovery-path: statistics cannot be saved in '/': it exists, but is not a regul"),

@@ -49,10 +49,10 @@ class Stop(Exception):
 
 
 UNSET = argparse.SUPPRESS
-"""The default of an option of a subcommand that the command itself has too."""
+"""The default for an option that both a command and its subcommand have."""
 
 KeepsLines = argparse.RawDescriptionHelpFormatter
-"""Keeps the lines of what stands before and after the options in the help."""
+"""Keeps the line breaks of the text before and after the options in the help."""
 
 
 class Parser(argparse.ArgumentParser):

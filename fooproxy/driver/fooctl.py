@@ -1,6 +1,6 @@
-"""``fooctl``: shows what a running proxy does, and gives it orders, by its control socket.
+"""``fooctl``: shows the state of a running proxy, and gives it orders, over its control socket.
 
-The exit status is 0 if it was done, 1 if the proxy refused or could not, 2 if the command line is wrong.
+The exit status is 0 if the order was carried out, 1 if it was refused or failed, 2 if the command line is wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ exit status: 0 done, 1 refused or failed, 2 wrong command line"""
 
 
 def _list(what: str, show: Callable[[Any], str]) -> Action:
-    """Return what shows one of the lists."""
+    """Return the action that shows one of the lists."""
 
     def do(path: str, options: Namespace) -> tuple[Any, str, int]:
         wanted = [f"{name}={value}" for name in ("sort", "limit") if (value := getattr(options, name, None))]

@@ -1,4 +1,4 @@
-"""Shows what a proxy answers as tables for the terminal: words to the left, numbers to the right."""
+"""Shows a proxy's answers as tables for the terminal: words aligned to the left, numbers to the right."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def table(columns: Sequence[Column], rows: Sequence[Row]) -> str:
 
 
 def upstreams(answer: Row) -> str:
-    """Show the servers, and who waits for one."""
+    """Show the servers, and how many clients wait for one."""
     text = table(_UPSTREAMS, answer["upstreams"])
     if waiting := answer["clients_waiting"]:
         waits = "waits" if waiting == 1 else "wait, the first"
@@ -109,6 +109,6 @@ def clients(answer: Row) -> str:
 
 
 def _some(columns: Sequence[Column], rows: Sequence[Row], total: int) -> str:
-    """Return a table, and of how many rows these are some if there are more."""
+    """Return a table, with a line that gives the total if there are more rows."""
     text = table(columns, rows)
     return text if len(rows) == total else f"{text}\n{len(rows)} of {total}"

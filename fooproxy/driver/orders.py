@@ -1,6 +1,6 @@
 """Talks to the control socket of a proxy: one request, one answer in JSON.
 
-It knows HTTP and the socket, and not what can be asked; `fooproxy.driver.fooctl` does.
+This module knows HTTP and the socket, but not the orders; `fooproxy.driver.fooctl` does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 from urllib.parse import quote
 
 PATIENCE = 30.0
-"""Seconds to wait for an answer, besides those that the proxy is asked to wait."""
+"""Seconds to wait for an answer, in addition to the `wait` that the proxy is asked for."""
 
 
 class Unreachable(Exception):
-    """No answer comes from the socket; the message says why, and what to do."""
+    """The proxy does not answer on the socket; the message says why, and what to do."""
 
 
 class Refusal(Exception):
-    """The proxy refuses; the message is its own."""
+    """The proxy refuses the order; the message is the proxy's."""
 
 
 class _Connection(http.client.HTTPConnection):
@@ -39,10 +39,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def ask(path: str, method: str, *words: str, wait: int = 0, query: str = "") -> Any:
-    """Send a request for the URL that `words` make to the socket at `path`, and return the answer.
+    """Send a request to the socket at `path` for the URL made of `words`, and return the answer.
 
-    :raises Unreachable: there is no proxy.
-    :raises Refusal: it does not do it.
+    :raises Unreachable: no proxy answers there.
+    :raises Refusal: the proxy refuses the order.
     """
     url = "".join(f"/{quote(word, safe=':')}" for word in words)
     url += f"?wait={wait}" if wait else f"?{query}" if query else ""

@@ -1,7 +1,7 @@
 """The formats: what a log entry looks like, as text for people or as JSON for programs.
 
-An entry is one line of printable Unicode, except that text has a traceback in lines of its own.  It knows no events of
-ours by name; `logs.sinks` writes what it returns.
+An entry is one line of printable Unicode, except that text has a traceback in lines of its own.  This
+module knows no particular events; `logs.sinks` writes the entries.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _NOT_FIELDS = {
     *("time", "level", "logger", "message", "traceback", "limited"),
     *("format", "system", "isError", "failure", "why"),
 }
-"""Keys of events that are not fields of their own: ours, those of Twisted's old log, and the kind for the limits."""
+"""Keys of events that do not become fields: those that an entry always has, those of Twisted's legacy log, the kind."""
 
 
 def as_text(event: dict[str, Any]) -> str | None:
-    """Return an event as Twisted's classic text, without the last newline; `None` if it says nothing."""
+    """Return an event as Twisted's classic text, without the last newline; `None` if it has no text."""
     text = formatEventAsClassicLogText(event, formatTime)
     if not text:
         return None
@@ -42,18 +42,18 @@ def as_text(event: dict[str, Any]) -> str | None:
 
 
 def as_json(event: dict[str, Any]) -> str | None:
-    """Return an event as one flat JSON object; `None` if it says nothing.
+    """Return an event as one flat JSON object; `None` if it has no text.
 
-    It has the keys ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message`` and perhaps ``traceback``, and each
-    value that the message is made of under its own name.
+    The object has the keys ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message`` and perhaps ``traceback``, and
+    the name of each value in the message.
     """
     failure = event.get("log_failure")
     message = formatEvent(event)
     if "log_failure" not in event and event.get("isError"):
-        # Of Twisted's old log, whose text ends with the traceback.
+        # In an event of Twisted's legacy log, the text ends with the traceback.
         failure, message = event.get("failure"), message.partition("\n")[0]
     if not isinstance(failure, Failure):
-        # As with Twisted's own formats, an event that is wrong is still an entry.
+        # As with Twisted's own formats, a malformed event still becomes an entry.
         failure = None
     message = message or (failure.getErrorMessage() if failure is not None else "")
     if not message:
@@ -82,11 +82,11 @@ def _rfc3339(seconds: Any) -> str:
 
 
 def _field(value: object) -> Any:
-    """Return a value as one of JSON's that is no object and no list."""
+    """Return a value as a JSON number, string, boolean or null."""
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     try:
         return one_line(str(value))
     except Exception:
-        # The same as Twisted does in a message: the log must not fail for what is in it.
+        # As Twisted does in a message: the log must not fail because of a value.
         return f"<{type(value).__name__}>"

@@ -1,12 +1,12 @@
 """The limits: how many lines of one kind go to the log, however many there are.
 
-What peers do causes log lines, so without a limit they would decide how fast the disk fills.  Of each kind, `AT_ONCE`
-lines are shown; then one line a minute counts the rest, until a minute brings no more than that again.  The first line
-for each reason is always shown, so that a flood of one does not hide another.
+Peers cause log lines, so without a limit they would decide how fast the disk fills.  Of each kind, `AT_ONCE` lines are
+shown; then one line a minute counts the rest, until a minute brings no more than `AT_ONCE` again.  The first line for
+each reason is always shown, so that a flood of one does not hide another.
 
-It knows no kinds and no sinks: an event names its kind (see the room's head), or else its format is its kind, so that
-no line is without a limit because somebody forgot.  Events of other packages are limited by the logger they come from.
-`logs.log` asks it for every event, in the reactor's thread if the event is one of many.
+This module knows no particular kinds and no sinks.  An event names its kind (see `fooproxy.logs`); otherwise its format
+is its kind, so no line escapes the limit because its author forgot.  Events of other packages are limited by logger.
+`logs.log` calls `Limits.admit` for every event, in the reactor's thread if the event is one of many.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 AT_ONCE = 20
-"""Lines of one kind that are shown before the rest is only counted."""
+"""Lines of one kind that are shown before the others are only counted."""
 
 INTERVAL = 60.0
-"""Seconds between two lines that count the rest."""
+"""Seconds between two lines that count the others."""
 
 _MOST_REASONS = 30
-"""Reasons of one kind that are told apart."""
+"""Maximum number of reasons of one kind that are distinguished."""
 
 
 class Limits:
@@ -55,7 +55,7 @@ class Limits:
     def admits(self, kind: str, reason: str = "", level: Any = LogLevel.info) -> bool:
         """Return whether to show one more line.
 
-        Who asks this, before building an expensive line, logs it without a limit.
+        A caller that asks this, to save building an expensive line, then logs the line without a limit.
         """
         now = self._clock.seconds()
         period = self._periods.get(kind)
@@ -80,7 +80,7 @@ class Limits:
         return False
 
     def finish(self) -> None:
-        """Log now what was only counted so far; the process ends."""
+        """Log the counts of the lines left out so far, since the process ends."""
         for kind in list(self._periods):
             self._end(kind)
         for period in self._periods.values():
@@ -110,13 +110,13 @@ class Limits:
 
 
 class _Period:
-    """The lines of one kind in the interval since `began`: how many may still be shown, and what was not."""
+    """The lines of one kind in the interval since `began`: how many may still be shown, and counts of the others."""
 
     def __init__(self, began: float, left: int, reasons: set[str]) -> None:
         self.began = began
         self.left = left
         self.reasons = reasons
-        """The reasons of which a line has been shown, in this period or in the flood that it continues."""
+        """The reasons that have been shown, in this period or earlier in the same flood."""
         self.hidden: Counter[str] = Counter()
         self.level: Any = LogLevel.debug
         self.timer: IDelayedCall | None = None

@@ -1,6 +1,6 @@
-"""The log: takes events, leaves out those below its level and those that are too many, and passes the rest to a sink.
+"""The log: drops events below its level or beyond the limits, and passes the others to a sink.
 
-`launch` creates it, and hands it to twistd or twist as the observer of the log.
+`launch` creates it, and gives it to twistd or twist as the log observer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Log:
     """Shows events of `level` and above; the limits are measured on `clock`.
 
-    At the end of the process, it waits a few seconds at most for what is still to be written.
+    At the end of the process, it waits a few seconds at most until all entries are written.
     """
 
     def __init__(self, level: Any, clock: IReactorTime) -> None:
@@ -37,7 +37,7 @@ class Log:
 
     def observer(self, sink: Sink) -> Any:
         """Return the observer that shows events in `sink`."""
-        # Also if the process ends before it has really started.
+        # This applies even if the process ends before it has really started.
         atexit.register(self.writer.close)
         limited = _Limited(self.limits, self.writer, sink)
         return FilteringLogObserver(limited, [LogLevelFilterPredicate(self.level)])
@@ -45,7 +45,7 @@ class Log:
 
 @implementer(ILogObserver)
 class _Limited:
-    """Passes on what `limits` admits, and says how many entries `writer` has lost."""
+    """Passes on the events that `limits` admits, and reports how many entries `writer` has lost."""
 
     def __init__(self, limits: Limits, writer: Writer, sink: Sink) -> None:
         self._limits = limits

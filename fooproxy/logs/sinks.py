@@ -1,6 +1,6 @@
 """The sinks: where log entries go, each written by the `Writer` it is given, in whole lines of UTF-8.
 
-A sink is called with one event at a time, and has it formatted.  It knows nothing of levels and limits; `launch`
+A sink is called with one event at a time, and formats it.  This module knows nothing of levels and limits; `launch`
 chooses the sink and the format.
 """
 
@@ -38,9 +38,9 @@ def to_descriptor(writer: Writer, descriptor: int, form: Format = as_text) -> Si
 
 
 def to_file(writer: Writer, path: str, form: Format = as_text) -> tuple[Sink, LogFile | None]:
-    """Append to a file; it is returned too if it can be rotated, which has to be ordered from the writer.
+    """Append to a file; also return the file if it can be rotated, which only the writer's thread may do.
 
-    :raises OSError: it cannot be opened.
+    :raises OSError: the file cannot be opened.
     """
     descriptor = _special(path)
     if descriptor is not None:
@@ -59,8 +59,8 @@ def to_syslog(writer: Writer, prefix: str, form: Format = as_text) -> Sink:
             text = as_json(event) if form is as_json else formatEvent(event)
             if not text:
                 return
-            # Else there would be an entry for each line, or what an old-style event consists of would come first, or
-            # the traceback again.
+            # Otherwise there would be an entry for each line, or the parts of a legacy event or the traceback
+            # would appear twice.
             event = {name: event[name] for name in event if name not in ("format", "message", "log_failure")}
             event.update(log_format="{line}", line=one_line(text))
         send(event)
@@ -76,16 +76,16 @@ class Stream:
         self._descriptor = descriptor
 
     def write(self, text: str) -> None:
-        """Have `text` written."""
+        """Queue `text` for the writer."""
         data = text.encode(errors="backslashreplace")
         self._writer.put(partial(write_all, self._descriptor, data), len(data))
 
     def flush(self) -> None:
-        """Do nothing: the writer keeps nothing back."""
+        """Do nothing: the writer does not buffer."""
 
 
 class _Lines:
-    """Has events formatted by `form`, and written by `write`."""
+    """Formats events with `form`, and queues calls of `write` with the lines."""
 
     def __init__(self, writer: Writer, write: Callable[[bytes], object], form: Format) -> None:
         self._writer = writer
@@ -100,10 +100,10 @@ class _Lines:
 
 
 class _File(LogFile):
-    """A log file that notices, when it is to rotate, that somebody else has already moved it.
+    """A log file that notices, when it rotates, that another program has already moved it.
 
-    From then on it leaves rotation to them.  A new file has the permissions of the one before, which Twisted would
-    ensure by changing the umask, for all threads.
+    From then on it leaves rotation to that program.  A new file has the permissions of the one before; Twisted would
+    ensure that by changing the umask, for all threads.
     """
 
     def __init__(self, name: str, directory: str) -> None:
@@ -111,7 +111,7 @@ class _File(LogFile):
         self._identity = self._found()
 
     def rotate(self) -> None:
-        """Rotate, or open the file anew if it was moved; if that fails, go on with the old one."""
+        """Rotate, or open a new file if the old one was moved; if that fails, continue with the old one."""
         with suppress(OSError):
             if self._found() == self._identity:
                 self.defaultMode = stat.S_IMODE(Path(self.path).stat().st_mode)
@@ -125,7 +125,7 @@ class _File(LogFile):
             self._identity = self._found()
 
     def _create(self) -> None:
-        """Create the new file, unless who has moved the old one has done so, with the permissions they want."""
+        """Create the new file, unless the program that moved the old one has done so, with its own permissions."""
         try:
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, self.defaultMode or 0o666))
         except FileExistsError:
@@ -140,7 +140,7 @@ class _File(LogFile):
 
 
 class _Syslog(SyslogObserver):
-    """Twisted's observer, but the calls to syslog, which may block, are the writer's."""
+    """Twisted's syslog observer, except that the writer makes the calls to syslog, which may block."""
 
     def __init__(self, writer: Writer, prefix: str) -> None:
         self._writer = writer
@@ -148,14 +148,14 @@ class _Syslog(SyslogObserver):
         self._send = SyslogObserver.syslog
 
     def syslog(self, priority: int, line: str) -> None:
-        """Have a line sent."""
+        """Queue a line for the writer."""
         self._writer.put(partial(self._send, priority, one_line(line)), len(line))
 
 
 def _special(path: str) -> int | None:
-    """Open what is not a regular file of its own, such as a pipe, a device or ``/dev/stdout``; else return `None`.
+    """Open a pipe, a device, or the file behind standard output or error; return `None` for any other path.
 
-    It cannot be rotated, and Twisted's log files fail if it cannot be read or has no positions.
+    Such a file cannot be rotated, and Twisted's log files fail if a file cannot be read or has no positions.
     """
     try:
         found = Path(path).stat()
@@ -163,10 +163,10 @@ def _special(path: str) -> int | None:
         return None
     for descriptor, stream in (1, sys.__stdout__), (2, sys.__stderr__):
         if stream is not None and os.path.samestat(found, os.fstat(descriptor)):
-            # Going to the background replaces the original.
+            # Going to the background replaces the original descriptor.
             return os.dup(descriptor)
     if stat.S_ISREG(found.st_mode):
         return None
-    # Opened for writing only, a FIFO would wait for its reader.
+    # Opening a FIFO for writing only would wait for its reader.
     mode = os.O_RDWR if stat.S_ISFIFO(found.st_mode) else os.O_WRONLY
     return os.open(path, mode | os.O_APPEND | os.O_NOCTTY)

@@ -1,7 +1,7 @@
-"""The writer: a queue and a thread that do what may block, so that nobody else has to wait for it.
+"""The writer: a queue and a thread for calls that may block, so that no other thread has to wait for them.
 
 A pipe that nobody reads, a disk that hangs and a syslog daemon that is stuck stop this thread, and nothing else.
-It knows nothing about log lines.  `logs.sinks` writes the log with it, and `process` the reports.
+This module knows nothing about log lines.  `logs.sinks` uses it for the log, and `process` for the reports.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST = 1 << 18
 
 _STANDSTILL = 1.0
 _LAST_WORDS = 5.0
-"""Seconds to wait at the end for what is still to be written: without any progress, and at most."""
+"""Seconds to wait at the end until all is written: the limit without any progress, and the limit in total."""
 
 
 class Writer:
@@ -34,25 +34,25 @@ class Writer:
     def __init__(self, name: str, most: int = _MOST) -> None:
         self._name = name
         self._most = most
-        # Unlike a lock, it can be used by a signal handler that interrupts its use.
+        # Unlike a lock, this can be used by a signal handler that interrupts another use.
         self._jobs: SimpleQueue[tuple[Callable[[], object], int]] = SimpleQueue()
-        # Each of these is changed by one side only.
+        # Each of these is changed by one thread only.
         self._put = self._done = 0
         self._dropped = self._failed = self._told = 0
         self._choked = False
         self._started = False
 
     def start(self) -> None:
-        """Start the thread; jobs may be put before.  A process that forks afterwards loses the thread."""
+        """Start the thread; jobs may be put before.  If the process forks afterwards, the child has no such thread."""
         if not self._started:
             self._started = True
-            # A daemon thread, so that one that is stuck does not keep the process from ending.
+            # A daemon thread, so that a stuck one does not keep the process from ending.
             Thread(target=self._run, name=self._name, daemon=True).start()
 
     def put(self, job: Callable[[], object], size: int) -> bool:
-        """Have `job`, which writes `size` bytes, done; return whether there was room for it.
+        """Queue `job`, which writes `size` bytes; return whether there was room for it.
 
-        Once there was none, jobs are dropped until half of the room is free, so that drops come in few gaps.
+        When there is no room, jobs are dropped until half of the queue is free, so that the log has few gaps.
         """
         held = self._put - self._done
         self._choked = held > self._most // 2 if self._choked else held > 0 and held + size > self._most
@@ -63,12 +63,12 @@ class Writer:
         return True
 
     def order(self, job: Callable[[], object], size: int = 0) -> None:
-        """Have `job` done even if there is no room."""
+        """Queue `job` even if there is no room."""
         self._put += size
         self._jobs.put((job, size))
 
     def lost(self) -> int:
-        """Return how many jobs were dropped or failed since the last call, or 0 if there is no room to tell it."""
+        """Return how many jobs were dropped or failed since the last call; 0 while there is no room to log that."""
         if self._put - self._done > self._most // 2:
             return 0
         lost = self._dropped + self._failed
@@ -78,7 +78,7 @@ class Writer:
     def close(self) -> None:
         """Wait until everything put so far is done, but only for a limited time."""
         if not self._started:
-            # At the exit of the interpreter, it is too late to start a thread.
+            # When the interpreter exits, it is too late to start a thread.
             while not self._jobs.empty():
                 self._do(*self._jobs.get())
             return
@@ -96,19 +96,19 @@ class Writer:
         try:
             job()
         except Exception:
-            # There is nowhere to report it, except where it failed.
+            # The only place to report the failure is the one that failed.
             self._failed += 1
         self._done += size
 
 
 _turns: defaultdict[tuple[int, int], Lock] = defaultdict(Lock)
-"""Who may write to a file, by its identity: the log and the reports may share a pipe, perhaps by two descriptors."""
+"""A lock for each file, by its identity: the log and the reports may share a pipe, perhaps over two descriptors."""
 
 
 def write_all(descriptor: int, data: bytes) -> None:
     """Write all of `data` to a file descriptor, in one piece and however long that takes.
 
-    :raises OSError: it cannot be written.
+    :raises OSError: the data cannot be written.
     """
     file = os.fstat(descriptor)
     with _turns[file.st_dev, file.st_ino]:

@@ -1,6 +1,6 @@
-"""Answers to HTTP requests: their headers, which let no other site use them, and their compression.
+"""Answers to HTTP requests: their security headers and their compression.
 
-It does not know what is answered; the routes of `fooproxy.web.resource` do.
+This module does not know the content; the routes of `fooproxy.web.resource` do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from werkzeug.http import parse_accept_header
 
 _LONGEST_LIST = 2048
-"""Characters of a header with alternatives that are looked at, several times what Prometheus and browsers send."""
+"""Maximum characters to parse of a header with alternatives, several times what Prometheus and browsers send."""
 
 _COMPRESSED = 1000
 """Bytes; an answer of at least this size is compressed if the client accepts gzip."""
@@ -39,7 +39,7 @@ def as_json(request: Any, status: int, content: object) -> bytes:
 
 def answer(request: Any, status: int, content_type: str, body: bytes) -> bytes:
     """Set the status and the headers, and return the body, compressed if that pays and the client takes it."""
-    # Twisted has no words for some.
+    # Twisted has no phrase for some status codes.
     request.setResponseCode(status, HTTPStatus(status).phrase.encode())
     for name, value in _SECURITY.items():
         request.setHeader(name, value)
@@ -57,5 +57,5 @@ def _takes_gzip(request: Any) -> bool:
 
 
 def header(request: Any, name: bytes) -> str:
-    """Return the list in a header, without what is beyond the limit: to parse a long one takes milliseconds."""
+    """Return the value of a header, cut at the limit, since parsing a long one takes milliseconds."""
     return b",".join(request.requestHeaders.getRawHeaders(name, [])).decode("latin-1")[:_LONGEST_LIST]

@@ -1,8 +1,8 @@
-"""The control side: what an operator may change, over HTTP on a unix socket of its own.
+"""The control side: changes that an operator can make, over HTTP on a unix socket of its own.
 
-Changes are made by POST only, and each is one line in the log that says who asked, which the socket tells.  What is
-shown is the same as on the web side.  The service listens, with a mode that lets in only its own user and root, and
-`fooctl` in `fooproxy.driver` is the command for it.
+Only POST changes anything, and each change is one line in the log, with the user and the process that asked; the kernel
+tells these.  The lists are the same as on the web side.  The service listens, with a mode that admits only its own user
+and root, and `fooctl` in `fooproxy.driver` is the client.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.servers import Servers
 
 LONGEST_WAIT = 3600
-"""Seconds that a request may wait for what it has changed to take effect."""
+"""Maximum seconds that a request may wait until its change has taken effect."""
 
 _LOOK = 0.05
-"""Seconds between two looks whether it has."""
+"""Seconds between two checks whether it has."""
 
 
 _WHO = "{user} (uid {uid}, pid {pid})"
 
 
 class Proxy(Protocol):
-    """What can be done with the proxy and its sessions."""
+    """The operations on the proxy and its sessions."""
 
     def close(self, session: Session[SessionStats]) -> float:
-        """Close a session in order; return after how many seconds it is aborted."""
+        """Close a session once its requests are answered; return the seconds after which it is aborted."""
 
     def drain(self) -> None:
         """Stop the proxy, as a signal does; a second time changes nothing."""
@@ -157,7 +157,7 @@ class Control:
     def drain_all(self, request: IRequest) -> bytes:
         """Drain and stop the proxy, as SIGTERM does."""
         self._note(request, "stopped the proxy", order="stop")
-        # So that the answer is on its way before.
+        # So that the answer is sent first.
         self._clock.callLater(0, self._proxy.drain)
         return as_json(request, 200, {"state": "draining", "connections_active": len(self._sessions)})
 
@@ -177,7 +177,7 @@ class Control:
         return as_json(request, 200, self._shown([server]))
 
     def _server(self, name: str) -> Server:
-        """Return the server that is called `name`."""
+        """Return the server with the name `name`."""
         for server in self._upstreams.servers:
             if server.name == name:
                 return server
@@ -198,7 +198,7 @@ class Control:
         return sum(stats.rows[server.number].requests_in_flight for server in servers)
 
     def _is_idle(self, servers: Sequence[Server]) -> bool:
-        """Whether none of `servers` has anything to answer, half a request included, or is being connected."""
+        """Return whether no request, not even half of one, is open at `servers`, and no connection is being made."""
         if any(server.connecting for server in servers) or self._in_flight(servers) > 0:
             return False
         if any(server.links is not None and server.links.draining for server in servers):
@@ -206,7 +206,7 @@ class Control:
         return all(session.between_requests for session in self._sessions_of(servers))
 
     def _open(self, servers: Sequence[Server]) -> int:
-        """Return how many sessions `servers` have; clients that wait are none of them."""
+        """Return the number of sessions of `servers`, without the waiting clients."""
         if not self._stats.most_servers:
             return sum(session.upstream is not None for session in self._sessions)
         return len(self._sessions_of(servers))
@@ -218,7 +218,7 @@ class Control:
         return [session for server in servers for session in stats.rows[server.number].sessions]
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something holds, `seconds` at most; return whether it does."""
+        """Wait until `holds` returns true, but at most `seconds`; return whether it does."""
         end = self._clock.seconds() + seconds
         while not holds():
             if self._clock.seconds() >= end:
@@ -227,7 +227,7 @@ class Control:
         return True
 
     def _note(self, request: Any, what: str, **fields: str | int) -> str:
-        """Log what is done, a template of the `fields`, and return who asked for it."""
+        """Log an order, `what` being a template for the `fields`, and return who gave it."""
         asker = _asker(request)
         self.log.info(f"{_WHO} {what}", **asker, **fields, limited="orders")
         return _WHO.format(**asker)

@@ -19,7 +19,7 @@ _log = Logger()
 
 
 class Refused(Exception):
-    """What a request asks for cannot be done; `status` is the status of the answer, and the message says why."""
+    """A request cannot be fulfilled; `status` is the status of the answer, and the message says why."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -27,7 +27,7 @@ class Refused(Exception):
 
 
 def answer_errors(app: Klein) -> None:
-    """Have the routes of `app` answer errors."""
+    """Make the routes of `app` answer errors."""
     app.handle_errors(BadQuery)(_misasked)
     app.handle_errors(Refused)(_refused)
     app.handle_errors(HTTPException)(_no_route)
@@ -35,12 +35,12 @@ def answer_errors(app: Klein) -> None:
 
 
 def _misasked(self: Any, request: IRequest, failure: Failure) -> bytes:
-    """Answer 400 for a wrong parameter, with what would be right."""
+    """Answer 400 for a wrong parameter, and say what would be right."""
     return as_json(request, 400, {"error": str(failure.value)})
 
 
 def _refused(self: Any, request: IRequest, failure: Failure) -> bytes:
-    """Answer why something cannot be done."""
+    """Answer with the status and the message of `Refused`."""
     refused: Any = failure.value
     return as_json(request, refused.status, {"error": str(refused)})
 

@@ -81,7 +81,7 @@ class _Collector:
         since_start = self._stats.since_start()
         for field in Stats.fields:
             if field.series is not None:
-                # What a gauge shows is the present, which has no part that is only this process's.
+                # A gauge shows the present value, whatever earlier processes counted.
                 yield _family(field, field.value(self._stats if field.kind == "gauge" else since_start))
         yield GaugeMetricFamily("fooproxy_ready", "1 if the proxy should get traffic, else 0.", value=self._ready)
 
@@ -131,7 +131,7 @@ class _Process:
 
 @cache
 def _started(pid: int) -> float:
-    """Return when this process, `pid`, was started; always the same, though the clock may be set meanwhile."""
+    """Return when this process, `pid`, was started; the result stays the same even if the clock is set."""
     try:
         # Field 22 is in clock ticks since boot.  Field 2, in parentheses, may contain spaces, so split after it.
         ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
@@ -159,7 +159,7 @@ def _family(field: Field, value: Any) -> Metric:
 
 
 def _family_of_all(field: Field, values: Mapping[str, Any]) -> Metric:
-    """Return the family of a statistic that each server has, by the names of the servers."""
+    """Return the metric family of a per-server statistic, from its values by server name."""
     name = f"fooproxy_server_{field.series}"
     if field.kind == "histogram":
         histogram = HistogramMetricFamily(name, field.meaning, labels=["upstream"])

@@ -1,10 +1,10 @@
-"""The host names under which the web side may be asked for.
+"""The host names under which the web side is served.
 
-A page of another site can have its own name point to 127.0.0.1, and then reads what is served there as if it were its
-own (DNS rebinding).  Its requests carry that name, in the Host header.  So on loopback only names that nobody else can
-own are served: addresses, ``localhost``, and those that the operator gave.
+Another site can make its own name point to 127.0.0.1, and its pages can then read the statistics as if they were its
+own (DNS rebinding).  Their requests carry that name in the Host header.  So on loopback, only names that no one else
+can own are served: addresses, ``localhost``, and those that the operator gave.
 
-This module knows no requests; `fooproxy.web.resource` asks it, and the service tells it where the site listens.
+This module knows no requests; `fooproxy.web.resource` calls it, and the service tells it where the site listens.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Hosts:
         self._checked = self._checked or _is_loopback(getattr(address, "host", ""))
 
     def refusal(self, hosts: Sequence[bytes]) -> tuple[int, str] | None:
-        """Return the status and the reason with which to refuse a request for `hosts`, or `None` if it is served.
+        """Return the status and the reason for refusing a request for `hosts`, or `None` if it is served.
 
-        Without any host, it comes from a program of HTTP/1.0, such as a health check, and not from a browser.
+        A request without any host is served: it comes from an HTTP/1.0 client such as a health check, not from a
+        browser.
         """
         if len(hosts) > 1:
             return 400, "more than one Host header"
@@ -71,7 +72,7 @@ def _is_loopback(text: str) -> bool:
     if not _is_address(text):
         return False
     address = ipaddress.ip_address(text)
-    # Before Python 3.13, an IPv4 address in the form of an IPv6 one is not taken for what it is.
+    # Before Python 3.13, an IPv4-mapped IPv6 address does not count as loopback.
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 

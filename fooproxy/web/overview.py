@@ -52,7 +52,7 @@ _SOUGHT = ("client", "state", "upstream", "upstream_name")
 """The fields that are searched."""
 
 LONGEST_SOUGHT = 100
-"""The longest text that is searched for."""
+"""Maximum characters of the text to search for."""
 
 SORTABLE = [name for name in COLUMNS if name != "paused"]
 
@@ -67,7 +67,7 @@ def connections(
 ) -> dict[str, Any]:
     """Return the first `limit` of `sessions`, sorted by the column `sort`; sessions without a value come last.
 
-    Only those that have the text `sought` in their client, state or server are shown.
+    Only sessions with the text `sought` in their client, state or server are shown.
     """
     stats.catch_up()
     total = len(sessions)
@@ -89,7 +89,7 @@ def connections(
 
 
 def listed(stats: Stats, sessions: Collection[Session[SessionStats]], query: Query) -> dict[str, Any]:
-    """Return the sessions that `query` asks for, sorted as it says."""
+    """Return the sessions that `query` asks for, in the order that it asks for."""
     sort = query.choice("sort", "age_seconds", SORTABLE)
     descending = query.choice("order", "desc", ("desc", "asc")) == "desc"
     sought = query.text("filter", LONGEST_SOUGHT)

@@ -33,7 +33,7 @@ _LISTED_ELSEWHERE = {"connections_closed"}
 
 
 _FEW = 4
-"""Values of one counter that have a row each; of more, there is a row for their sum."""
+"""Maximum values of one counter that get a row each; with more values, there is one row for their sum."""
 
 
 def files() -> dict[str, bytes]:

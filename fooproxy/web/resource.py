@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Health(Protocol):
-    """The part of the proxy's health that is used here."""
+    """The methods of the proxy's health that are used here."""
 
     async def check(self) -> None:
         """Try to connect to the upstream if its state is unknown."""
@@ -60,9 +60,9 @@ class Health(Protocol):
 class Web:
     """The routes; they show `stats`, `health`, the `upstreams` and the open `sessions`.
 
-    `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` those in force,
-    `discovery` what is known of the names under which servers are found, and `identity` the host, the process ID and
-    the addresses of the proxy.
+    `clock` returns the wall clock time, `recovery` the state of the recovery file, `options` the options in force,
+    `discovery` the state of each name that stands for servers, and `identity` the host, the process ID and the
+    addresses of the proxy.
 
     The first line of a route's docstring says what it answers; the URL tables in the documents show that line.
     """
@@ -111,7 +111,7 @@ class Web:
     async def metrics(self, request: IRequest) -> bytes:
         """The report as JSON, or in a text format of Prometheus if ``Accept`` names one."""
         if self._health.was_unreachable:
-            # Otherwise an outage would seem to be over after each client that tried.
+            # Otherwise an outage would seem to be over whenever a client has just tried.
             await self._health.check()
         states = {server.name: server.state for server in self._upstreams.servers}
         text = exposition(self._stats, not self._health.reasons(), header(request, b"accept"), states)

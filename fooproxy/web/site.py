@@ -62,17 +62,17 @@ class Channel(HTTPChannel):
         super().connectionLost(reason)
 
     def rawDataReceived(self, data: bytes) -> None:
-        """Take some of a request's body; that of one that was refused is not even decoded."""
+        """Handle a part of a request's body; the body of a refused request is not even decoded."""
         if not (self.requests and self.requests[-1].is_refused):
             super().rawDataReceived(data)
 
     def abort(self) -> None:
-        """Close at once, dropping unsent data; a flood must find no descriptor that is still open."""
+        """Close at once, dropping unsent data, so that a flood cannot use up the descriptors."""
         abort_now(self.transport)
 
 
 class PlainRequest(Request):
-    """A request of which only the method, the path, the query and the headers matter; the rest is neutralised."""
+    """A request of which only the method, the path, the query and the headers are used."""
 
     channel: Any
     hosts: list[bytes]
@@ -80,9 +80,9 @@ class PlainRequest(Request):
     is_refused = False
 
     def gotLength(self, length: int | None) -> None:
-        """Allocate no buffer for a body, and refuse one that is too large, or of unknown size.
+        """Allocate no buffer for a body, and refuse a body that is too large or of unknown size.
 
-        Such a body comes in chunks, and to decode many small ones would hold up the relay.
+        A body of unknown size comes in chunks, and decoding many small ones would hold up the relay.
         """
         super().gotLength(0)
         if length is None:

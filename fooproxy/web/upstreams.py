@@ -1,6 +1,6 @@
-"""The servers behind the proxy at one instant: each with its state, its figures, and what sets it apart.
+"""The servers behind the proxy at one instant: each with its state, its figures, and whether it is an outlier.
 
-It reads the set of servers and the statistics, and changes neither.  `fooproxy.web.resource` and
+This module reads the set of servers and the statistics, and changes neither.  `fooproxy.web.resource` and
 `fooproxy.web.exposition` call it.
 """
 
@@ -19,17 +19,17 @@ STATES = ("unknown", "up", "down", "draining", "paused")
 """All states of a server."""
 
 _ENOUGH = 100
-"""Replies from which on a server can be compared with others."""
+"""Minimum replies for comparing a server with others."""
 
 _FAR = 3
-"""How many times the median of the others a server's latency or share of NAKs is if it is an outlier."""
+"""A server whose latency or share of NAKs is more than this many times the others' median is an outlier."""
 
 _FEW_NAKS = 0.05
-"""The share of NAKs below which a server is no outlier, however few the others have."""
+"""The share of NAKs below which a server is never an outlier, however few NAKs the others send."""
 
 
 def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
-    """Return what is known of each server, in the order of the options."""
+    """Return the state and the figures of each server, in the order of the options."""
     stats.catch_up()
     servers = upstreams.servers
     records = [stats.rows[each.number].report() for each in servers] if stats.most_servers else [_only(stats)]
@@ -54,7 +54,7 @@ def rows(stats: Stats, upstreams: Servers) -> list[dict[str, Any]]:
 
 
 def report(stats: Stats, upstreams: Servers) -> dict[str, Any]:
-    """Return the same, and who waits for any of them."""
+    """Return the rows, the number of waiting clients, and the seconds that the first of them has waited."""
     return {
         "upstreams": rows(stats, upstreams),
         "clients_waiting": len(upstreams.waiting),
@@ -63,7 +63,7 @@ def report(stats: Stats, upstreams: Servers) -> dict[str, Any]:
 
 
 def _only(stats: Stats) -> dict[str, Any]:
-    """Return the figures of a single server: the traffic is all its own."""
+    """Return the figures of a single server, which has all the traffic."""
     return {
         "connections_total": stats.connections_total,
         "connections_active": stats.connections_active,
@@ -81,7 +81,7 @@ def _only(stats: Stats) -> dict[str, Any]:
 
 
 def _outliers(records: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return for each server in what it is far from the median of the others: ``latency``, ``naks``, or nothing."""
+    """Return for each server the list of figures that are outliers: ``latency``, ``naks``, both or none."""
     figures = [_compared(record) for record in records]
     found: list[list[str]] = []
     for number, mine in enumerate(figures):

@@ -1,8 +1,8 @@
-"""The verdict: one word on how the proxy is, and why, as the page says it at its top and the alerts say it by mail.
+"""The verdict: the state of the proxy in one word, and why; the page shows it at its top, and the alerts say the same.
 
-`CAUSES` names for each cause the words that the page and the alert have in common, the alert, and the part of its
-expression that has the threshold; a test compares them with the alert rules.  `judge` looks at reports only; it does
-not know about HTTP.  `fooproxy.web.resource` asks.
+For each cause, `CAUSES` has the words that the page and the alert share, the name of the alert, and the part of its
+expression with the threshold; a test compares them with the alert rules.  `judge` reads only reports, and does not know
+about HTTP.  `fooproxy.web.resource` calls it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Cause(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What is looked at: the report of the statistics, of the health, of the servers, and of the recovery file."""
+    """The input of the verdict: the reports of the statistics, the health, the servers and the recovery file."""
 
     report: Mapping[str, Any]
     health: Mapping[str, Any]
     upstream: Mapping[str, Any]
     """The address, state, reason and error of all servers together."""
     upstreams: Sequence[Mapping[str, Any]]
-    """Each of them."""
+    """The state of each server."""
     recovery: Mapping[str, Any]
 
     @property
@@ -60,7 +60,7 @@ class Situation(NamedTuple):
         return self.upstream["state"] in ("up", "unknown")
 
     def names(self, key: str, values: Sequence[Any], otherwise: str) -> str:
-        """Return the names of the servers whose `key` is one of `values`; `otherwise` if there is one server."""
+        """Return the names of the servers whose `key` is one of `values`; with a single server, return `otherwise`."""
         if len(self.upstreams) < 2:
             return otherwise
         found = [row for row in self.upstreams if row[key] in values]
@@ -210,7 +210,7 @@ CAUSES = (
 
 
 def judge(now: Situation) -> dict[str, Any]:
-    """Return the `state`, and why: one sentence or two; `also` has what else is wrong."""
+    """Return the `state`, and `why` in one or two sentences; `also` lists the other causes."""
     holding = {*now.health["reasons"], *now.health["warnings"]}
     if now.recovery["failing"]:
         holding.add("recovery_failing")
