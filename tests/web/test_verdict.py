@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import pytest
 
+from fooproxy.parts import Parts
 from fooproxy.stats.counters import Stats
 from fooproxy.web.verdict import CAUSES, Cause, Situation, judge
 from tests.helpers.processes import ROOT
@@ -35,8 +38,28 @@ SERVERS = [
 
 def alert(name: str) -> str:
     """The text of an alert in the rules, with its expression and its annotations, on one line."""
-    (text,) = [part for part in RULES.split("- alert: ")[1:] if part.split("\n", 1)[0] == name]
-    return " ".join(text.split())
+    alerts = {part.split("\n", 1)[0]: " ".join(part.split()) for part in RULES.split("- alert: ")[1:]}
+    assert name in alerts, f"write the alert {name} in contrib/prometheus/fooproxy.rules.yml"
+    return alerts[name]
+
+
+WARNINGS = re.findall(r'^ +"(\w+)": lambda: ', inspect.getsource(Parts._warnings), re.MULTILINE)
+"""All that the health report can warn of; making the parts would take a reactor."""
+
+UNWARNED = {"upstream_connect_failed"}
+"""Causes that `judge` finds by itself."""
+
+
+@pytest.mark.parametrize("word", WARNINGS)
+def test_a_warning_is_a_cause_and_in_the_documents(word: str) -> None:
+    assert word in {cause.word for cause in CAUSES}, f"say what {word} means in CAUSES in fooproxy/web/verdict.py"
+    usage = (ROOT / "docs" / "usage.rst").read_text()
+    assert f"- ``{word}``: " in usage, f"list {word} under /ready in docs/usage.rst"
+
+
+def test_each_cause_that_degrades_is_a_warning() -> None:
+    unknown = {cause.word for cause in CAUSES if cause.state == "degraded"} - UNWARNED - {*WARNINGS}
+    assert not unknown, f"give {sorted(unknown)} a condition in _warnings in fooproxy/parts.py"
 
 
 def test_a_proxy_that_is_well_is_ok() -> None:
@@ -61,8 +84,8 @@ def test_a_cause_has_its_word_and_its_reason(cause: Cause) -> None:
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.word)
 def test_a_cause_has_an_alert_with_the_same_words_and_threshold(cause: Cause) -> None:
     text = alert(cause.alert)
-    assert cause.expression in text
-    assert cause.words in text
+    assert cause.expression in text, f"{cause.alert} must have the expression of {cause.word} in CAUSES"
+    assert cause.words in text, f"{cause.alert} must have the words of {cause.word} in CAUSES"
 
 
 def test_the_gravest_of_what_is_wrong_with_the_server_hides_the_rest() -> None:
