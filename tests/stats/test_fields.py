@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import fooproxy
+from fooproxy import parts
 from fooproxy.foo.latency import Latency
 from fooproxy.foo.numbers import zeros
 from fooproxy.recovery.saver import Saver
@@ -17,6 +19,14 @@ from fooproxy.recovery.state import Recovery
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.fields import Counter, Counters, Declared, Field, computed
 from fooproxy.web.exposition import exposition
+
+TESTS = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py") if path != Path(__file__))
+
+GIVEN = {"clock", "on_end"}
+"""What is called, but handed in."""
+
+HOOKS = [name for name, value in vars(Stats(lambda: 5.0)).items() if callable(value) and name not in GIVEN]
+"""What the statistics call for what others know; by default it says that there is nothing."""
 
 COUNTED = [field for field in Stats.fields if isinstance(field, Counter | Counters)]
 
@@ -118,7 +128,19 @@ def test_the_names_in_the_recovery_file_are_those_of_earlier_versions() -> None:
 def test_every_counter_is_counted_somewhere(field: Field) -> None:
     uses = re.compile(rf"stats\.{field.name}\b(?: \+=|\[)|\bself\.{field.name}\b(?: \+=|\[)|stats\.{field.name},")
     sources = [path.read_text() for path in Path(fooproxy.__file__).parent.rglob("*.py")]
-    assert any(uses.search(source) for source in sources), f"{field.name} is declared, but nothing counts it"
+    assert any(uses.search(source) for source in sources), (
+        f"{field.name} is declared, but nothing counts it: write stats.{field.name} += 1 where it happens"
+    )
+
+
+@pytest.mark.parametrize("field", Stats.reported, ids=lambda field: field.name)
+def test_every_statistic_is_named_by_a_test_of_its_value(field: Field) -> None:
+    assert re.search(rf"\b{field.name}\b", TESTS), f"write a test in which {field.name} has a value other than 0"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_what_the_statistics_ask_of_others_is_answered_by_one_of_the_parts(hook: str) -> None:
+    assert f"self.stats.{hook} = " in inspect.getsource(parts), f"set stats.{hook} in fooproxy/parts.py"
 
 
 @pytest.mark.parametrize("field", Stats.reported, ids=lambda field: field.name)
