@@ -38,6 +38,7 @@ def test_a_file_that_differs_is_named_and_can_be_written(tmp_path: Path) -> None
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "manual.py", tmp_path / "docs")
     shutil.copytree(CONTRIB, tmp_path / "contrib")
+    write(tmp_path)
     (tmp_path / "contrib/man/fooproxy.1").write_text("old")
     check = write(tmp_path, "--check")
     assert check.returncode == 1
