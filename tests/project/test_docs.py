@@ -18,6 +18,7 @@ from fooproxy.commandline import Options
 from fooproxy.options import OPTIONS
 from fooproxy.recovery.saving import LAST_SAVE_TIMEOUT
 from fooproxy.stats.counters import Stats
+from fooproxy.web.resource import Web
 from tests.helpers.processes import ROOT, completed
 
 README = ROOT / "README.rst"
@@ -82,6 +83,13 @@ def test_a_row_of_several_lines_is_rendered_as_one() -> None:
     rows = [tuple(" ".join(cell.split()) for cell in row) for row in table(parsed("README.rst"), "Report")]
     (field,) = (field for field in Stats.reported if field.name == "upstream_connect_failures")
     assert (field.name, field.kind, field.unit, field.meaning) in rows
+
+
+@pytest.mark.parametrize("route", sorted({rule.rule for rule in Web.app.url_map.iter_rules()} - {"/<name>"}))
+def test_the_usage_describes_the_answer_of_a_route(route: str) -> None:
+    usage = (ROOT / "docs" / "usage.rst").read_text()
+    prose = re.sub(r"\.\. table (\w+): .*?\.\. end of table \1\n", "", usage, flags=re.DOTALL)
+    assert f"``{route}``" in prose, f"say in docs/usage.rst what ``{route}`` answers"
 
 
 def test_urls_with_the_same_answer_share_a_row() -> None:

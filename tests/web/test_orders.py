@@ -6,6 +6,7 @@ import json
 import pwd
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,3 +246,8 @@ def test_the_log_names_a_user_who_has_no_name_by_number(site: Site, monkeypatch:
         site.order("ready", "a")
     assert formatEvent(events[0]).startswith("somebody (uid ")
     assert formatEvent(events[0]).endswith(" made upstream a ready")
+
+
+@pytest.mark.parametrize("order", sorted({r.endpoint for r in Control.app.url_map.iter_rules() if "POST" in r.methods}))
+def test_an_order_is_given_by_a_test(order: str) -> None:
+    assert f'"{order}"' in Path(__file__).read_text(), f"write a test here that gives the order {order!r}"

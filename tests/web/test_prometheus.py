@@ -1,7 +1,7 @@
 """The exposition, the rules and the dashboard with a real Prometheus: promtool's checks, scrapes, queries.
 
 One Prometheus, with the configuration that we ship, watches one proxy that has relayed known traffic; most tests query
-it.  The tests need Debian's package ``prometheus``, and are skipped without it.
+it.  Those need Debian's package ``prometheus``, and are skipped without it.
 """
 
 from __future__ import annotations

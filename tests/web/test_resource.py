@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -492,6 +493,11 @@ def test_a_route_says_what_it_answers_and_only_reads(endpoint: str) -> None:
     assert re.match(r"[A-Z0-9].*", meaning), f"write a docstring for {endpoint}: its first line is the table's row"
     for rule in Web.app.url_map.iter_rules(endpoint):
         assert rule.methods == {"GET", "HEAD"}, f"{rule.rule} must have methods=['GET']"
+
+
+@pytest.mark.parametrize("route", sorted({rule.rule for rule in Web.app.url_map.iter_rules()} - {"/<name>"}))
+def test_a_route_is_asked_by_a_test(route: str) -> None:
+    assert re.search(rf'"{route}[?"]', Path(__file__).read_text()), f"write a test here that asks for {route}"
 
 
 def test_a_proxy_that_drains_makes_no_attempt_to_connect_when_it_is_asked_whether_it_is_ready(site: Site) -> None:
