@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pwd
 import socket
@@ -248,6 +249,16 @@ def test_the_log_names_a_user_who_has_no_name_by_number(site: Site, monkeypatch:
     assert formatEvent(events[0]).endswith(" made upstream a ready")
 
 
-@pytest.mark.parametrize("order", sorted({r.endpoint for r in Control.app.url_map.iter_rules() if "POST" in r.methods}))
+ORDERS = sorted({rule.endpoint for rule in Control.app.url_map.iter_rules() if "POST" in (rule.methods or ())})
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_an_order_is_given_by_a_test(order: str) -> None:
     assert f'"{order}"' in Path(__file__).read_text(), f"write a test here that gives the order {order!r}"
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_order_is_in_the_log(order: str) -> None:
+    # The pauses have their line in common.
+    source = inspect.getsource(getattr(Control, order))
+    assert "self._note(" in source or "self._pause(" in source, f"log who gave the order {order!r}, with _note"

@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from docutils import nodes
-from prometheus_client.parser import text_string_to_metric_families
 
 from fooproxy.stats.counters import Stats
 from fooproxy.web.exposition import exposition
@@ -449,12 +448,6 @@ def test_every_selector_in_the_rules_selects_something(watched: Watched) -> None
     settles(lambda: {selector for selector in selectors if not watched.prometheus.query(selector)}, set())
 
 
-def exposed(watched: Watched) -> set[str]:
-    """Return the names of all series that the proxy exposes."""
-    _, _, text = get(watched.proxy.http_port, "/metrics", accept="text/plain")
-    return set(re.findall(r"^\w+", text, re.MULTILINE))
-
-
 PANELS: list[dict[str, Any]] = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TARGETS = [
     pytest.param(target["expr"], id=f"{panel['title']} {target['refId']}")
@@ -480,30 +473,38 @@ SEEN_OTHERWISE = {
 }
 """Series of which no panel of the dashboard tells, and what tells of them instead."""
 
-NAMED = {selector.partition("{")[0] for expression in EXPRESSIONS for selector in SELECTORS.findall(expression)}
+
+def names_in(expression: str) -> set[str]:
+    """Return the names of the series that an expression asks for."""
+    return {selector.partition("{")[0] for selector in SELECTORS.findall(expression)}
 
 
-@pytest.mark.slow
-def test_the_dashboard_names_only_what_is_exposed(watched: Watched) -> None:
-    assert NAMED - exposed(watched) == set()
+NAMED = {name for expression in EXPRESSIONS for name in names_in(expression)}
+
+
+def exposed() -> set[str]:
+    """Return the names of all series that a proxy with several servers exposes, and of those that the rules record."""
+    scraped = exposition(Stats(time.monotonic, servers=["one"]), True, "text/plain", {"one": "up"})
+    assert scraped is not None
+    recorded = re.findall(r"^ +- record: (\S+)$", RULES.read_text(), re.MULTILINE)
+    return {*re.findall(r"^\w+", scraped[1].decode(), re.MULTILINE), *recorded}
 
 
 def test_the_dashboard_tells_of_every_series() -> None:
-    stats = Stats(time.monotonic, servers=["one"])
-    scraped = exposition(stats, ready=True, accept="text/plain", states={"one": "up"})
-    assert scraped is not None
     # A quantile takes the buckets, and neither their sum nor their count.
-    names = {
-        sample.name
-        for family in text_string_to_metric_families(scraped[1].decode())
-        for sample in family.samples
-        if family.name.startswith("fooproxy_")
-        and not (family.type == "histogram" and sample.name.endswith(("_sum", "_count")))
-    }
+    names = {name for name in exposed() if re.match("fooproxy_.*(?<!_seconds_sum)(?<!_seconds_count)$", name)}
     untold = sorted(names - NAMED - SEEN_OTHERWISE.keys())
     assert not untold, f"give {untold} a panel in contrib/prometheus/{BOARD.name}, or say here what tells of it instead"
     needless = sorted(SEEN_OTHERWISE.keys() - (names - NAMED))
     assert not needless, f"take {needless} out of SEEN_OTHERWISE: the dashboard tells of it, or it is not exposed"
+
+
+@pytest.mark.parametrize("file", [BOARD, RULES], ids=lambda file: file.name)
+def test_what_is_named_beside_the_proxy_is_exposed(file: Path) -> None:
+    expressions = EXPRESSIONS if file == BOARD else [rule["expr"] for rule in ALERTS]
+    named = {name for expression in expressions for name in names_in(expression)}
+    unknown = named - exposed()
+    assert not unknown, f"{file.name} asks for what the proxy does not expose: {sorted(unknown)}"
 
 
 def test_the_dashboards_expressions_look_at_the_chosen_instances_alone() -> None:
