@@ -10,6 +10,7 @@
 #include "../foo/counting.h"
 
 #include <errno.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -192,19 +193,16 @@ append(PyObject *list, PyObject *tuple)
 static PyObject *
 why_lost(Pump *self, int fd)
 {
-    PyErr_SetFromErrno(PyExc_OSError);
-    PyObject *type, *error, *traceback;
-    PyErr_Fetch(&type, &error, &traceback);
-    PyErr_NormalizeException(&type, &error, &traceback);
-    PyObject *why = PyObject_CallFunction(self->loss, "Oi", error, fd);
-    Py_XDECREF(type);
+    int number = errno;
+    PyObject *error = PyObject_CallFunction(PyExc_OSError, "is", number, strerror(number));
+    PyObject *why = error == NULL ? NULL : PyObject_CallFunction(self->loss, "Oi", error, fd);
     Py_XDECREF(error);
-    Py_XDECREF(traceback);
     return why;
 }
 
 /* Write the first `length` pending chunks, and append the data that could not be written to `stuck`.  If there is no
-   memory for that, the other chunks are still written before the call fails. */
+   memory for that, the other chunks are still written before the call fails.  Once anything has failed, nothing more is
+   appended: nobody would get it, and Python must not be called with an exception set. */
 static bool
 write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
 {
@@ -213,7 +211,7 @@ write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
         Pending *chunk = &self->pending[place];
         int outlet = chunk->tap->outlet;
         ssize_t sent = outlet < 0 ? 0 : send(outlet, chunk->chunk, chunk->size, MSG_NOSIGNAL);
-        if (sent == (ssize_t)chunk->size)
+        if (sent == (ssize_t)chunk->size || PyErr_Occurred())
             continue;
         PyObject *why = Py_NewRef(Py_None);
         if (sent < 0) {
@@ -223,8 +221,7 @@ write_all(Pump *self, Py_ssize_t length, PyObject *stuck)
         }
         done = why != NULL
                && append(stuck, Py_BuildValue("(Oy#N)", chunk->sink, chunk->chunk + sent,
-                                              (Py_ssize_t)(chunk->size - (size_t)sent), why))
-               && done;
+                                              (Py_ssize_t)(chunk->size - (size_t)sent), why));
     }
     for (Py_ssize_t place = 0; place < length; place++) {
         Py_DECREF(self->pending[place].tap);

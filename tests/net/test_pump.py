@@ -148,12 +148,9 @@ def test_a_write_that_fails_is_given_back_with_the_loss_that_the_kernel_tells_on
 
 
 def test_what_is_written_to_a_connection_that_was_reset_is_given_back_with_the_loss(case: Case) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        far = socket.create_connection(listener.getsockname())
-        near, _ = listener.accept()
+    far, near = tcp_pair()
     with near:
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        far.close()
+        reset(far)
         case.requests.outlet = near.fileno()
         case.client.sendall(b"REQ 1\n")
         others, stuck = case.pump.relay([(case.client_leg.fileno(), IN)], 7)
@@ -167,13 +164,10 @@ def test_an_event_without_data_is_passed_over(case: Case) -> None:
 
 
 def test_a_reset_is_given_back_as_the_loss_that_it_is(case: Case) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    far = socket.create_connection(listener.getsockname())
-    near, _ = listener.accept()
-    with listener, near:
+    far, near = tcp_pair()
+    with near:
         case.pump.start(near.fileno(), Sink(), case.requests)
-        far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        far.close()
+        reset(far)
         others, stuck = case.pump.relay([(near.fileno(), IN)], 7)
         assert others == [(near.fileno(), IN, main.CONNECTION_LOST)]
     assert stuck == []
@@ -234,6 +228,55 @@ def test_the_compiled_pump_goes_on_after_any_allocation_has_failed(case: Case) -
             case.pump.stop(NOBODYS)
     assert failed > 6
     assert case.requests.exchange.requests == len(chunks)
+
+
+@pytest.mark.parametrize("twin", ["compiled"], indirect=True)
+@pytest.mark.parametrize("kinds", ["SR", "CW", "CWW"])
+def test_of_a_batch_that_fails_for_lack_of_memory_the_compiled_pump_says_just_that(case: Case, kinds: str) -> None:
+    memory: Any = pytest.importorskip("_testcapi")
+    failed = 0
+    for number in range(100):
+        with contextlib.ExitStack() as sockets:
+            events = [(source_of(case, kind, sockets), IN) for kind in kinds]
+            memory.set_nomemory(number, number + 1)
+            try:
+                case.pump.relay(events, 7)
+            except MemoryError:
+                failed += 1
+            else:
+                break
+            finally:
+                memory.remove_mem_hooks()
+    assert 3 < failed < 100
+
+
+def source_of(case: Case, kind: str, sockets: contextlib.ExitStack) -> int:
+    """Return a source with an event: S relays, R was reset, C must wait with what it relays, and W cannot write it."""
+    (peer, source), (out, end) = (map(sockets.enter_context, pair) for pair in (tcp_pair(), tcp_pair()))
+    source.setblocking(False)
+    tap = counting().Analyzer(case.analysis, counting().Exchange(case.latency))
+    case.pump.start(source.fileno(), Sink(), tap)
+    tap.outlet = CLOSED if kind == "C" else out.fileno()
+    if kind == "R":
+        reset(peer)
+        return source.fileno()
+    peer.sendall(b"ACK 1\n")
+    if kind == "W":
+        reset(end)
+    return source.fileno()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    return far, near
+
+
+def reset(skt: socket.socket) -> None:
+    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    skt.close()
 
 
 # How much is asked for at once
