@@ -800,7 +800,11 @@ analyzer_get_muted(Analyzer *self, void *Py_UNUSED(closure))
 static int
 analyzer_set_muted(Analyzer *self, PyObject *value, void *Py_UNUSED(closure))
 {
-    int muted = value == NULL ? -1 : PyObject_IsTrue(value);
+    if (value == NULL) {
+        PyErr_SetString(PyExc_TypeError, "is_muted cannot be deleted");
+        return -1;
+    }
+    int muted = PyObject_IsTrue(value);
     if (muted >= 0)
         mute(self, muted);
     return muted < 0 ? -1 : 0;

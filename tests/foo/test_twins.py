@@ -156,6 +156,19 @@ def test_the_array_is_not_resized_while_the_compiled_twin_counts_in_it() -> None
         numbers.append(0)
 
 
+@needs_core
+def test_nothing_of_a_compiled_object_can_be_deleted() -> None:
+    assert COMPILED is not None
+    latency = Latency()
+    analysis = COMPILED.Analysis(latency, True)
+    exchange = COMPILED.Exchange(latency)
+    for each in (analysis, exchange, COMPILED.Analyzer(analysis, exchange)):
+        kind: Any = type(each).__mro__[1]
+        for name in vars(kind).keys() - {"__doc__", "__new__"}:
+            with pytest.raises((AttributeError, TypeError, ValueError)):
+                delattr(each, name)
+
+
 NOBODYS = 1 << 11
 """A file descriptor that nothing here has open."""
 
