@@ -251,11 +251,11 @@ class Poller:
             self._served_at = now
             try:
                 others, stuck = relay(events, now)
+                # Everything that was read is written before anything else happens to any transport.
+                if stuck:
+                    self._send(stuck)
             except Exception:
                 others, stuck = self._give_up(events), []
-            # Everything that was read is written before anything else happens to any transport.
-            if stuck:
-                self._send(stuck)
             waiting = self._serve_others(others) if others else 0
             self._call_all(self.afterwards)
             if not rounds:
@@ -285,10 +285,10 @@ class Poller:
         try:
             milliseconds = math.ceil(patience * 1000)
             others, stuck, now = self.pump.go_on(self._epoll.fileno(), _BATCH, milliseconds, now, end, _SILENCE)
+            self._send(stuck)
         except Exception:
-            others, stuck = self._give_up(self.pump.batch()), []
+            others = self._give_up(self.pump.batch())
         self._served_at = now
-        self._send(stuck)
         if others:
             self._serve_others(others)
         return now
@@ -309,12 +309,6 @@ class Poller:
 
         The pump may have read data that it did not write, and the peers must not receive a stream with a gap.
         """
-        self.log.failure(
-            "relaying failed, for lack of memory or because of a bug in fooproxy; resetting the {number} connections "
-            "that had data to relay at that moment",
-            number=len(events),
-            limited="failures of relaying",
-        )
         others = []
         for fd, event in events:
             selectable = self._polled[fd]
@@ -324,6 +318,13 @@ class Poller:
                     others.append((fd, event, None))
             except Exception:
                 self._failed(selectable)
+        # Not earlier, since this may fail too if there is no memory.
+        self.log.failure(
+            "relaying failed, for lack of memory or because of a bug in fooproxy; resetting the {number} connections "
+            "that had data to relay at that moment",
+            number=len(events),
+            limited="failures of relaying",
+        )
         return others
 
     def _do_afterwards(self) -> None:

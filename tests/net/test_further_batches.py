@@ -14,6 +14,7 @@ from twisted.internet import main
 
 from fooproxy.net.poller import Poller
 from fooproxy.net.pump import IN, compiled, microseconds
+from tests.net.test_poller_turns import Unsendable
 from tests.net.test_pump import Case
 
 pytestmark = pytest.mark.parametrize("twin", ["compiled"], indirect=True)
@@ -271,6 +272,7 @@ def test_if_a_further_batch_fails_the_poller_gives_up_its_connections(case: Furt
         raise MemoryError
 
     assert happened(case, fail) == ["given up"]
+    assert happened(case, lambda leg: ([], Unsendable(), 2)) == ["given up"]
 
 
 class Mixed(Scripted):

@@ -280,6 +280,50 @@ def test_a_pump_that_fails_costs_what_it_relays_and_leaves_the_rest_to_the_polle
     assert [type(what) for what in raising.done] == [RuntimeError]
 
 
+def test_if_there_is_no_memory_to_send_what_is_stuck_its_connections_are_given_up(bed: Bed) -> None:
+    given = given_up(bed)
+    bed.poller.pump.relay = lambda events, now: ([], Unsendable())
+    bed.poller.doRead()
+    assert given == ["given up"]
+
+
+def test_connections_are_given_up_even_if_there_is_no_memory_to_say_so(bed: Bed) -> None:
+    given = given_up(bed)
+    bed.poller.pump.relay = fail
+    bed.poller.log = sink(failure=no_memory)
+    with pytest.raises(MemoryError):
+        bed.poller.doRead()
+    assert given == ["given up"]
+
+
+def given_up(bed: Bed) -> list[str]:
+    """Return what becomes of a connection that has something to relay: whether it was given up."""
+    end = bed.end()
+    given: list[str] = []
+
+    def give_up() -> bool:
+        bed.poller.removeReader(end)
+        given.append("given up")
+        return True
+
+    end.give_up = give_up  # type: ignore[attr-defined]
+    end.peer.send(b"x")
+    return given
+
+
+def no_memory(*_: Any, **__: Any) -> Any:
+    raise MemoryError
+
+
+class Unsendable(list[Any]):
+    """Stands for what is stuck when there is no memory to look at it."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    __iter__ = no_memory
+
+
 # Turns
 
 
