@@ -12,7 +12,7 @@ ENV PATH=/opt/fooproxy/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DI
 
 WORKDIR /src
 
-# What it depends on first, in a layer that lasts until that changes.
+# Install the dependencies first, in a layer that is reused until they change.
 # Both secrets are optional: a pip.conf that names another package index, and certificates to trust.
 COPY setup.cfg .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
@@ -22,9 +22,9 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     && pip install "setuptools >= 64" wheel -r requirements.txt
 
 COPY . .
-# Without the compiled core there is no image.
+# Fail the build if the core cannot be compiled.
 RUN FOOPROXY_EXTENSION=require pip install --no-deps --no-build-isolation . \
-    # Nothing can be written later: have twistd find its plugins now.
+    # Nothing can be written later, so make twistd cache its plugins now.
     && twistd --help > /dev/null \
     && pip uninstall -y wheel setuptools pip
 
@@ -53,7 +53,7 @@ ENV PATH=/opt/fooproxy/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     FOOPROXY_CONFIG=/etc/fooproxy/fooproxy.toml
 
-# A number, so that Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can verify that the user is not root.
 USER 10001:10001
 WORKDIR /var/lib/fooproxy
 VOLUME /var/lib/fooproxy

@@ -106,7 +106,7 @@ CAUSES = (
         *("loop", "not-ready", "server", "forwards to itself", "FooproxyNotReady", "fooproxy_ready == 0"),
         lambda now: (
             "Clients cannot be served: the proxy forwards to itself. "
-            f"Set --forward to the Foo server; it is {now.upstream['address']}."
+            f"Set --forward, which is {now.upstream['address']}, to the address of the Foo server."
         ),
     ),
     Cause(
@@ -122,7 +122,7 @@ CAUSES = (
         *("upstream_stuck", "degraded", "server", f"no reply for {_STUCK}", "FooproxyStuck"),
         "fooproxy_upstream_stuck == 1",
         lambda now: (
-            f"Requests wait in vain: there has been no reply for {_STUCK} from "
+            f"Requests are waiting: there has been no reply for {_STUCK} from "
             f"{now.names('stuck', [1], now.peer)}. Check whether the server hangs."
         ),
     ),
@@ -148,11 +148,11 @@ CAUSES = (
         ),
     ),
     Cause(
-        *("upstream_held", "degraded", "server", "an operator keeps them from", "FooproxyUpstreamDown"),
+        *("upstream_held", "degraded", "server", "an operator keeps them away", "FooproxyUpstreamDown"),
         "fooproxy_upstreams_up < fooproxy_upstreams",
         lambda now: (
-            f"{'Clients are being served, but' if now.is_served else 'New clients wait:'} an operator keeps them from "
-            f"{now.names('state', ['paused', 'draining'], now.peer)}; fooctl resume or fooctl ready ends that."
+            f"{'Clients are being served, but' if now.is_served else 'New clients wait:'} an operator keeps them away "
+            f"from {now.names('state', ['paused', 'draining'], now.peer)}; fooctl resume or fooctl ready ends that."
         ),
     ),
     Cause(
@@ -160,7 +160,7 @@ CAUSES = (
         "fooproxy_lookups_failing > 0",
         lambda now: (
             f"The proxy cannot look up {now.report['lookups_failing']} of the names of its Foo servers, and keeps "
-            "those that it knows. Check the name server; /upstreams says what is wrong."
+            "the servers that it knows. Check the name server; /upstreams says what is wrong."
         ),
     ),
     Cause(
@@ -193,8 +193,8 @@ CAUSES = (
         f"fooproxy_oldest_wait_seconds > {LONG_WAIT:g}",
         lambda now: (
             f"Clients wait for a server: {now.report['clients_waiting']:,} now, the first for "
-            f"{now.report['oldest_wait_seconds']:.1f} s, because no server can be connected or all have as many "
-            "connections as they may."
+            f"{now.report['oldest_wait_seconds']:.1f} s, because no server can be reached or all have reached "
+            "their connection limits."
         ),
     ),
     Cause(

@@ -1,5 +1,5 @@
-// The list of clients, by address.  Adding them up looks at all sessions, so it is asked for every few seconds only,
-// and only while the list is open.
+// The list of clients, by address.  The proxy looks at all sessions to add them up, so the page asks only every few
+// seconds, and only while the list is open.
 
 import { count, size, text } from "./format.js";
 import { Table } from "./table.js";

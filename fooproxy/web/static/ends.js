@@ -1,4 +1,4 @@
-// The ends of sessions: all of them since the counters began, those that failed lately, and by which reason.
+// The ends of sessions: all since the counters began, and the recent failures by reason.
 
 import { count, words } from "./format.js";
 

@@ -1,4 +1,4 @@
-// What is known of the last 15 minutes: one value per second for each series, null for unknown seconds.
+// The last 15 minutes: one value per second for each series, null for unknown seconds.
 
 export const SECONDS = 900;
 const NAMES = ["requests", "responses", "naks", "p50", "p99", "sessions", "opened", "bytes_from_clients", "bytes_from_upstream"];

@@ -1,6 +1,6 @@
 // Shows the options that the proxy runs with, and where each value comes from.
 
-// Asks for them, and fills a list; what is a default is dimmed.
+// Asks the proxy for its options, and fills a list; defaults are dimmed.
 export async function showOptions(list, ask) {
   const { options } = await ask("config", {});
   list.replaceChildren(...Object.entries(options).map(([name, option]) => row(name, option)));

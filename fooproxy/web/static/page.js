@@ -49,7 +49,7 @@ for (const chart of Object.values(charts)) chart.onpoint = pointAll;
 const figures = document.querySelectorAll("[data-show]");
 let answered = null; // When the last answer arrived, and when the proxy that gave it was started.
 let started = null;
-let offset = 0; // Of the proxy's local time, in seconds.
+let offset = 0; // The proxy's offset from UTC, in seconds.
 let host = location.host;
 let optionsOf = null; // When the proxy whose options are shown was started; while it runs, they do not change.
 let busy = false;
@@ -57,7 +57,7 @@ let again = false;
 let paused = false;
 let timer;
 
-// On the proxy's clock, as its log has it.
+// The time of the newest figures, in the time zone of the proxy's log.
 const clock = () => time(past.time, offset);
 
 // Writes a text if it has changed.  In large figures, the unit (after the no-break space) gets its own small element.
@@ -106,7 +106,7 @@ function show(answer, asked) {
     const value = element.dataset.show.split(".").reduce((part, name) => part[name], answer);
     const shown = format[element.dataset.as](value);
     write(element, shown);
-    // Lists dim these.
+    // Lists dim zeros and unknown values.
     element.parentNode.classList.toggle("none", /^(0|0\u00a0B|–)$/.test(shown));
   }
   draw();
@@ -120,7 +120,7 @@ function show(answer, asked) {
 
 function draw() {
   const { series } = past;
-  // The axes reach no further back than what is known.
+  // The axes reach back no further than the known seconds.
   const seconds = Math.min(Number(range.value), Math.max(60, series.requests.length));
   TimeChart.now = { seconds, time: past.time, offset };
   charts.requests.show(series.requests);
@@ -154,7 +154,7 @@ async function update() {
   const asked = sessions.query;
   try {
     let answer = await ask("live", past.last === null ? asked : { ...asked, since: past.last });
-    // To a restarted proxy, that number means another second; so this takes all that it has.
+    // To a restarted proxy, that number means another second, so ask for its whole history.
     if (started !== null && started !== answer.started) answer = await ask("live", asked);
     show(answer, asked);
     if (optionsOf !== started) {

@@ -1,5 +1,5 @@
-// The table of servers.  It is there if there are several, or if more than the rest of the page shows is known of one:
-// checks, a limit of its own, pooled links, or that an operator has taken it out.
+// The table of servers.  It is shown if there are several, or if the only one has more to show than the rest of the page
+// does: checks, a limit of its own, pooled links, or an operator's hold.
 
 import { age, count, latency, text, words } from "./format.js";
 import { Table } from "./table.js";
