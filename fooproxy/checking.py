@@ -104,7 +104,7 @@ def _listening(text: str, default: str) -> str:
                 trial.bind((address.host, 0))
             except OSError as error:
                 raise ValueError(
-                    f"{text!r} cannot be listened on: {error.strerror}; expected an address of this machine"
+                    f"cannot listen on {text!r}: {error.strerror}; expected an address of this machine"
                 ) from None
     return f"listens on {_listed(found)}"
 
@@ -122,7 +122,7 @@ def _listening_on(text: str, path: Path) -> str:
         check_directory(folder)
     except OSError as error:
         raise ValueError(
-            f"{text!r} cannot be listened on: {_why(error)}; expected a path in a directory that this user can write"
+            f"cannot listen on {text!r}: {_why(error)}; expected a path in a directory that this user can write"
         ) from None
     return ""
 
@@ -137,7 +137,7 @@ def connecting(text: str) -> str:
             return "there is no socket now"
         except OSError as error:
             raise ValueError(
-                f"{text!r} cannot be connected to: {error.strerror}; expected a socket that this user can reach"
+                f"cannot connect to {text!r}: {error.strerror}; expected a socket that this user can reach"
             ) from None
     place = tcp_place(text, listens=False)
     if place is None:
@@ -153,7 +153,7 @@ def recovery(text: str) -> str:
         written = saver.path.stat().st_mtime if saver.path.exists() else None
     except OSError as error:
         raise ValueError(
-            f"statistics cannot be saved in {text!r}: {_why(error)}; expected a file that this user can write"
+            f"cannot save statistics in {text!r}: {_why(error)}; expected a file that this user can write"
         ) from None
     return f"{saver.path}: " + (
         "does not exist yet" if written is None else f"written {time.time() - written:.0f} s ago"
@@ -170,7 +170,7 @@ def _resolved(text: str, host: str, port: int) -> list[IPv4Address | IPv6Address
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or "it is not a host name"
         raise ValueError(
-            f"{text!r} names {host!r}, which cannot be resolved: {why}; expected a host that is known, or an IP address"
+            f"{text!r} names {host!r}, which cannot be resolved: {why}; expected a name that resolves, or an IP address"
         ) from None
     return [
         IPv6Address("TCP", str(address[0]), int(address[1]))

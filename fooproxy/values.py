@@ -77,7 +77,7 @@ def log_format(text: str) -> str:
 def pool(text: str) -> str:
     """Check how connections to servers are reused."""
     if text not in POOLS:
-        raise ValueError(f"{text!r} is no kind of pool; expected one of {', '.join(POOLS)}")
+        raise ValueError(f"{text!r} is not a kind of pool; expected one of {', '.join(POOLS)}")
     return text
 
 

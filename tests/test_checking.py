@@ -48,22 +48,22 @@ def test_addresses_are_resolved(capsys: Any) -> None:
     ("arguments", "what"),
     [
         (["--forward", "nobody.invalid:1"], "--forward: 'nobody.invalid:1' names 'nobody.invalid', which cannot be"),
-        (["--listen", "192.0.2.1:1"], "--listen: '192.0.2.1:1' cannot be listened on: Cannot assign requested"),
+        (["--listen", "192.0.2.1:1"], "--listen: cannot listen on '192.0.2.1:1': Cannot assign requested"),
         (
             ["--forward", "a..b:1"],
             "--forward: 'a..b:1' names 'a..b', which cannot be resolved: it is not a host name",
         ),
-        (["--forward", "unix:/dev/null/x"], "--forward: 'unix:/dev/null/x' cannot be connected to: Not a directory"),
-        (["--recovery-path", "/"], "--recovery-path: statistics cannot be saved in '/': it exists, but is not a regul"),
-        (["--recovery-path", "/dev/null/x"], "--recovery-path: statistics cannot be saved in '/dev/null/x': /dev/null"),
-        (["--recovery-path", "/proc/x/y"], "--recovery-path: statistics cannot be saved in '/proc/x/y': /proc: Operat"),
-        (["--recovery-path", "a" * 300], f"--recovery-path: statistics cannot be saved in '{'a' * 300}': "),
-        (["--listen", "unix:/no/sock"], "--listen: 'unix:/no/sock' cannot be listened on: /no: No such file or direct"),
+        (["--forward", "unix:/dev/null/x"], "--forward: cannot connect to 'unix:/dev/null/x': Not a directory"),
+        (["--recovery-path", "/"], "--recovery-path: cannot save statistics in '/': it exists, but is not a regul"),
+        (["--recovery-path", "/dev/null/x"], "--recovery-path: cannot save statistics in '/dev/null/x': /dev/null"),
+        (["--recovery-path", "/proc/x/y"], "--recovery-path: cannot save statistics in '/proc/x/y': /proc: Operat"),
+        (["--recovery-path", "a" * 300], f"--recovery-path: cannot save statistics in '{'a' * 300}': "),
+        (["--listen", "unix:/no/sock"], "--listen: cannot listen on 'unix:/no/sock': /no: No such file or direct"),
         (
             ["--http", "unix:/dev/null"],
-            "--http: 'unix:/dev/null' cannot be listened on: it exists, and is not a socket",
+            "--http: cannot listen on 'unix:/dev/null': it exists, and is not a socket",
         ),
-        (["--control", "unix:/proc/x"], "--control: 'unix:/proc/x' cannot be listened on: /proc: Operation not permit"),
+        (["--control", "unix:/proc/x"], "--control: cannot listen on 'unix:/proc/x': /proc: Operation not permit"),
     ],
 )
 def test_what_cannot_run_here_is_refused_with_one_line_each(capsys: Any, arguments: list[str], what: str) -> None:

@@ -52,9 +52,9 @@ def ask(path: str, method: str, *words: str, wait: int = 0, query: str = "") -> 
             answer = connection.getresponse()
             content = json.loads(answer.read())
     except PermissionError:
-        raise Unreachable(f"may not talk to the proxy at {path}: only its own user and root may") from None
+        raise Unreachable(f"no permission to use {path}: only the proxy's own user and root may use it") from None
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        raise Unreachable(f"no proxy takes orders at {path}: does one run with --control unix:{path}?") from None
+        raise Unreachable(f"no proxy takes orders at {path}: is one running with --control unix:{path}?") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = str(error) or type(error).__name__
         raise Unreachable(f"no answer from {path}: {why}") from error

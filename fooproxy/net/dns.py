@@ -169,7 +169,7 @@ class NameServers:
                 try:
                     message = await self._ask_one(server, query, seconds)
                 except LookupFailed as error:
-                    why = f"{error} from {server[0]}"
+                    why = f"{server[0]}: {error}"
                     continue
                 if message.rCode == dns.OK:
                     return message
@@ -268,20 +268,20 @@ class _Datagrams(_Question):
         return -1 if self._socket is None else self._socket.fileno()
 
     def doRead(self) -> None:
-        """Read the answer, or an error such as that no server listens there."""
+        """Read the answer, or fail with the socket's error."""
         assert self._socket is not None
         try:
             datagram = self._socket.recv(_LARGEST)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self.fail("nobody listens")
+            self.fail("no name server listens there")
         else:
             self.take(datagram)
 
     def connectionLost(self, reason: Failure) -> None:
         """Give up, since the reactor reports an error or stops."""
-        self.fail("nobody listens")
+        self.fail("no name server listens there")
 
     def logPrefix(self) -> str:
         """Return the prefix of log lines about it."""

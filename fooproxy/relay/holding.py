@@ -61,7 +61,7 @@ class Holding:
         try:
             self._seen = self._visit_all() if self._others_wait() else {}
         except Exception:
-            self.log.failure("looking for clients that hold links failed; trying again")
+            self.log.failure("the check for clients that hold links failed; trying again")
 
     def _visit_all(self) -> dict[PooledSession[Any], tuple[tuple[int, int], float]]:
         now = self._clock.seconds()

@@ -84,7 +84,7 @@ class Sweep:
         try:
             await self._visit_all()
         except Exception:
-            self.log.failure("checking for idle sessions and stalled peers failed; trying again at the next sweep")
+            self.log.failure("the check for idle sessions and stalled peers failed; trying again at the next sweep")
 
     async def _visit_all(self) -> None:
         now, last = self._clock.seconds(), self._swept_at

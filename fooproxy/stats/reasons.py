@@ -16,7 +16,7 @@ CLOSED = {
     "upstream_tls": "TLS with the upstream failed: a certificate was rejected, for example, or it does not speak TLS",
     "upstream_unreachable": "the proxy could not connect to the upstream within --connect-timeout, for another reason",
     "connect_timeout": "the upstream did not answer connection attempts within --connect-timeout",
-    "queue_timeout": "the client had waited for --queue-timeout until a server had room for one more connection",
+    "queue_timeout": "the client had waited --queue-timeout for a server with room for one more connection",
     "client_tls": "TLS with the client failed, or it took more than 10 seconds for its handshake",
     "half_close_timeout": "the client had finished sending, and no further reply arrived within --client-fin-timeout",
     "idle_timeout": "no data passed in either direction for --idle-timeout",
@@ -57,9 +57,9 @@ LINK_STATES = {
 
 LINKS_DISCARDED = {
     "age": "it was older than --pool-max-age",
-    "idle": "nobody needed it for --pool-idle-timeout",
+    "idle": "no client needed it for --pool-idle-timeout",
     "closed": "the server closed or reset it",
-    "unsolicited": "the server sent something on it while nobody had asked",
+    "unsolicited": "the server sent something unsolicited on it",
     "unclean": "its session left requests unanswered or a line unfinished, or said something other than requests",
     "surplus": "too many others were idle",
     "held": "an operator had paused or drained the server",

@@ -336,7 +336,7 @@ class Found:
             )
         if left_out and not self._left_out:
             self.log.warn(
-                "{name} names {count} more servers than the proxy can have; they are not used",
+                "{name} has {count} more servers than the proxy can use; they are left out",
                 name=self.forward.name,
                 count=left_out,
             )

@@ -104,12 +104,12 @@ async def test_an_answer_without_records_has_none(server: NameServer) -> None:
         ("SERVFAIL", "SERVFAIL from 127.0.0.1"),
         ("REFUSED", "REFUSED from 127.0.0.1"),
         ("NXDOMAIN", "NXDOMAIN"),
-        ("silent", "no answer within 0.3 s from 127.0.0.1"),
-        ("noise", "no answer within 0.3 s from 127.0.0.1"),
-        ("other", "no answer within 0.3 s from 127.0.0.1"),
-        ("number", "no answer within 0.3 s from 127.0.0.1"),
-        ("query", "no answer within 0.3 s from 127.0.0.1"),
-        ("mute", "the server closed the connection from 127.0.0.1"),
+        ("silent", "127.0.0.1: no answer within 0.3 s"),
+        ("noise", "127.0.0.1: no answer within 0.3 s"),
+        ("other", "127.0.0.1: no answer within 0.3 s"),
+        ("number", "127.0.0.1: no answer within 0.3 s"),
+        ("query", "127.0.0.1: no answer within 0.3 s"),
+        ("mute", "127.0.0.1: the server closed the connection"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -127,7 +127,7 @@ async def test_a_server_that_cannot_answer_is_passed_over(server: NameServer) ->
         closed.close()
         bad.records[NAME] = "SERVFAIL"
         assert await addresses(asking(bad, port, server)) == ["192.0.2.1"]
-        assert await refusal(asking(port)) == "nobody listens from 127.0.0.1"
+        assert await refusal(asking(port)) == "127.0.0.1: no name server listens there"
 
 
 @pytest_twisted.ensureDeferred
@@ -136,7 +136,7 @@ async def test_a_truncated_answer_without_tcp_fails(server: NameServer) -> None:
     server.truncates = True
     server._streams.shutdown(socket.SHUT_RDWR)
     server._streams.close()
-    assert (await refusal(asking(server))).startswith("TCP: ")
+    assert (await refusal(asking(server))).startswith("127.0.0.1: TCP: ")
     assert not timers()
 
 
@@ -215,7 +215,7 @@ async def test_a_name_server_may_have_an_ipv6_address() -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as closed:
         closed.bind(("::1", 0))
         port = closed.getsockname()[1]
-    assert await refusal(NameServers(reactor, [("::1", port)], times=(0.3,))) == "nobody listens from ::1"
+    assert await refusal(NameServers(reactor, [("::1", port)], times=(0.3,))) == "::1: no name server listens there"
 
 
 @pytest.mark.parametrize("word", ["found", "NXDOMAIN", "mute"])

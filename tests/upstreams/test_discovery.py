@@ -395,7 +395,7 @@ def test_more_servers_than_there_is_room_for_are_left_out_and_told_once() -> Non
         case.pass_time(100)
     assert case.usable == [f"192.0.2.{number}:8001" for number in range(1, 5)]
     assert case.source["left_out"] == 5
-    assert "dns:foo.example:8001 names 5 more servers than the proxy can have; they are not used" in lines(events)
+    assert "dns:foo.example:8001 has 5 more servers than the proxy can use; they are left out" in lines(events)
     assert len(events) == 2
 
 
