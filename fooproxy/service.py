@@ -109,7 +109,7 @@ class ProxyService(Service):
             self._open()
 
     def _open(self) -> None:
-        """Claim the file and open the listeners, in an order in which a start that fails disturbs nobody."""
+        """Claim the file and open the listeners, in an order in which a failing start affects no other process."""
         self._launch.settled()
         how = REASON.replace("{", "{{").replace("}", "}}")
         self.log.info(f"fooproxy {{version}}, {how}", version=__version__, implementation=IMPLEMENTATION)

@@ -45,7 +45,7 @@ def as_json(event: dict[str, Any]) -> str | None:
     """Return an event as one flat JSON object; `None` if it has no text.
 
     The object has the keys ``time`` (RFC 3339, UTC), ``level``, ``logger``, ``message`` and perhaps ``traceback``, and
-    the name of each value in the message.
+    each value of the message under its own name.
     """
     failure = event.get("log_failure")
     message = formatEvent(event)

@@ -420,7 +420,7 @@ class Poller:
     def connectionLost(self, reason: Failure) -> None:
         """Close everything, since the reactor stops.
 
-        If it only gives up a reader that raised, relaying goes on all the same.
+        If the reactor only drops this reader because it raised an exception, relaying continues.
         """
         if reason.value is not main.CONNECTION_LOST:
             self._reactor.addReader(self)

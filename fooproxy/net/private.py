@@ -43,50 +43,50 @@ USED = (
     Use(
         "twisted.internet.abstract.FileDescriptor",
         "_tempDataLen",
-        "unsent() and drop_unsent(): the bytes that wait to be sent",
+        "unsent() and drop_unsent(): the number of bytes to send",
         _NO_PUBLIC_COUNT,
     ),
     Use(
         "twisted.internet.abstract.FileDescriptor",
         "_tempDataBuffer",
-        "drop_unsent(): what waits when the peer is gone, while we still read what it sent; and Connection",
+        "drop_unsent(): the data to send when the peer is gone, while we still read what it sent; and Connection",
         "closing the connection drops the buffers, but also what the peer sent and we have not read; and each "
         "connection has a list for them, though most never need one",
     ),
     Use(
         "twisted.internet.epollreactor.EPollReactor",
         "_poller",
-        "epoll_of(): waiting for what the reactor waits for",
-        "getReaders() and getWriters() list what it waits for, but nothing says when that changes",
+        "epoll_of(): waiting for the reactor's own events",
+        "getReaders() and getWriters() list its selectables, but nothing says when these lists change",
     ),
     Use(
         "twisted.internet.tcp",
         "_reservedFD",
         "reserve_descriptor(): a file descriptor to accept and close clients with when there are no others",
-        "only Port.startListening() reserves it, and that of unix sockets binds by itself",
+        "only Port.startListening() reserves it, and for unix sockets that method also binds",
     ),
     Use(
         "socket.socket",
         "_accept",
-        "Listening: a listening socket that accepts with a third of the CPU time",
+        "Listening: accepting connections with a third of the CPU time",
         "accept() asks for the family, the type and the time limit of the listening socket each time",
     ),
     Use(
         "twisted.protocols.tls.TLSMemoryBIOProtocol",
         "_appSendBuffer",
         "unsent_cleartext(): the bytes that wait for a TLS handshake",
-        "IHandshakeListener and getHandle() say whether the handshake is done, but not whether anything waits for it",
+        "IHandshakeListener and getHandle() say whether the handshake is done, but not whether data waits for it",
     ),
     Use(
         "twisted.protocols.tls.TLSMemoryBIOProtocol",
         "_tlsShutdownFinished",
         "Secured: connections over TLS that leave no garbage to collect",
-        "Twisted keeps a failure in a variable, in a cycle with the failure's traceback; nothing public sees it",
+        "Twisted keeps a failure in a variable, in a cycle with the failure's traceback, out of public reach",
     ),
     Use(
         "twisted.internet.endpoints._WrapperEndpoint",
         "_wrapperFactory",
-        "connect_by(): the same for connections to an upstream",
+        "connect_by(): TLS with `Secured` for connections to an upstream",
         "wrapClientTLS() makes the factory itself",
     ),
     Use(
@@ -99,13 +99,13 @@ USED = (
         "twisted.internet.endpoints._SystemdParser",
         "_SystemdParser",
         "passed_sockets(): whether systemd has passed sockets that no option uses",
-        "ListenFDs.fromEnvironment() finds none, since Twisted has called it, and it forgets them then",
+        "ListenFDs.fromEnvironment() finds none: Twisted has called it before, which removes the variables",
     ),
     Use(
         "twisted.internet.endpoints._SystemdParser",
         "_sddaemon",
-        "passed_sockets(): the same",
-        "the parser of systemd: has what Twisted found, and tells it nobody",
+        "passed_sockets(): the sockets that Twisted has found",
+        "the parser of systemd: keeps the sockets that Twisted found in private attributes only",
     ),
 )
 

@@ -133,7 +133,7 @@ class Saver:
         """Follow a symbolic link, unless another user could have put it there."""
         if self.path.is_symlink():
             if self.path.lstat().st_uid not in (0, os.geteuid()):
-                # Whoever may write to the directory could have us replace any file.
+                # Other users who may write to the directory could make us replace any file.
                 raise OSError(errno.EPERM, "it is a symbolic link that belongs to another user")
             self.path = Path(os.path.realpath(self.path))
 

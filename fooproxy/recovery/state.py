@@ -82,7 +82,7 @@ class Recovery:
             )
             return
         age = self._clock() - state.saved_at
-        # If the clock was set back a little, restore all the same; if by a lot, the age of the file is unknown.
+        # If the clock was set back a little, restore nevertheless; if by a lot, the age of the file is unknown.
         if -self._max_age <= age <= self._max_age:
             self._restore(state, max(age, 0.0))
             self.log.info(

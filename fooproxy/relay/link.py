@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         """The pool that keeps the links of a server."""
 
         def made(self, link: Link) -> None:
-            """Note a new link."""
+            """Register a new link, which a session uses already."""
 
         def linger(self, link: Link, let_go: Callable[[], bool]) -> bool:
             """Leave a settled link with its session for a moment; false if the session must give it back at once."""

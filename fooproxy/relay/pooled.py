@@ -109,7 +109,7 @@ class PooledSession(Session[Seen]):
         self.rest()
 
     def rest(self) -> None:
-        """Wait for the client's next byte, without a link and without anything else that this does not need."""
+        """Wait for the client's next byte, without a link."""
         self.ending = False
         self._opening = None
         self.client.await_data()

@@ -5,7 +5,7 @@ over sessions (later also over upstreams and processes); rates and other gauges 
 them.
 
 This module does not know about sockets or HTTP.  The analyzers of `fooproxy.foo` count the traffic, in the same array;
-the relay's sessions count by way of `fooproxy.stats.session`; the web side, recovery and SIGUSR2 read.
+the relay's sessions count through `fooproxy.stats.session`; the web side, recovery and SIGUSR2 read.
 """
 
 from __future__ import annotations

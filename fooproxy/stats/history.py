@@ -107,7 +107,7 @@ class History:
         self._began, self._recorded = self._clock(), 0
 
     def record(self) -> None:
-        """Add the second that has just passed, after empty ones for seconds in which nobody called this.
+        """Add the second that has just passed, after empty ones for the seconds without a call.
 
         A call that comes too early does nothing; its counts go to the next second.
         """

@@ -212,7 +212,7 @@ class Condition:
         self.when_failed()
 
     def eject(self, why: str, reason: str) -> None:
-        """Take the server out because of its requests: words for the log, and a word."""
+        """Take the server out because it failed its clients; `why` is text for the log, `reason` a word."""
         now = self._clock.seconds()
         is_relapse = now - self._returned_at <= max(_RELAPSE, 2 * self.rest)
         self.rest = min(2 * self.rest, _LONGEST_REST) if is_relapse else _FIRST_REST

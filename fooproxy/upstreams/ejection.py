@@ -42,7 +42,7 @@ IN_A_ROW = 3
 """Failures in a row that take a server out."""
 
 STUCK = 10.0
-"""Seconds that a request waits on a server that answers nobody until its session counts as a failure."""
+"""Seconds that a request must wait on a server that answers nobody before its session counts as a failure."""
 
 
 class _Streak:

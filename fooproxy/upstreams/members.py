@@ -39,7 +39,7 @@ class Members:
         """Whether any server has a limit, so that protocols must be `Watched`."""
 
     def add(self, server: Server) -> None:
-        """Give clients to this server too."""
+        """Add a server, which may get clients from now on."""
         self.servers.append(server)
         self.is_limited |= server.slots is not None
         self.sort()
