@@ -60,8 +60,8 @@ class Stopping:
             self.log.warn(f"aborting {{sessions}} busy {_noun(left - closing)}", sessions=left - closing)
         if closing:
             self.log.info(
-                f"not waiting any longer for {{sessions}} {_noun(closing)} to close, whose last replies may still be "
-                "on their way",
+                f"not waiting any longer for {{sessions}} {_noun(closing)} to close; the last replies may still be on "
+                "their way",
                 sessions=closing,
             )
         self._bridge.abort()

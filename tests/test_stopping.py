@@ -77,7 +77,7 @@ def test_a_session_that_is_drained_and_only_has_to_close_is_not_called_busy(
     assert stopped(*states).aborted == 1
     first, *more = lines
     assert first.startswith("info: stopping: waiting up to 3 s for ")
-    assert [line.partition(", whose")[0] for line in more] == said
+    assert [line.partition("; the last replies")[0] for line in more] == said
 
 
 def test_who_is_impatient_twice_aborts_once(lines: list[str]) -> None:

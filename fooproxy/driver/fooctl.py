@@ -108,7 +108,7 @@ def make_parser() -> command.Parser:
         *("--control",),
         default=os.environ.get(_VARIABLE, ""),
         metavar="ADDRESS",
-        help=f"the control socket, as the proxy's --control has it: unix:PATH (default: ${_VARIABLE})",
+        help=f"the proxy's control socket, unix:PATH as in its option --control (default: ${_VARIABLE})",
     )
     parser.add_argument("--json", action="store_true", help="print the proxy's answer as JSON")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=command.Parser)
@@ -124,15 +124,15 @@ def make_parser() -> command.Parser:
             one.add_argument("--sort", metavar="COLUMN", help="sort by this key of the JSON (default: age_seconds)")
         if what != "upstreams":
             one.add_argument("--limit", type=command.whole(1), metavar="N", help="rows to show (default: 100)")
-    one = _add(commands, "pause", "keep new clients waiting, and answer what is under way", _pause)
-    one.add_argument("name", nargs="?", metavar="NAME", help="only this server; new clients go to others, if there are")
-    _add_wait(one, "wait until nothing is in flight, the moment to restart a server")
-    one = _add(commands, "resume", "let them in again", _resume)
+    one = _add(commands, "pause", "keep new clients waiting; requests in progress are answered", _pause)
+    one.add_argument("name", nargs="?", metavar="NAME", help="only this server; new clients go to others, if any")
+    _add_wait(one, "wait until nothing is in flight, so that the servers can be restarted")
+    one = _add(commands, "resume", "let clients in again", _resume)
     one.add_argument("name", nargs="?", metavar="NAME", help="only this server")
-    one = _add(commands, "drain", "give a server no new clients; its sessions go on", _drain)
+    one = _add(commands, "drain", "send no new clients to a server; its sessions continue", _drain)
     one.add_argument("name", metavar="NAME", help="the server")
-    _add_wait(one, "wait until it has no session")
-    one = _add(commands, "ready", "give a server clients again", _ready)
+    _add_wait(one, "wait until it has no sessions")
+    one = _add(commands, "ready", "send clients to a server again", _ready)
     one.add_argument("name", metavar="NAME", help="the server")
     one = _add(commands, "close", "close a session, once its requests are answered", _close)
     one.add_argument("id", type=command.whole(1), metavar="ID", help="its ID, see fooctl connections")

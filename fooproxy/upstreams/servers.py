@@ -100,7 +100,7 @@ class Servers(Members):
             self.add(server)
 
     def add(self, server: Server) -> None:
-        """Connect clients to this server too."""
+        """Add a server, which may get clients from now on."""
         super().add(server)
         self._retries[server] = Retry(self, server, self._clock, min(self._timeout, _LONGEST_KNOCK))
         server.patience = 1 if self.only else _PATIENCE

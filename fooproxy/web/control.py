@@ -99,7 +99,7 @@ class Control:
 
     @app.route("/pause", methods=["POST"])
     async def pause_all(self, request: IRequest) -> bytes:
-        """Pause all servers: new clients wait, and what is under way is answered."""
+        """Pause all servers: new clients wait, and requests in progress are answered."""
         hold = self._upstreams.pause_all
         return await self._pause(request, self._upstreams.servers, hold, "paused all upstreams")
 
@@ -112,7 +112,7 @@ class Control:
 
     @app.route("/upstreams/<path:name>/pause", methods=["POST"])
     async def pause(self, request: IRequest, name: str) -> bytes:
-        """Pause a server: new clients go to others, or wait, and what is under way is answered."""
+        """Pause a server: new clients go to others or wait, and requests in progress are answered."""
         server = self._server(name)
         hold = partial(self._upstreams.hold, server, "paused")
         return await self._pause(request, [server], hold, "paused upstream {upstream}", upstream=server.name)
@@ -126,7 +126,7 @@ class Control:
 
     @app.route("/upstreams/<path:name>/drain", methods=["POST"])
     async def drain(self, request: IRequest, name: str) -> bytes:
-        """Drain a server: it gets no more clients, and its sessions go on until they end."""
+        """Drain a server: it gets no more clients, and its sessions continue until they end."""
         server, seconds = self._server(name), _seconds(request)
         who = self._note(request, "drained upstream {upstream}", order="drain", upstream=server.name)
         self._upstreams.hold(server, "draining", who)
@@ -135,7 +135,7 @@ class Control:
 
     @app.route("/upstreams/<path:name>/ready", methods=["POST"])
     def ready(self, request: IRequest, name: str) -> bytes:
-        """Give clients to a server again, whether it was draining or paused."""
+        """Send clients to a server again, whether it was draining or paused."""
         server = self._server(name)
         self._note(request, "made upstream {upstream} ready", order="ready", upstream=server.name)
         return self._release(request, server, "draining", "paused")

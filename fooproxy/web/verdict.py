@@ -51,7 +51,7 @@ class Situation(NamedTuple):
 
     @property
     def error(self) -> str:
-        """Return the last error of connecting, and its reason."""
+        """Return the last connection error, and its reason."""
         return (self.upstream["error"] or "no error known") + _in_brackets(self.upstream["reason"])
 
     @property
