@@ -33,6 +33,7 @@ from fooproxy.stats.reasons import CLOSED
 from fooproxy.web.control import Control
 from fooproxy.web.exposition import exposition
 from fooproxy.web.resource import Web
+from fooproxy.web.verdict import CAUSES
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 120
@@ -72,6 +73,14 @@ def exposed() -> Iterator[tuple[str, ...]]:
             yield f"``{family.samples[0].name}``", family.type, ", ".join(labels), family.documentation
 
 
+def warnings() -> Iterator[tuple[str, ...]]:
+    """List the warnings of the health report."""
+    yield "Warning", "Meaning"
+    for cause in CAUSES:
+        if cause.meaning:
+            yield f"``{cause.word}``", cause.meaning
+
+
 def urls() -> Iterator[tuple[str, ...]]:
     """List the routes of the web side, each with the first line of its docstring."""
     yield "URL", "What it answers"
@@ -95,12 +104,13 @@ TABLES: dict[str, Callable[[], Iterator[tuple[str, ...]]]] = {
     "reasons": reasons,
     "exposition": exposed,
     "urls": urls,
+    "warnings": warnings,
     "orders": orders,
 }
 
 PLACES = {
     "README.rst": ("options", "report", "urls"),
-    "docs/usage.rst": ("options", "urls", "orders"),
+    "docs/usage.rst": ("options", "urls", "warnings", "orders"),
     "docs/statistics.rst": ("report", "reasons", "exposition"),
 }
 

@@ -30,6 +30,8 @@ class Cause(NamedTuple):
     alert: str
     expression: str
     explain: Callable[[Situation], str]
+    meaning: str = ""
+    """What a warning means, for the table in the documents."""
 
 
 class Situation(NamedTuple):
@@ -125,11 +127,14 @@ CAUSES = (
             f"Requests are waiting: there has been no reply for {_STUCK} from "
             f"{now.names('stuck', [1], now.peer)}. Check whether the server hangs."
         ),
+        meaning="Requests are waiting, or clients give up waiting, and no reply has been read for 10 seconds.",
     ),
     Cause(
         *("only_naks", "degraded", "server", "rejects every request with NAK", "FooproxyUpstreamFailing"),
         "fooproxy_upstream_failing",
         lambda now: f"For {_STUCK} or more, {_server(now)} rejects every request with NAK. Read the server's log.",
+        meaning="The Foo server has rejected every request for 10 seconds or more, at least 10 of them and the last "
+        "within a minute.",
     ),
     Cause(
         *("upstream_drops_requests", "degraded", "server", "leaves requests unanswered", "FooproxyUpstreamFailing"),
@@ -138,6 +143,9 @@ CAUSES = (
             f"Within the last {_STUCK}, {_server(now)} leaves requests unanswered, or closes connections as soon as "
             "they are made. Check that --forward leads to the Foo server, and read its log."
         ),
+        meaning="Within the last 10 seconds, the Foo server has closed a connection without answering all its "
+        "requests or as soon as it was made, or requests were still open when a session ended by "
+        "``half_close_timeout``, ``idle_timeout`` or ``reply_timeout``.",
     ),
     Cause(
         *("upstream_down", "degraded", "server", "cannot use some of its Foo servers", "FooproxyUpstreamDown"),
@@ -146,6 +154,7 @@ CAUSES = (
             "Clients are being served, but the proxy cannot use some of its Foo servers: "
             f"{now.names('state', ['down'], 'see below')}."
         ),
+        meaning="One of several servers is down.",
     ),
     Cause(
         *("upstream_held", "degraded", "server", "an operator keeps them away", "FooproxyUpstreamDown"),
@@ -154,6 +163,7 @@ CAUSES = (
             f"{'Clients are being served, but' if now.is_served else 'New clients wait:'} an operator keeps them away "
             f"from {now.names('state', ['paused', 'draining'], now.peer)}; fooctl resume or fooctl ready ends that."
         ),
+        meaning="A server is ``paused`` or ``draining``, as an operator asked.",
     ),
     Cause(
         *("discovery_failing", "degraded", "names", "cannot look up", "FooproxyLookupsFailing"),
@@ -162,6 +172,7 @@ CAUSES = (
             f"The proxy cannot look up {now.report['lookups_failing']} of the names of its Foo servers, and keeps "
             "the servers that it knows. Check the name server; /upstreams says what is wrong."
         ),
+        meaning="A name of servers (``dns:``, ``srv:``) cannot be looked up; the servers found before are kept.",
     ),
     Cause(
         *("slow_replies", "degraded", "server", "Replies are slow", "FooproxyLatencyHigh"),
@@ -171,6 +182,8 @@ CAUSES = (
             f"{now.report['latency_seconds_10s']['p99'] or 0.0:.3g} s or more; --slow-replies is the threshold. "
             "If p50 is high too, the server or the network to it is slow."
         ),
+        meaning="1 % of the replies of the last 10 seconds took longer than ``--slow-replies`` (1 second); raise that "
+        "if your server is slower by nature, and the threshold of the alert ``FooproxyLatencyHigh`` with it.",
     ),
     Cause(
         *(
@@ -187,6 +200,8 @@ CAUSES = (
         *("clients_waiting", "degraded", "limit", "makes new clients wait", "FooproxyConnectionLimitReached"),
         "fooproxy_connections_active >= fooproxy_connections_limit",
         _at_the_limit,
+        meaning="New clients have to wait, because ``--max-connections`` is reached or there are no file descriptors "
+        "left.",
     ),
     Cause(
         *("clients_queued", "degraded", "limit", "wait for a server", "FooproxyClientsWaiting"),
@@ -196,6 +211,7 @@ CAUSES = (
             f"{now.report['oldest_wait_seconds']:.1f} s, because no server can be reached or all have reached "
             "their connection limits."
         ),
+        meaning="A client has waited for more than 1 second for a server that can be reached and has room.",
     ),
     Cause(
         *("recovery_failing", "degraded", "disk", "cannot save its statistics", "FooproxyRecoverySavesFailing"),
@@ -204,6 +220,7 @@ CAUSES = (
             f"Traffic passes, but the proxy cannot save its statistics to {now.recovery['path']}; "
             "a restart would lose the counts since the last save. Check the disk and the permissions."
         ),
+        meaning="The statistics cannot be saved.",
     ),
 )
 """All causes, the gravest of each field first."""
