@@ -15,6 +15,8 @@ PACKAGE = Path(fooproxy.__file__).parent
 CALLED = {"NotServed", "_turn_away", "because", "connect_failed", "dismiss", "turned_away"}
 """What is called with a reason."""
 
+TESTS = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py") if path != Path(__file__))
+
 COMPOSED = {f"{leg}_{how}" for leg in ("client", "upstream") for how in ("closed", "reset", "tls")}
 COMPOSED |= set(CONNECT_FAILURES.values())
 """Those that are put together from a leg and what happened to it."""
@@ -51,3 +53,8 @@ def test_a_reason_that_is_declared_is_given(reason: str) -> None:
     # A process that has crashed says nothing any more; the next one counts its sessions.
     somewhere = COMPOSED | {reason for reason, _ in GIVEN} | {"crashed"}
     assert reason in somewhere, f"no session ends for {reason}: call because({reason!r}) in fooproxy/relay"
+
+
+@pytest.mark.parametrize("reason", CLOSED)
+def test_a_test_has_a_session_end_for_a_reason(reason: str) -> None:
+    assert f'"{reason}"' in TESTS, f"write a test in which a session ends for {reason}"
