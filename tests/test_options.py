@@ -17,6 +17,7 @@ from fooproxy.commandline import Options
 from fooproxy.options import GROUPS, OPTIONS, Option
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
+OTHER_TESTS = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py") if path != Path(__file__))
 
 
 def parsed(*arguments: str, **environment: str) -> Options:
@@ -170,7 +171,14 @@ def test_there_is_a_sample_for_the_unit_of_an_option(option: Option) -> None:
 @pytest.mark.parametrize("option", OF_THE_PROXY, ids=lambda option: option.name)
 def test_the_service_uses_an_option(option: Option) -> None:
     assert f'ptions["{option.name}"]' in inspect.getsource(service) + inspect.getsource(parts), (
-        f"nothing uses --{option.name}"
+        f"nothing uses --{option.name}: take its value in fooproxy/parts.py or fooproxy/service.py"
+    )
+
+
+@pytest.mark.parametrize("option", OF_THE_PROXY, ids=lambda option: option.name)
+def test_a_test_shows_what_an_option_does(option: Option) -> None:
+    assert re.search(rf"--{option.name}\b(?!-)|{option.variable}\b", OTHER_TESTS), (
+        f"write a test of what --{option.name} does, such as those in tests/test_parts.py"
     )
 
 
