@@ -83,7 +83,7 @@ def _drop_the_rest() -> None:
 def _is_read() -> bool:
     """Return whether standard output accepts data now."""
     if sys.__stdout__ is None:
-        # It was closed at start, so descriptor 1 may belong to something else by now.
+        # Standard output was closed at start, so descriptor 1 may belong to something else by now.
         return False
     waiting = select.poll()
     waiting.register(1, select.POLLOUT)

@@ -292,7 +292,7 @@ class Session(Generic[Seen]):
         """Forward the last chunk of a draining client up to the end of its last whole request, and read no more."""
         whole, forward = self.observer.stop_after(chunk), self.client.forward
         if whole:
-            # Before it is written, since that may fail, and then the client is read to the end.
+            # Do this before the write: if that fails, `unheard` resumes reading, to the client's end.
             self.client.ignore()
             self.client.pause()
         forward(chunk[:whole] if whole else chunk)
