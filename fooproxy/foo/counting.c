@@ -320,7 +320,12 @@ exchange_restore(Exchange *self, PyObject *args)
     self->open = self->asked = 0;
     for (Py_ssize_t place = 0; place < PyList_GET_SIZE(open); place++) {
         long long time, count;
-        PyObject *pair = PySequence_Tuple(PyList_GET_ITEM(open, place));
+        /* To iterate over anything else calls Python, which may change the list. */
+        if (!PyList_CheckExact(PyList_GET_ITEM(open, place))) {
+            PyErr_SetString(PyExc_TypeError, "an entry of open requests is a list of a time and a count");
+            return NULL;
+        }
+        PyObject *pair = PyList_AsTuple(PyList_GET_ITEM(open, place));
         bool fine = pair != NULL && PyArg_ParseTuple(pair, "LL:restore", &time, &count);
         Py_XDECREF(pair);
         if (!fine)
@@ -328,6 +333,11 @@ exchange_restore(Exchange *self, PyObject *args)
         request(self, time, count);
     }
     for (Py_ssize_t position = 0; PyDict_Next(buckets, &position, &number, &answers);) {
+        /* The conversion of anything else calls Python, which may change the dictionary. */
+        if (!PyLong_CheckExact(number) || !PyLong_CheckExact(answers)) {
+            PyErr_SetString(PyExc_TypeError, "the buckets and their counts are integers");
+            return NULL;
+        }
         long place = PyLong_AsLong(number);
         long long count = PyLong_AsLongLong(answers);
         if (PyErr_Occurred())
@@ -497,10 +507,11 @@ static PyObject *
 analysis_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"latency", "requests", "total", "settled", "automaton", NULL};
-    PyObject *latency, *total, *settled, *transitions, *kinds, *heads;
+    PyObject *latency, *total, *settled, *automaton, *transitions, *kinds, *heads;
     int requests, absorbing;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OpOO!(SSO!i):Analysis", names, &latency, &requests, &total,
-                                     &PyList_Type, &settled, &transitions, &kinds, &PyTuple_Type, &heads, &absorbing))
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "OpOO!O!:Analysis", names, &latency, &requests, &total,
+                                     &PyList_Type, &settled, &PyTuple_Type, &automaton)
+        || !PyArg_ParseTuple(automaton, "SSO!i:Analysis", &transitions, &kinds, &PyTuple_Type, &heads, &absorbing))
         return NULL;
     Py_ssize_t states = PyBytes_GET_SIZE(kinds);
     if (states < 1 || states > 255 || PyBytes_GET_SIZE(transitions) != states * 256 || absorbing < 1
@@ -763,8 +774,9 @@ analyzer_take_back(Analyzer *self, PyObject *argument)
 static PyObject *
 analyzer_move(Analyzer *self, PyObject *analysis)
 {
-    if (!PyObject_TypeCheck(analysis, &Analysis_Type)) {
-        PyErr_SetString(PyExc_TypeError, "an analyzer moves to an Analysis");
+    if (!PyObject_TypeCheck(analysis, &Analysis_Type)
+        || ((Analysis *)analysis)->transitions != self->analysis->transitions) {
+        PyErr_SetString(PyExc_TypeError, "an analyzer moves to an Analysis with the same automaton");
         return NULL;
     }
     Py_SETREF(self->analysis, (Analysis *)Py_NewRef(analysis));

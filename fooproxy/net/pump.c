@@ -260,8 +260,10 @@ take_events(Pump *self, PyObject *events)
         return false;
     for (Py_ssize_t place = 0; place < number; place++) {
         PyObject *event = PyList_GET_ITEM(events, place);
-        if (!PyTuple_Check(event) || PyTuple_GET_SIZE(event) != 2) {
-            PyErr_SetString(PyExc_TypeError, "an event is a pair of a file descriptor and its events");
+        /* Plain integers, since the conversion of anything else calls Python, which may change the list. */
+        if (!PyTuple_Check(event) || PyTuple_GET_SIZE(event) != 2 || !PyLong_CheckExact(PyTuple_GET_ITEM(event, 0))
+            || !PyLong_CheckExact(PyTuple_GET_ITEM(event, 1))) {
+            PyErr_SetString(PyExc_TypeError, "an event is a pair of integers: a file descriptor and its events");
             return false;
         }
         long fd = PyLong_AsLong(PyTuple_GET_ITEM(event, 0)), what = PyLong_AsLong(PyTuple_GET_ITEM(event, 1));

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,62 @@ def test_the_array_is_not_resized_while_the_compiled_twin_counts_in_it() -> None
     assert latency.row is latency.row
     with pytest.raises(BufferError):
         numbers.append(0)
+
+
+class Index:
+    """A number that does something when it is looked at."""
+
+    def __init__(self, do: Callable[[], Any]) -> None:
+        self.do = do
+
+    def __index__(self) -> int:
+        self.do()
+        return 1
+
+
+@needs_core
+def test_buckets_whose_numbers_could_change_them_meanwhile_are_refused() -> None:
+    assert COMPILED is not None
+    buckets: dict[Any, Any] = {}
+    for number, count in ((Index(buckets.clear), 2), (1, Index(buckets.clear))):
+        buckets.clear()
+        buckets[number] = count
+        with pytest.raises(TypeError, match="integers"):
+            COMPILED.Exchange(Latency()).restore([], 0, 0, 0, 0, buckets)
+        assert buckets
+
+
+@needs_core
+def test_open_requests_that_could_change_the_others_meanwhile_are_refused() -> None:
+    assert COMPILED is not None
+    opened: list[Any] = []
+
+    def entry() -> Iterator[int]:
+        opened.clear()
+        yield from (5, 2)
+
+    opened += [entry(), [6, 1]]
+    with pytest.raises(TypeError, match="list of a time and a count"):
+        COMPILED.Exchange(Latency()).restore(opened, 0, 0, 0, 0, {})
+
+
+@needs_core
+def test_an_automaton_that_could_change_meanwhile_is_refused() -> None:
+    changing: Any = list(automaton())
+    with pytest.raises(TypeError, match="tuple"):
+        core.Analysis(Latency(), True, Counts(), [], changing)
+
+
+@needs_core
+def test_an_analyzer_does_not_move_to_an_analysis_in_whose_automaton_its_place_means_something_else() -> None:
+    assert COMPILED is not None
+    analyzer: Any = COMPILED.Analyzer(COMPILED.Analysis(Latency(), True), COMPILED.Exchange(Latency()))
+    analyzer.feed(b"REQ 1", 1)
+    lines = bytes(byte != ord("\n") for byte in range(256)) * 2
+    other: Any = (lines, b"\4\4", (b"", b"!"), 1)
+    with pytest.raises(TypeError, match="same automaton"):
+        analyzer.move(core.Analysis(Latency(), True, Counts(), [], other))
+    assert analyzer.head == b"REQ 0"
 
 
 @needs_core

@@ -6,7 +6,7 @@ import contextlib
 import random
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -194,6 +194,27 @@ def test_a_source_is_paired_anew_with_another_sink_and_tap(case: Case) -> None:
     case.pump.stop(client)
     case.pump.stop(client)
     assert third.inflow is None
+
+
+class Index:
+    """A number that does something when it is looked at."""
+
+    def __init__(self, do: Callable[[], Any]) -> None:
+        self.do = do
+
+    def __index__(self) -> int:
+        self.do()
+        return IN
+
+
+@pytest.mark.parametrize("twin", ["compiled"], indirect=True)
+def test_an_event_whose_numbers_could_change_the_batch_is_refused_by_the_compiled_pump(case: Case) -> None:
+    events: list[Any] = []
+    for event in ((Index(events.clear), IN), (NOBODYS, Index(lambda: events.extend([(NOBODYS, IN)] * 1000)))):
+        events[:] = [event, (NOBODYS, IN)]
+        with pytest.raises(TypeError, match="pair of integers"):
+            case.pump.relay(events, 7)
+        assert len(events) == 2
 
 
 @pytest.mark.parametrize("twin", ["compiled"], indirect=True)
