@@ -62,7 +62,7 @@ as unix:/run/foo.sock, tls:foo.example:8001 (to connect), ssl:8002:privateKey=ke
 systemd:domain=INET:index=0 or haproxy:tcp:8002."""
 
 SERVERS = """\
-A SERVER is an ADDRESS, and behind commas weight=N (1 to 9999, its share of the clients), backup (it is used only if \
+A SERVER is an ADDRESS, and after commas weight=N (1 to 9999, its share of the clients), backup (it is used only if \
 no other server can be reached) and name=TEXT, each of them or none: foo.example:8001,weight=3,name=first.
 Commas before these belong to the address.
 dns:foo.example:8001 stands for a server at each address of a host, srv:_foo._tcp.example for one at each target of a \

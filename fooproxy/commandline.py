@@ -1,7 +1,7 @@
-"""The options' values: where each comes from, whether they can be combined, and what else the command line can ask for.
+"""The command line: reads the options' values, checks whether they can be combined, and runs commands such as --help.
 
-It builds nothing; `parts` and `service` read the values.  A usage error says which option, which value, and what would
-be right.
+This module builds nothing; `parts` and `service` read the values.  A usage error names the option and the value, and
+says what would be right.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NOTES = """\
 An ADDRESS is a port (8001), host:port, [IPv6 address]:port, or one of Twisted's endpoint descriptions, such as
 unix:/run/foo.sock, tls:foo.example:8001, systemd:domain=INET:index=0 or haproxy:tcp:8002.
 
-A SERVER is an ADDRESS, with commas and more behind it if you like: foo.example:8001,weight=3,name=first.
+A SERVER is an ADDRESS, with optional settings after commas: foo.example:8001,weight=3,name=first.
 dns:foo.example:8001 is a server at each address of the host, srv:_foo._tcp.example one at each target of the service.
 
 An option not given on the command line is read from the environment (FOOPROXY_CONNECT_TIMEOUT for --connect-timeout),
@@ -60,10 +60,10 @@ COMMANDS = (
     ("-h, --help", "Print this help and exit."),
     ("--version", "Print fooproxy's version and exit."),
 )
-"""What else may stand on the command line, and what it does instead of running the proxy."""
+"""The commands that the command line may contain, and what each does instead of running the proxy."""
 
 _ON_COMMAND_LINE = ("config", "check-config", "check-health", "help", "version")
-"""What no configuration file can have."""
+"""The names that are valid on the command line only, not in a configuration file."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Source:
     """One of "command line", "environment", "file" and "default"."""
 
     place: str
-    """What an operator has to change for another value: ``--listen``, ``FOOPROXY_LISTEN``, ``FILE:LINE: listen``."""
+    """The place where an operator can change the value: ``--listen``, ``FOOPROXY_LISTEN``, ``FILE:LINE: listen``."""
 
 
 class Options(usage.Options):
@@ -91,14 +91,14 @@ class Options(usage.Options):
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         super().__init__()
         self._environment = environment
-        # Where the parser puts what it finds, by the long names.
+        # The parser stores here what it finds, by long names.
         self.opts = _Given()  # type: ignore[assignment]
         self._file: ConfigurationFile | None = None
         self._texts: dict[str, list[str]] = {}
         self._sources: dict[str, Source] = {}
         self._instead: Callable[[], NoReturn] | None = None
         self.notes: list[Note] = []
-        """What the environment has and is not used, although somebody seems to have meant it."""
+        """Notes on variables and passed sockets that are not used but look as if they were meant for the proxy."""
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
         """Parse; under twistd or twist a usage error ends the process with one line, not with the whole help."""
@@ -106,7 +106,7 @@ class Options(usage.Options):
             with printing():
                 super().parseOptions(options)
         except usage.UsageError as error:
-            # getopt says what is wrong, but not what would be right.
+            # The message of getopt says what is wrong, but not what would be right.
             hint = " (see --help)" if isinstance(error.__context__, GetoptError) else ""
             message = one_line(f"{error}{hint}")
             if getattr(self, "parent", None) is None:
@@ -120,12 +120,12 @@ class Options(usage.Options):
             raise usage.UsageError(f"unexpected argument {arguments[0]!r}; expected only options (see --help)")
 
     def postOptions(self) -> None:
-        """Convert the texts to values, and check whether they can be combined."""
+        """Convert the texts to values, and check whether the values can be combined."""
         self._read_file()
         for option in OPTIONS:
             self[option.name] = self._value(option)
         if self._instead != self._report_health:
-            # The proxy that is asked may have got others for what is not asked about.
+            # The running proxy may have other values of options that do not matter for its health.
             self._check_combinations()
         self.notes += misspelt(self._environment, [option.variable for option in OPTIONS])
         self.notes += left_over(passed_sockets(), sum(map(takes_passed_socket, [*self["listen"], self["http"]])))
@@ -156,7 +156,7 @@ class Options(usage.Options):
                 )
 
     def _check_overlaps(self) -> None:
-        """Refuse two addresses of which only one can be listened on."""
+        """Refuse two addresses if the proxy cannot listen on both."""
         taken: list[tuple[Claim, str, str]] = []
         for name, default in ("listen", "0.0.0.0"), ("http", "127.0.0.1"), ("control", ""):
             for index, text in enumerate(self._texts[name]):
@@ -165,8 +165,9 @@ class Options(usage.Options):
                 wanted, place = claim(text, default), self._place(name, index)
                 for had, by, where in taken:
                     if overlap(wanted, had):
-                        why = "is given twice" if by == text else f"cannot be listened on beside {by!r} ({where})"
-                        raise usage.UsageError(f"{place}: {text!r} {why}; expected another address")
+                        both = f"cannot listen on {text!r} beside {by!r} ({where})"
+                        why = f"{text!r} is given twice" if by == text else both
+                        raise usage.UsageError(f"{place}: {why}; expected another address")
                 taken.append((wanted, text, place))
 
     # Twisted takes only the long form.
@@ -189,11 +190,11 @@ class Options(usage.Options):
         self._do_instead(self._report_health)
 
     def _do_instead(self, command: Callable[[], NoReturn]) -> None:
-        """Do this instead of running the proxy, and end at the first signal, as any command does."""
+        """Run `command` instead of the proxy; the first signal ends it, as it ends any command."""
         if self._instead not in (None, command):
             raise usage.UsageError("--check-config: cannot be combined with --check-health; expected only one of them")
         self._instead = command
-        # Before anything that may hang: files, name services.
+        # Before reading files and asking name services, which may hang.
         for number in let_go(signal.SIG_DFL):
             signal.raise_signal(number)
 

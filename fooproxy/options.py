@@ -1,4 +1,4 @@
-"""The options: each is declared once, in `OPTIONS`; the command line, the checks and the tables derive from that.
+"""The options: each is declared once, in `OPTIONS`; the command line, the checks and the tables derive from these.
 
 A new option is one more declaration here, and its use in `parts` or `service`.  `fooproxy.commandline` reads the
 values.
@@ -21,22 +21,22 @@ GROUPS = ("relay", "upstreams", "pool", "limits", "statistics", "HTTP", "control
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """All there is to know about one option."""
+    """The declaration of one option."""
 
     name: str
     """The long form, without its dashes."""
 
     group: str
-    """The part of the help it is in, one of `GROUPS`."""
+    """The part of the help that lists the option, one of `GROUPS`."""
 
     short: str | None = None
     """The letter of the short form."""
 
     unit: str = ""
-    """What a value is (ADDRESS) or is counted in (SECONDS); empty for a flag, which takes none."""
+    """The kind of a value (ADDRESS) or its unit (SECONDS); empty for a flag, which takes no value."""
 
     default: str
-    """The default, as an operator would write it; without one it is empty, and the value `None` or an empty list."""
+    """The default, as an operator would write it; if it is empty, the value is `None` or an empty list."""
 
     absence: str = ""
     """What the tables show if there is no default, such as ``all``."""
@@ -48,42 +48,42 @@ class Option:
     """For ``--check-config``: returns what a text means on this machine, or raises `ValueError`."""
 
     choices: tuple[str, ...] = ()
-    """The words that a value can be, if it can be no others."""
+    """The valid values, if only these words are valid."""
 
     repeats: bool = False
-    """Whether it may be given several times; its value is then a list."""
+    """Whether the option may be given several times; its value is then a list."""
 
     meaning: str
     """One sentence, which ends with a full stop."""
 
     @property
     def is_flag(self) -> bool:
-        """Whether it takes no value on the command line."""
+        """Whether the option takes no value on the command line."""
         return not self.unit
 
     @property
     def form(self) -> str:
-        """How it is written on the command line: ``--listen ADDRESS``."""
+        """The option as written on the command line: ``--listen ADDRESS``."""
         return f"--{self.name} {self.unit}".rstrip()
 
     @property
     def forms(self) -> str:
-        """How it is written on the command line, with its short form: ``-l, --listen ADDRESS``."""
+        """The option as written on the command line, with its short form: ``-l, --listen ADDRESS``."""
         return f"-{self.short}, {self.form}" if self.short else self.form
 
     @property
     def variable(self) -> str:
-        """The environment variable that is used if the option is not on the command line."""
+        """The environment variable that sets the option if the command line does not."""
         return f"FOOPROXY_{self.name.upper().replace('-', '_')}"
 
     @property
     def shown_default(self) -> str:
-        """The default as the help and the tables have it."""
+        """The default as shown in the help and the tables."""
         return self.default or self.absence
 
     @property
     def help(self) -> str:
-        """The meaning, and what else follows from the declaration."""
+        """The meaning, and whether the option may be repeated."""
         return f"{self.meaning} May be repeated." if self.repeats else self.meaning
 
 
@@ -108,9 +108,9 @@ OPTIONS = (
         check=values.upstream,
         look=lambda text: "" if read_forward(text).source else checking.connecting(read_forward(text).address),
         repeats=True,
-        meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and behind commas max=N for "
-        "the most connections to it, name=TEXT, and, if there are several, weight=N for its share, and backup if it is "
-        "for when no other can be reached.",
+        meaning="Forward to this Foo server: its ADDRESS (127.0.0.1 if it names no host), and after commas max=N for "
+        "the most connections to it, name=TEXT, and, if there are several, weight=N for its share, and backup to use "
+        "it only if no other can be reached.",
     ),
     Option(
         name="balance",
@@ -164,7 +164,7 @@ OPTIONS = (
         unit="SECONDS",
         default="5",
         check=values.positive_seconds,
-        meaning="Seconds from one check of a server to the next, and the time that a check has at most.",
+        meaning="Seconds from one check of a server to the next, and the time limit of each check.",
     ),
     Option(
         name="check-rise",
@@ -268,7 +268,7 @@ OPTIONS = (
         unit="SECONDS",
         default="3600",
         check=values.positive_seconds,
-        meaning="Reuse no connection that is older than this many seconds.",
+        meaning="Do not reuse a connection older than this many seconds.",
     ),
     Option(
         name="pool-idle-timeout",

@@ -37,9 +37,9 @@ def refusal(*arguments: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["-l8002", "-l127.0.0.1:8002"], "--listen: '127.0.0.1:8002' cannot be listened on beside '8002' (--listen); "),
-        (["-l8003", "--http", "[::]:8003"], "--http: '[::]:8003' cannot be listened on beside '8003' (--listen); expe"),
-        (["-l8088"], "--http: '127.0.0.1:8088' cannot be listened on beside '8088' (--listen); expected another addr"),
+        (["-l8002", "-l127.0.0.1:8002"], "--listen: cannot listen on '127.0.0.1:8002' beside '8002' (--listen); expe"),
+        (["-l8003", "--http", "[::]:8003"], "--http: cannot listen on '[::]:8003' beside '8003' (--listen); expected "),
+        (["-l8088"], "--http: cannot listen on '127.0.0.1:8088' beside '8088' (--listen); expected another address"),
         (["--http", "unix:a", "--control", "unix:a"], "--control: 'unix:a' is given twice; expected another address"),
     ],
 )
