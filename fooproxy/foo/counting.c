@@ -676,8 +676,9 @@ count(Analyzer *self, const char *chunk, size_t size, int64_t time)
             if (here == NULL)
                 break;
         } else if (state != 0) {
-            /* Skip bytes that keep the state, such as digits; no step depends on the previous one.  An empty line
-            counts. */ while (here < end && row[*here] == state)
+            /* Skip bytes that keep the state, such as digits; no step depends on the previous one.  An empty line, which
+               keeps it too, counts. */
+            while (here < end && row[*here] == state)
                 here++;
             if (here == end)
                 break;
