@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ COMPOSED |= set(CONNECT_FAILURES.values())
 """Those that are put together from a leg and what happened to it."""
 
 
-def given() -> Iterator[tuple[str, str]]:
+def _written() -> Iterator[tuple[str, str]]:
     """Yield each reason that is written out where a session ends, with the file."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -40,18 +41,21 @@ def given() -> Iterator[tuple[str, str]]:
                         yield branch.value, path.name
 
 
-GIVEN = [*given()]
+@cache
+def given() -> list[tuple[str, str]]:
+    """Return all of them; reading the whole package takes half a second."""
+    return [*_written()]
 
 
 def test_a_reason_that_is_given_is_declared() -> None:
-    undeclared = {f"{reason} ({file})" for reason, file in GIVEN if reason not in CLOSED}
+    undeclared = {f"{reason} ({file})" for reason, file in given() if reason not in CLOSED}
     assert not undeclared, f"declare {sorted(undeclared)} in CLOSED in fooproxy/stats/reasons.py"
 
 
 @pytest.mark.parametrize("reason", CLOSED)
 def test_a_reason_that_is_declared_is_given(reason: str) -> None:
     # A process that has crashed says nothing any more; the next one counts its sessions.
-    somewhere = COMPOSED | {reason for reason, _ in GIVEN} | {"crashed"}
+    somewhere = COMPOSED | {reason for reason, _ in given()} | {"crashed"}
     assert reason in somewhere, f"no session ends for {reason}: call because({reason!r}) in fooproxy/relay"
 
 
