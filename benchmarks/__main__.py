@@ -1,7 +1,7 @@
 """``python -m benchmarks``: fooproxy and every peer that is found, in turn, under the same loads.
 
-Progress goes to standard error, tables to standard output.  The exit status is 1 when a run failed: a wrong reply is
-a reason, and so are counts of fooproxy's that differ from the load generator's.
+Progress goes to standard error, tables to standard output.  The exit status is 1 if a run failed, for example because
+of a wrong reply, or because fooproxy's counts differ from the load generator's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.peers import Peer
     from benchmarks.shapes import Shape
 
-# More connections in one run would wear out the ports between the proxy and the server, and measure that.
+# More connections in one run would use up the ports between the proxy and the server, and measure that.
 CONNECTS = 10_000
 SESSIONS = 10_000
 IDLE_SECONDS = 20.0
@@ -40,7 +40,7 @@ QUICK = Extent(seconds=0.2, connects=200, sessions=200, idle_seconds=0.3)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks that `arguments` ask for; gives the exit status."""
+    """Run the benchmarks that `arguments` ask for; return the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
     shapes = _named(parser, "--shapes", options.shapes, SHAPES)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     peers = _named(parser, "--peers", options.peers, found)
     rounds = 1 if options.quick else options.rounds
     extent = QUICK if options.quick else Extent(options.seconds, CONNECTS, SESSIONS, IDLE_SECONDS)
-    # Stopping us stops what we started.
+    # A SIGTERM stops the child processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cores = divide_cores()
     os.sched_setaffinity(0, cores.load)
@@ -72,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--peers", metavar="A,B", help="only these (default: all that are found)")
     add("--shapes", metavar="X,Y", help=f"only these of {', '.join(shape.name for shape in SHAPES)}")
-    add("--rounds", type=_at_least_one, default=5, metavar="N", help="how often each peer runs (%(default)s)")
-    add("--seconds", type=float, default=2.0, metavar="S", help="how long each run loads (%(default)s)")
-    add("--quick", action="store_true", help="one short round of everything: does it work, not how fast")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
-    add("--svg", type=Path, metavar="FILE", help="draw the ratios to HAProxy's costs there")
+    add("--rounds", type=_at_least_one, default=5, metavar="N", help="rounds for each peer (%(default)s)")
+    add("--seconds", type=float, default=2.0, metavar="S", help="seconds of load in each run (%(default)s)")
+    add("--quick", action="store_true", help="one short round of everything, to see whether it works")
+    add("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add("--svg", type=Path, metavar="FILE", help="draw the costs relative to HAProxy's into this file")
     add("--python", default=sys.executable, metavar="PATH", help="interpreter for fooproxy and portforward")
     add("--reactor", action="append", default=[], metavar="NAME", help="also run fooproxy with this reactor")
     add("--mitmdump", default="mitmdump", metavar="PATH", help="mitmproxy's program (%(default)s)")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 def _at_least_one(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
+        raise argparse.ArgumentTypeError("expected at least 1")
     return value
 
 
@@ -100,7 +100,7 @@ def _named(parser: argparse.ArgumentParser, option: str, names: str | None, know
 
 
 def _run_all(runner: Runner, shapes: Sequence[Shape], peers: Sequence[Peer], rounds: int) -> Results:
-    """Run all `peers` in turn, in each round of each shape; a run that fails does not keep the others from theirs."""
+    """Run all `peers` in turn, in each round of each shape; a failed run does not affect the others."""
     results = Results()
     for peer in peers:
         if peer.missing:
@@ -110,7 +110,7 @@ def _run_all(runner: Runner, shapes: Sequence[Shape], peers: Sequence[Peer], rou
         if runner.sessions(shape) < shape.connections:
             _tell(f"{shape.name}: {runner.sessions(shape):,} sessions instead of {shape.connections:,}")
         for number, peer in product(range(rounds), peers):
-            # Sessions that idle at the server itself say nothing about a proxy.
+            # Idle sessions without a proxy say nothing about one.
             if not peer.missing and (peer.command or shape.mode != "idle"):
                 _tell(f"{shape.name}, round {number + 1} of {rounds}, {peer.name}: ", end="")
                 _tell(_run_one(results, runner, shape, peer, number))
@@ -118,7 +118,7 @@ def _run_all(runner: Runner, shapes: Sequence[Shape], peers: Sequence[Peer], rou
 
 
 def _run_one(results: Results, runner: Runner, shape: Shape, peer: Peer, number: int) -> str:
-    """Make one run and keep what comes of it; gives that in words."""
+    """Make one run, keep its figures, and return a summary of them."""
     try:
         figures = runner.run(shape, peer)
     except Failed as failure:
@@ -130,7 +130,7 @@ def _run_one(results: Results, runner: Runner, shape: Shape, peer: Peer, number:
 
 
 def _settings(runner: Runner) -> dict[str, Any]:
-    """Tell what one must know to repeat the runs."""
+    """Return the settings that are needed to repeat the runs."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kernel": platform.release(),
@@ -164,7 +164,7 @@ def _write(results: Results, shapes: Sequence[Shape], runner: Runner, options: a
         if drawing:
             options.svg.write_text(drawing)
         else:
-            _tell("no chart: nothing ran beside HAProxy")
+            _tell("no chart: nothing was compared with HAProxy")
 
 
 def _tell(text: str, end: str = "\n") -> None:

@@ -1,6 +1,6 @@
-"""What the clients of the soak do, each with a connection of its own; `benchmarks.churn` runs them.
+"""The behaviours of the soak's clients, each with a connection of its own; `benchmarks.churn` runs them.
 
-Faults that may lose lines are made with lines that are no messages, see there.
+Faults that may lose lines use only lines that are not messages; `benchmarks.churn` says why.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.tally import Tally
 
 TIMEOUT = 30.0
-"""Seconds after which a client that waits has waited in vain."""
+"""Seconds after which a waiting client gives up."""
 
 
 class Client:
@@ -65,11 +65,11 @@ class Client:
         """Read a FIN, or a reset, and nothing before it."""
         with suppress(ConnectionResetError):
             if self.socket.recv(1):
-                raise ConnectionError("a reply that nobody asked for")
+                raise ConnectionError("an unsolicited reply")
 
 
 def requests(count: int, size: int = 20) -> list[bytes]:
-    """Make requests, some of which are to be refused."""
+    """Make requests, some of which the server is to reject."""
     return [b"REQ %d %s" % (seq, b"x" * size if seq % 7 else b"x y") for seq in range(1, count + 1)]
 
 
@@ -97,7 +97,7 @@ def _idles(client: Client) -> None:
 
 
 def _leaves_at_once(client: Client) -> None:
-    """Close without a word."""
+    """Close without sending anything."""
 
 
 def _half_closes(client: Client) -> None:
@@ -171,4 +171,4 @@ BEHAVIOURS: dict[Callable[[Client], None], int] = {
     _is_reset: 2,
     _is_closed: 2,
 }
-"""What a client may do with its connection, and how often that is done."""
+"""The behaviours, each with its relative frequency."""

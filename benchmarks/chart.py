@@ -1,6 +1,6 @@
 """Draws the peers' costs as ratios to HAProxy's: bars on a logarithmic axis, one group for each shape, as SVG.
 
-Less is better throughout: of figures of which one wants much, the inverse is drawn.
+Less is better throughout: of rates, the inverse is drawn.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STYLE = (
 
 
 def chart(summaries: Iterable[tuple[Shape, Mapping[str, Mapping[str, Any]]]]) -> str | None:
-    """Draw what was compared with HAProxy; None when nothing was."""
+    """Draw the figures that were compared with HAProxy; return `None` if there are none."""
     groups = [
         (f"{shape.title}: {FIGURES[name].meaning}", costs)
         for shape, summary in summaries
@@ -39,7 +39,7 @@ def chart(summaries: Iterable[tuple[Shape, Mapping[str, Mapping[str, Any]]]]) ->
     if not groups:
         return None
     values = [cost for _, costs in groups for cost in costs.values()]
-    # The axis has no zero; it begins far enough below the least for that to have a bar.
+    # The axis has no zero; it begins far enough below the smallest value for that to have a bar.
     low, high = math.floor(math.log2(min(values)) - 0.5), math.ceil(math.log2(max(values)))
     scale = (WIDTH - LEFT - RIGHT) / (high - low)
 
@@ -67,7 +67,7 @@ def chart(summaries: Iterable[tuple[Shape, Mapping[str, Mapping[str, Any]]]]) ->
 
 def _costs(name: str, summary: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     ratios = {peer: outcome["ratios"][name].get(BASE) for peer, outcome in summary.items() if peer != "direct"}
-    # An added latency within the noise may be nothing or less; it has no place on this axis.
+    # An added latency within the noise may be 0 or negative, which this axis cannot show.
     return {
         peer: 1 / ratio if name in MORE_IS_BETTER else ratio
         for peer, ratio in ratios.items()

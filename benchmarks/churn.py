@@ -1,10 +1,10 @@
 """The load of the soak, in processes of their own: ``python -m benchmarks.churn server`` and ``... clients --port P``.
 
 The server answers as widely used ones do, in order and without closing first, and fails when a line asks it to.  The
-clients come and go, each with one of `behaviours`, a fault as often as not.  Both go on until their
-standard input ends, then print a `Tally` as one line of JSON: what was sent is counted before, what came afterwards,
-so that what a fault loses lies between the two.  Faults that lose anything are made with lines that are no messages
-(which servers answer with NAK) only: so REQ and ACK must come out exactly.
+clients come and go, each with one of `behaviours`; about half of these are faults.  Both continue until their standard
+input ends, and then print a `Tally` as one line of JSON.  Lines are counted before they are sent and after they were
+received, so the true number lies between the two if a fault loses some.  Faults that lose lines use only lines that are
+not messages (servers answer them with NAK), so the counts of REQ and ACK must be exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.behaviours import BEHAVIOURS, Client
 from benchmarks.tally import Tally, reply_to, reset
 
 WORKERS = 24
-"""Clients that are there at once."""
+"""Number of concurrent clients."""
 
 
 def serve(peer: socket.socket, tally: Tally) -> None:
@@ -43,7 +43,7 @@ def serve(peer: socket.socket, tally: Tally) -> None:
         if begun:
             tally.lines("sent", [reply_to(begun)])
             peer.sendall(reply_to(begun) + b"\n")
-        # A client's FIN does not make it close; the proxy must.
+        # The server does not close after a client's FIN; the proxy must.
         while peer.recv(1 << 16):
             pass
         time.sleep(0.01)
@@ -89,7 +89,7 @@ def run_clients(port: int, tally: Tally) -> None:
 
 
 def main() -> None:
-    """Run one side, and tell what passed."""
+    """Run one side, and print its tally."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.churn", description=__doc__.partition("\n\n")[0])
     parser.add_argument("side", choices=["server", "clients"])
     parser.add_argument("--port", type=int, default=0, help="where clients connect")

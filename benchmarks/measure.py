@@ -1,7 +1,7 @@
-"""Reads from /proc what a process and its children have used; knows nothing of proxies.
+"""Reads the CPU time and memory of a process and its children from /proc; knows nothing about proxies.
 
-CPU time is the scheduler's own count (schedstat, in nanoseconds) of each living thread, where the kernel keeps
-one; the classic clock ticks are too coarse for short runs.
+CPU time is the scheduler's own count (schedstat, in nanoseconds) of each living thread, if the kernel keeps one; the
+classic clock ticks are too coarse for short runs.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ class Usage(NamedTuple):
 
 
 def usage(pid: int) -> Usage:
-    """Read what `pid` and all its descendants have used."""
+    """Return the usage of `pid` and all its descendants."""
     pids = _tree(pid)
     return Usage(time.monotonic(), sum(map(_cpu, pids)), sum(map(_rss, pids)))
 
 
 def is_listening(port: int) -> bool:
-    """Whether something listens at TCP `port` over IPv4, told without making a connection."""
+    """Return whether something listens on TCP `port` over IPv4, without connecting to it."""
     with (PROC / "net/tcp").open() as sockets:
         next(sockets)
         for line in sockets:
             _, local, _, state, *_ = line.split()
             if state != LISTEN:
-                # The kernel lists listeners first; what follows may be tens of thousands of lines.
+                # The kernel lists listeners first; tens of thousands of lines may follow.
                 return False
             if local.endswith(f":{port:04X}"):
                 return True
@@ -55,7 +55,7 @@ def _cpu(pid: int) -> float:
     counts = [*(PROC / str(pid) / "task").glob("*/schedstat")]
     if counts:
         return sum(int(count.read_text().split()[0]) for count in counts) / 1e9
-    # The program's name stands in parentheses and may hold spaces.
+    # The program's name is in parentheses and may contain spaces.
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

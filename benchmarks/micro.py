@@ -2,8 +2,7 @@
 
 Both twins are measured, if the compiled one was built.
 
-pyperf does the measuring (calibration, worker processes, statistics); its options are those of this command.
-Nothing here touches a socket.
+pyperf measures (calibration, worker processes, statistics), and this command takes its options.  No sockets are used.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from fooproxy.foo.counting import Twin
 
-# Of a whole message: type, seq, data and newline.
+# Bytes of a whole message: type, seq, data and newline.
 SIZES = (8, 32, 1000, 100_000)
 # All chunks of one pass together hold about this many bytes, and at least so many messages.
 PASS_BYTES = 256 << 10
@@ -52,14 +51,14 @@ def cases() -> dict[str, tuple[int, list[bytes]]]:
 
 
 def feeding(twin: Twin, chunks: list[bytes], messages: int) -> Callable[[int], float]:
-    """Give what pyperf wants to time: that many passes over `chunks`, in seconds."""
+    """Return the function that pyperf times: it makes passes over `chunks`, and returns the seconds taken."""
 
     def run(passes: int) -> float:
         analysis = twin.Analysis(Latency(), requests=True)
         feed, catch_up = twin.Analyzer(analysis, twin.Exchange(Latency())).feed, analysis.catch_up
         start = perf_counter()
         for _ in range(passes):
-            # As between two samples of the time table, and then at the second of them.
+            # Analyze as between two samples of the time table, and then as at the second one.
             for chunk in chunks:
                 feed(chunk, 0)
             catch_up()
@@ -73,9 +72,9 @@ def feeding(twin: Twin, chunks: list[bytes], messages: int) -> Callable[[int], f
 
 
 def main() -> int:
-    """Run all cases; gives the exit status."""
+    """Run all cases; return the exit status."""
     try:
-        # Not annotated, and not needed by anything else here.
+        # It has no annotations, and only this command needs it.
         pyperf = importlib.import_module("pyperf")
     except ImportError:
         print("benchmarks.micro needs pyperf: pip install pyperf", file=sys.stderr)

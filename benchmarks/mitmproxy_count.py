@@ -1,4 +1,4 @@
-"""A mitmproxy addon that counts the Foo messages of each type: what fooproxy's analyzer does.
+"""A mitmproxy addon that counts Foo messages by type, as fooproxy's analyzer does.
 
 mitmdump loads it with its own interpreter, so it imports nothing.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class Counter:
-    """Counts by the first three bytes of each line, whichever way it goes."""
+    """Counts by the first three bytes of each line, in both directions."""
 
     def __init__(self) -> None:
         self.counts: dict[bytes, int] = {}
 
     def tcp_message(self, flow: Any) -> None:
-        """Count the chunk that has just come, and forget it: mitmproxy would keep all of them."""
+        """Count the chunk that has just arrived, and drop it: mitmproxy would keep all chunks."""
         message = flow.messages.pop()
         way = "from_client" if message.from_client else "from_server"
         lines = (flow.metadata.get(way, b"") + message.content).split(b"\n")

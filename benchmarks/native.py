@@ -1,4 +1,4 @@
-"""Compiles the load generator and the server, which are C so that they never limit what is measured."""
+"""Compiles the load generator and the server, which are in C so that they never limit the measured proxy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ HERE = Path(__file__).parent
 
 
 class CannotCompile(Exception):
-    """There is no C compiler, or it refused; the message is for people."""
+    """There is no C compiler, or it failed; the message says why."""
 
 
 class Programs(NamedTuple):
-    """The compiled programs; the head of each C file tells its options."""
+    """The compiled programs; the top of each C file lists its options."""
 
     load: Path
     server: Path

@@ -1,7 +1,7 @@
-"""The proxies that are compared: how each is started, and why it cannot be when it is not there.
+"""The proxies that are compared: how each is started, or why it cannot be.
 
-Each runs as one process that relays to one upstream at 127.0.0.1 and logs nothing for a connection.  All know
-nothing of what is measured.
+Each runs as one process that relays to one upstream on 127.0.0.1 and does not log connections.  This module does not
+know what is measured.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NGINX_MODULES = Path("/usr/lib/nginx/modules")
 
 
 class Stage(NamedTuple):
-    """What a proxy is started with: a `directory` of its own, ports of 127.0.0.1, the limit of open `files`."""
+    """The parameters of a proxy: a `directory` of its own, ports of 127.0.0.1, the limit of open `files`."""
 
     directory: Path
     upstream: int
@@ -30,10 +30,10 @@ class Stage(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """One proxy; without a `command` clients talk to the server.
+    """One proxy; without a `command`, clients connect to the server directly.
 
-    `missing` says why it cannot run.  One that chooses ports itself, instead of `Stage.listen`, tells them in
-    its log: there `says_ports` finds that for ``clients`` and that for ``http``, where its counts are.
+    `missing` says why it cannot run.  A proxy that chooses its ports itself, instead of using `Stage.listen`, logs
+    them; `says_ports` matches the ports for ``clients`` and for ``http``, which serves its counts.
     """
 
     name: str
@@ -58,7 +58,7 @@ def find_peers(python: str, reactors: Sequence[str], mitmdump: str) -> list[Peer
 
 
 def _program(name: str) -> str | None:
-    # Users seldom have the folders of system programs on their path, and need not be root to run these.
+    # Few users have the directories of system programs on their path, but these programs do not need root.
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin")
 
 
@@ -72,7 +72,7 @@ def _no_nginx(*modules: str) -> str | None:
 
 
 def _fooproxy(python: str, reactor: str = "", pure: bool = False, pool: str = "off") -> Peer:
-    # Beside the interpreter as it was named: a virtual environment's is a link to another place.
+    # Beside the unresolved path of the interpreter: in a virtual environment, it is a link to another directory.
     twistd = Path(python).parent / "twistd"
 
     def command(stage: Stage) -> list[str]:
@@ -153,7 +153,7 @@ def _nginx_njs(stage: Stage) -> list[str]:
     return _nginx(stage, "ngx_stream_js_module.so", script=script, filter="js_filter count.count;")
 
 
-# What `twistd portforward` runs, without its log lines for each connection.
+# The code that `twistd portforward` runs, without its log lines for each connection.
 _PORTFORWARD = """\
 import sys
 from twisted.internet import reactor

@@ -1,4 +1,4 @@
-"""Starts programs pinned to cores and stops them by pid, whatever happens in between; knows no proxy."""
+"""Starts programs pinned to cores, and always stops them, by process ID; knows no proxy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 
 class Failed(Exception):
-    """A run failed; the message says what happened, for people."""
+    """A run failed; the message says what happened."""
 
 
 class Cores(NamedTuple):
-    """Where the proxy runs, and where the load generator and the server run: apart if there are two cores."""
+    """The cores of the proxy, and those of the load generator and the server; separate if there are two or more."""
 
     proxy: frozenset[int]
     load: frozenset[int]
@@ -42,14 +42,14 @@ def divide_cores() -> Cores:
 
 
 def raise_file_limit() -> int:
-    """Raise this process's (and its children's) limit of open files as far as it may go; gives the limit."""
+    """Raise this process's (and its children's) limit of open files to the maximum; return the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 for a program that cannot choose one itself and tell it."""
+    """Return a free port of 127.0.0.1, for a program that cannot choose and report one itself."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -67,7 +67,7 @@ def running(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run `command` on `cores` for as long as the context lasts.
 
-    Standard error goes to `log`; so does standard output, unless it and standard input are to be `piped`.
+    Standard error goes to `log`; so does standard output, unless it and standard input are `piped`.
     """
     process = None
     try:
@@ -80,7 +80,7 @@ def running(
                 text=True,
                 # A proxy must not take the options of another one.
                 env={k: v for k, v in os.environ.items() if not k.startswith("FOOPROXY_")} | dict(environment or {}),
-                start_new_session=True,  # Ctrl-C is for us; we stop our children.
+                start_new_session=True,  # Ctrl-C must reach only this process, which stops its children.
             )
         yield process
     finally:
@@ -90,10 +90,10 @@ def running(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Take signals to stop only afterwards: one that comes before a new process is known would leave it behind."""
+    """Delay signals to stop until the context ends, so that none arrives between a fork and the note of it."""
     came: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    # What is ignored or kills stays as it is, since the new process inherits it.
+    # Signals that are ignored or have the default action stay so, since the new process inherits that.
     handled = {number: handler for number, handler in handlers.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread():
         handled = {}
@@ -110,7 +110,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def _on(cores: frozenset[int]) -> Iterator[None]:
-    """Have what is started here run on `cores`: a child inherits them, and so do all its threads."""
+    """Run processes that are started in this context on `cores`, which they and their threads inherit."""
     ours = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -151,7 +151,7 @@ def wait_for(find: Callable[[], T | None], process: subprocess.Popen[str], log: 
 def read_line(process: subprocess.Popen[str], log: Path) -> str:
     """Read the next line that the piped `process` prints.
 
-    :raises Failed: it ended instead; the message is what it wrote to its `log`.
+    :raises Failed: it ended instead; the message has the end of its `log`.
     """
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -161,7 +161,7 @@ def read_line(process: subprocess.Popen[str], log: Path) -> str:
 
 
 def end_of(log: Path) -> str:
-    """Read the last lines of `log`, to follow a message; nothing when there is none."""
+    """Return the last lines of `log`, to follow a message; empty if there are none."""
     if not log.exists():
         return ""
     lines = log.read_text(errors="replace").splitlines()[-5:]

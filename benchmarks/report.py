@@ -1,7 +1,7 @@
-"""What the runs come to: medians over the rounds, ratios, tables for people and one object for JSON.
+"""The results: medians over the rounds, ratios, tables for people and one object for JSON.
 
-Ratios are made within each round, between runs that were close in time, and their median is taken; so a machine
-that is slower for a while does not count.
+Ratios are made within each round, between runs that were close in time, and their median is taken; so a machine that is
+slow for a while does not distort them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Results:
         self._runs: dict[str, dict[str, dict[int, Figures]]] = {}
 
     def add(self, shape: Shape, peer: str, number: int, figures: Figures) -> Figures:
-        """Keep the `figures` of `peer` in the round `number`, with those that follow from the round's direct run."""
+        """Keep the `figures` of `peer` in the round `number`, with those derived from the round's direct run."""
         rounds = self._runs.setdefault(shape.name, {})
         direct = rounds.get("direct", {}).get(number)
         if direct is not None:
@@ -39,7 +39,7 @@ class Results:
         return figures
 
     def summary(self, shape: Shape) -> dict[str, dict[str, Any]]:
-        """Give each peer's `medians`, its `ratios` to the baselines, and the figures of the `rounds` they come from."""
+        """Return each peer's `medians`, its `ratios` to the baselines, and the figures of each of the `rounds`."""
         runs = self._runs.get(shape.name, {})
         return {
             peer: {
@@ -64,7 +64,7 @@ def _medians(rounds: Iterable[Figures]) -> Figures:
 
 
 def _ratio(name: str, rounds: Mapping[int, Figures], base: Mapping[int, Figures]) -> float | None:
-    """Divide by the same round's figure in `base`, and take the median; None when no round has both."""
+    """Divide by the same round's figure in `base`, and take the median; `None` if no round has both."""
     ratios = [
         figures[name] / base[number][name]
         for number, figures in rounds.items()

@@ -1,6 +1,6 @@
 """One run: a fresh server, a fresh proxy, one shape of load, and what it cost.
 
-Says nothing of which peers there are, nor how often each runs.
+This module does not know which peers there are, nor how often each runs.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 Figures = dict[str, float]
 
-# The server answers NAK to every so many-th seq, so that both kinds of replies are checked and counted.
+# The server answers every n-th seq with NAK, so that both kinds of replies are checked and counted.
 NAK_EVERY = 16
 WARM_UP = 2_000
-# Descriptors a proxy needs besides two for each session.
+# Descriptors that a proxy needs in addition to two per session.
 SPARE_FILES = 500
 
 
@@ -46,7 +46,7 @@ class Extent(NamedTuple):
 
 
 class _Proxy(NamedTuple):
-    """What the load is put on: a port, the proxy's process (None: the server itself), the port of its counts."""
+    """The target of the load: a port, the proxy's process (`None`: the server itself), the port of its counts."""
 
     port: int
     pid: int | None = None
@@ -58,7 +58,7 @@ class _Proxy(NamedTuple):
 
 @dataclass(frozen=True)
 class Runner:
-    """Makes runs; while one lasts its files lie in `directory`."""
+    """Makes runs, with their temporary files in `directory`."""
 
     programs: Programs
     directory: Path
@@ -67,7 +67,7 @@ class Runner:
     extent: Extent
 
     def run(self, shape: Shape, peer: Peer) -> Figures:
-        """Put `peer` under the load `shape`; gives figures by their names in `shapes.FIGURES`.
+        """Put `peer` under the load `shape`; return figures by their names in `shapes.FIGURES`.
 
         :raises Failed: something did not start, was lost, answered wrongly or counted wrongly.
         """
@@ -80,7 +80,7 @@ class Runner:
                 raise Failed(f"{error}{end_of(place / 'proxy.log')}") from error
 
     def sessions(self, shape: Shape) -> int:
-        """Tell how many connections `shape` opens, given the limit of files and the extent of the runs."""
+        """Return how many connections `shape` opens, given the limit of files and the extent of the runs."""
         if shape.mode != "idle":
             return shape.connections
         return min(shape.connections, self.extent.sessions, (self.files - SPARE_FILES) // 2)
@@ -94,7 +94,7 @@ class Runner:
             return _Proxy(upstream)
         stage = Stage(place, upstream, free_port(), self.files)
         log = place / "proxy.log"
-        # By this the plugin of an uninstalled checkout is found.
+        # So that twistd finds the plugin of an uninstalled checkout.
         environment = {"PYTHONPATH": str(CHECKOUT)}
         process = stack.enter_context(running(peer.command(stage), self.cores.proxy, log, environment=environment))
         if peer.says_ports is None:
@@ -108,7 +108,7 @@ class Runner:
         with running(self._load_command(shape, proxy.port), self.cores.load, log, piped=True) as load:
             read_line(load, log)
             if shape.mode == "idle":
-                # What is left to do after so many connects is not idleness.
+                # Work that is left after so many connects does not count as idle.
                 time.sleep(self.extent.idle_seconds / 10)
             ready = proxy.usage()
             if shape.mode == "idle":
@@ -155,7 +155,7 @@ def _ports_in(log: Path, says_ports: re.Pattern[str]) -> tuple[int, int] | None:
 
 
 def check_counts(port: int, told: Figures) -> None:
-    """Compare what the proxy behind `port` counted with what the load generator sent and got."""
+    """Compare what the proxy behind `port` counted with the counts of the load generator."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats", timeout=10) as response:
         stats: Figures = json.load(response)
     due = {

@@ -1,4 +1,4 @@
-"""The load shapes, and the figures taken of each: declared once here for the runs, the tables and the chart."""
+"""The load shapes, and the figures measured for each, declared once for the runs, the tables and the chart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """Something measured: its `heading` with the unit, `digits` after its decimal point in tables, its `meaning`."""
+    """A measured figure: its `heading` with the unit, `digits` after its decimal point in tables, its `meaning`."""
 
     heading: str
     digits: int
@@ -48,13 +48,13 @@ class Shape(NamedTuple):
 
 
 MORE_IS_BETTER = {"rate"}
-"""The compared figures that one wants much of; all others are costs."""
+"""The compared figures of which more is better; all others are costs."""
 
 ADDED = {"added_us": "p50_us", "added_p99_us": "p99_us"}
-"""Figures that are what others have more than a run without a proxy in the same round."""
+"""Figures that are the excess of others over a run without a proxy in the same round."""
 
 
-# A proxy that is not busy all the time was given less load than it can take: then its rate says little.
+# A proxy that is not always busy gets less load than it could handle, so its rate says little.
 _FLOW = ("rate", *LATENCIES, "busy", "cpu_us")
 
 SHAPES = (

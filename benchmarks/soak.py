@@ -1,10 +1,10 @@
 """``python -m benchmarks.soak --minutes N``: a real proxy under churn and faults, watched from outside, and a verdict.
 
 The load is `benchmarks.churn`: clients that come and go, pipeline, stall, reset and half-close, and a server that fails
-too.  Meanwhile every statistic is polled, reports are asked for by signal, and the proxy's memory, files and the delay
-of its event loop are watched.  Then everything must have ended, and the counts must be exact.
+too.  Meanwhile the soak polls every statistic, requests reports by signal, and watches the proxy's memory, files and
+the delay of its event loop.  At the end, no session may be left, and the counts must be exact.
 
-Progress goes to standard error, the summary to standard output.  The exit status is 1 when a criterion was not met.
+Progress goes to standard error, the summary to standard output.  The exit status is 1 if a criterion was not met.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SETTLE_TIMEOUT = 45.0
-"""Seconds after the load in which all sessions must be gone: those that are half-closed have 10."""
+"""Seconds after the load within which all sessions must end; half-closed ones have 10."""
 
 PROBES = 0.1
 POLLS = 1.0
 SIGNALS = 5.0
-"""Seconds between two of each."""
+"""Seconds between two probes, two polls and two signals."""
 
 PATHS = ("/stats", "/metrics", "/connections", "/clients", "/live", "/history", "/ready")
 
@@ -48,7 +48,7 @@ _PORTS = re.compile(r"clients on 127\.0\.0\.1:(?P<clients>\d+)(?s:.*)HTTP on htt
 
 
 class Watch:
-    """The proxy as it is seen from outside, and what was seen so far."""
+    """The proxy as seen from outside, and the observations so far."""
 
     def __init__(self, process: subprocess.Popen[str], port: int, http: int) -> None:
         self.process = process
@@ -75,7 +75,7 @@ class Watch:
             return json.load(answer)
 
     def probe(self) -> None:
-        """Take the time of an answer to ``/health``, and of a small request through the proxy."""
+        """Time an answer to ``/health``, and a small request through the proxy."""
         began = time.monotonic()
         self.get("/health")
         self.health.append(time.monotonic() - began)
@@ -86,7 +86,7 @@ class Watch:
         self.relayed.append(time.monotonic() - began)
 
     def poll(self) -> None:
-        """Get everything that is served, and look at the process."""
+        """Get everything that is served, and sample the process."""
         for path in PATHS:
             self.get(path)
         request = urllib.request.Request(f"http://127.0.0.1:{self._http}/metrics", headers={"Accept": "text/plain"})
@@ -98,7 +98,7 @@ class Watch:
         self.fds.append(self.files)
 
     def ask_for_report(self) -> None:
-        """Send the signal that has a report printed."""
+        """Send the signal that makes the proxy print a report."""
         self.process.send_signal(signal.SIGUSR2)
         self.reports += 1
 
@@ -110,22 +110,22 @@ class Watch:
 
     @property
     def settled(self) -> bool:
-        """Whether all sessions are gone, and all files that were opened for anybody."""
+        """Whether all sessions are gone, and all files opened for them."""
         active = self.get("/stats")["connections_active"]
-        # To be believed when it is as at first only: a request or a save that is under way has one too.
+        # Only the initial number is certain: a request or a save in progress opens a file too.
         self.last_files = self.files
         return not active and self.last_files <= self.first_files
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Soak for as long as `arguments` ask for; gives the exit status."""
+    """Soak for as long as `arguments` ask for; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=30.0, metavar="N", help="how long (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     options = parser.parse_args(arguments)
     if not 0 < options.minutes < 10_000:
-        parser.error("--minutes wants a number above 0")
-    # Stopping us stops what we started.
+        parser.error("expected --minutes above 0")
+    # A SIGTERM stops the child processes too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     raise_file_limit()
     try:
@@ -150,7 +150,7 @@ def _tell(line: str) -> None:
 
 
 def _soak(place: Path, seconds: float) -> tuple[list[Verdict], dict[str, Any]]:
-    """Run it all in the folder `place`; gives the verdicts, and what they rest on."""
+    """Run the soak in the folder `place`; return the verdicts, and the figures behind them."""
     cores = divide_cores()
     log = place / "proxy.log"
     churn = [sys.executable, "-m", "benchmarks.churn"]
@@ -201,7 +201,7 @@ def _soak(place: Path, seconds: float) -> tuple[list[Verdict], dict[str, Any]]:
 
 
 def _watch(watch: Watch, seconds: float) -> None:
-    """Probe, poll and signal for so long, and tell now and then how it goes."""
+    """Probe, poll and signal for the given time, and print the progress now and then."""
     began = time.monotonic()
     every = max(seconds / 30, POLLS)
     due = {watch.probe: PROBES, watch.poll: POLLS, watch.ask_for_report: SIGNALS, lambda: _progress(watch): every}
@@ -225,14 +225,14 @@ def _progress(watch: Watch) -> None:
 
 
 def _finish(process: subprocess.Popen[str], log: Path) -> Any:
-    """Have a side of the load end, and give what it tells."""
+    """End one side of the load, and return its tally."""
     assert process.stdin is not None
     process.stdin.close()
     return json.loads(read_line(process, log))
 
 
 def _settles(watch: Watch) -> bool:
-    """Wait until nothing is left of the load; tell whether it came to that."""
+    """Wait until nothing is left of the load; return whether that happened in time."""
     give_up = time.monotonic() + SETTLE_TIMEOUT
     while not (settled := watch.settled) and time.monotonic() < give_up:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Counts what passes on either side of the soak, and knows what is answered to what; apart from fooproxy's own code."""
+"""Counts the traffic on either side of the soak, and knows the reply to each line; shares no code with fooproxy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REQUEST = re.compile(rb"REQ ([0-9]+)(?: (.*))?", re.DOTALL)
 
 
 class Tally:
-    """Counts of both directions: ``sent_req``, ``received_ack`` and so on, besides ``connections`` and behaviours."""
+    """Counts of both directions: ``sent_req``, ``received_ack`` and so on, and of ``connections`` and behaviours."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -39,19 +39,19 @@ class Tally:
                 self.counts[f"{direction}_{kind}"] += count
 
     def failed(self, what: str) -> None:
-        """Remember a failure, if there are not too many already."""
+        """Remember a failure, unless there are too many already."""
         with self._lock:
             self.counts["errors"] += 1
             if len(self.errors) < 10:
                 self.errors.append(what)
 
     def told(self) -> str:
-        """Give all of it as one line of JSON."""
+        """Return all of it as one line of JSON."""
         return json.dumps({"counts": self.counts, "errors": self.errors})
 
 
 def reply_to(line: bytes) -> bytes:
-    """Give the reply to a line, both without their newlines."""
+    """Return the reply to a line, both without their newlines."""
     request = _REQUEST.fullmatch(line)
     if request is None:
         return b"NAK 0 ERRDECODE"
@@ -60,6 +60,6 @@ def reply_to(line: bytes) -> bytes:
 
 
 def reset(peer: socket.socket) -> None:
-    """Close so that the other side gets a reset."""
+    """Close with a reset."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()

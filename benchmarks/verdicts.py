@@ -1,4 +1,4 @@
-"""The verdict on a soak: each criterion with its reason, and what is judged by it; knows no processes."""
+"""The verdict on a soak: each criterion with its reason, and the check of it; knows no processes."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 WARM_UP = 0.2
-"""Share of the run that is not looked at: memory is taken for the first sessions, and for the caches of Python."""
+"""The fraction of the run, at its start, that is ignored: the first sessions and Python's caches take memory."""
 
 RSS_GROWTH_KIB = 4096
-"""What the memory's median may be higher in the last quarter of what is looked at than in the first.
+"""KiB by which the median of the memory may grow from the first to the last quarter of the rest of the run.
 
-Not a leak are the history of the last 15 minutes, which fills while a run lasts (about 200 KiB), and the blocks of the
-allocator that a few large reads leave behind; a leak of one small object a session is ten times this in half an hour.
+Two things are not leaks: the history of the last 15 minutes, which fills during a run (about 200 KiB), and blocks that
+a few large reads leave in the allocator.  A leak of one small object per session is ten times this in half an hour.
 """
 
 DELAY_P99 = 0.25
 """Seconds that 99 of 100 answers to ``/health``, and of 100 small requests through the proxy, may take.
 
-The proxy needs some ms for it; but on two cores the load takes its turns too.  More means that something blocks the
-event loop often: it gives the web side a turn every 80 ms under any load.
+The proxy needs a few ms, but shares two cores with the load.  A longer time means that something often blocks the event
+loop, which gives the web side a turn every 80 ms under any load.
 """
 
 DELAY_LONGEST = 2.0
-"""Seconds that no answer to ``/health`` may take: then the event loop stood still.
+"""Maximum seconds for any answer to ``/health``; a longer time means that the event loop stood still.
 
-Requests through the proxy are not judged by this.  A single one may wait for the server, whose threads take turns, or
-for the kernel, which backs off to seconds where it had to send a segment once more.
+This does not apply to requests through the proxy: a single one may wait for the server, whose threads take turns, or
+for the kernel, which backs off for seconds when it retransmits a segment.
 """
 
 
 class Verdict(NamedTuple):
-    """One criterion: what it is about, whether it was met, and the figures."""
+    """One criterion: its subject, whether it was met, and the figures."""
 
     name: str
     met: bool
@@ -42,9 +42,9 @@ class Verdict(NamedTuple):
 
 
 def judge_counts(report: dict[str, Any], asked: Mapping[str, int], answered: Mapping[str, int]) -> list[Verdict]:
-    """Compare the report with what the clients and the server count themselves.
+    """Compare the report with the clients' and the server's own counts.
 
-    Each count must lie between what was sent and what has come; where no fault can lose anything the two are one.
+    Each count must lie between the numbers sent and received; these are equal where no fault can lose anything.
     """
     found = {
         "sessions": (asked["connections"], report["connections_total"], sum(report["connections_closed"].values()))
@@ -64,7 +64,7 @@ def judge_counts(report: dict[str, Any], asked: Mapping[str, int], answered: Map
 
 
 def judge_memory(rss: Sequence[int]) -> Verdict:
-    """Judge whether the memory (samples in KiB, evenly over the run) stays as it is."""
+    """Judge whether the memory (samples in KiB, evenly over the run) stays constant."""
     looked_at = rss[int(len(rss) * WARM_UP) :]
     quarter = max(1, len(looked_at) // 4)
     first, last = statistics.median(looked_at[:quarter]), statistics.median(looked_at[-quarter:])
@@ -82,7 +82,7 @@ def judge_delays(health: Sequence[float], relayed: Sequence[float]) -> list[Verd
 
 
 def spread(times: Sequence[float]) -> dict[str, float]:
-    """Sum up times by their median, 99th percentile and maximum."""
+    """Summarize times by their median, 99th percentile and maximum."""
     ordered = sorted(times)
     return {name: ordered[int(share * (len(ordered) - 1))] for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1))}
 

@@ -2,8 +2,8 @@
 
 Starting takes half a second, mostly for imports; meanwhile, a SIGTERM, a SIGINT or a SIGUSR1 from logrotate would kill
 the process.  So the command and the plugin call `hold` before anything else is loaded, and when the service replaces a
-handler, it asks it whether its signal came.  This module imports only modules that are loaded anyway, and knows nothing
-about the proxy.
+handler, it asks the old one whether its signal came.  This module imports only modules that are loaded anyway, and
+knows nothing about the proxy.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ class Launch:
     def refuse(self, why: str) -> NoReturn:
         """End the start with one line.
 
-        A plain exception would show the operator a traceback.  But it is what makes twistd remove its pidfile, and
-        tell the process that waits for a daemon to start, so both are done here.
+        A plain exception would show the operator a traceback.  It would also make twistd remove its pid file and tell
+        the process that waits for the daemon; this function does both instead.
         """
         why = one_line(why)
         self.log.critical("{why}", why=why)

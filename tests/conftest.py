@@ -26,16 +26,16 @@ from tests.helpers.twins import are_told_apart, twin
 
 __all__ = ["twin"]
 
-# What somebody has set for a proxy of their own is not for those that the tests start.
+# Options in the developer's environment are not for the proxies that the tests start.
 for name in [name for name in os.environ if name.startswith("FOOPROXY_") and name != "FOOPROXY_EXTENSION"]:
     del os.environ[name]
 
-# Examples are judged by what comes out, not by how long a busy machine takes for them.
+# Judge examples by their results, not by the time that a busy machine takes.
 CALM: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-# The same ones each time, so that neither what they cover nor whether they pass is a matter of luck.
+# Use the same examples each time, so that coverage and results do not depend on chance.
 settings.register_profile("all", **CALM, derandomize=True, database=None)
 settings.register_profile("fast", **CALM, derandomize=True, database=None, max_examples=20)
-# For whoever looks for more, with --hypothesis-profile=new: others each time.
+# To look for more failures: --hypothesis-profile=new uses other examples each time.
 settings.register_profile("new", **CALM)
 
 WATCH = pytest.StashKey[Watch]()
@@ -51,14 +51,14 @@ def pytest_configure(config: pytest.Config) -> None:
     declared.read(ROOT / "setup.cfg")
     config.stash[COVERED] = {source.split(".")[1] for source in declared["coverage:run"]["source"].split()}
     if not hasattr(config, "workerinput"):
-        # With -n, this one also watches over what its workers start, and ends them.
+        # With -n, this process also watches, and ends, the processes that its workers start.
         config.stash[WATCH] = Watch()
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Run tests by two processes for each core, since they mostly wait; run those of named files in this one."""
+    """Run tests in two processes for each core, since they mostly wait; run named files in this process."""
     if any(argument.partition("::")[0].endswith(".py") for argument in config.args):
         return 0
     return min(2 * len(os.sched_getaffinity(0)), 16)
@@ -80,7 +80,7 @@ def _is_another_test(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """With --cov, trace only the tests that count for it; pytest-cov's own mark for the others does nothing with -n."""
+    """With --cov, trace only the tests that count for coverage; pytest-cov's own mark has no effect with -n."""
     if covers(item) or not item.config.pluginmanager.hasplugin("_cov"):
         return (yield)
     before, in_threads = sys.gettrace(), threading.gettrace()
@@ -94,9 +94,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def covers(item: pytest.Item) -> bool:
-    """Return whether the test is a fast one of a room in which all branches must be covered.
+    """Return whether the test is a fast one of a room whose branches must all be covered.
 
-    Only these count: what the others reach they may reach by chance, and to trace them takes long.
+    Only these count: others may reach a branch by chance, and tracing them takes long.
     """
     # The room of tests/foo/test_grammar.py is foo, that of tests/test_locking.py locking.
     room = re.match(r"tests/(?:test_)?(\w+)", item.nodeid)
@@ -108,28 +108,28 @@ def pytest_collection_finish() -> None:
 
 
 def _keep() -> None:
-    """Collect garbage, and keep the rest: modules, items, reports.  A test that collects need not look through them."""
+    """Collect garbage, and keep the rest: modules, items, reports.  Tests that collect need not traverse these."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kept() -> Iterator[None]:
-    """Keep what is left after each module."""
+    """Keep the objects that are left after each module."""
     yield
     _keep()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def garbage() -> Iterator[None]:
-    """Collect in the end what was still used when it was kept, so that errors in it are reported."""
+    """Collect the kept objects at the end, so that errors in their finalizers are reported."""
     yield
     gc.unfreeze()
     gc.collect()
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
-    """Remember the limit; pytest-timeout sets its timer too, since this returns nothing."""
+    """Remember the limit; pytest-timeout then sets its timer, since this returns `None`."""
     item.stash[LIMIT] = settings.timeout
 
 
@@ -157,7 +157,7 @@ def temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest_twisted.async_yield_fixture(params=["ours", "twisted's"])
 async def bed(twin: str, request: Any) -> AsyncIterator[Bed]:
-    """A relay with an upstream, running on either kind of transports."""
+    """A relay with an upstream, over either kind of transport."""
     bed = Bed(request.param)
     await bed.start()
     yield bed

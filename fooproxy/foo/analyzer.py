@@ -4,11 +4,11 @@ A line is counted when its newline is seen: by its type if it matches the gramma
 unfinished line an analyzer keeps only the shortest line at the same place in the grammar: at most seven bytes, however
 long the line is.
 
-Incoming chunks are queued and counted in batches across all sessions, as soon as there are a few dozen of them or
-somebody reads a counter.  They are still in the processor's caches then, and the counting code is loaded into the
-caches once per batch.  Whole lines need no Python step per line: one search finds the first newline without a usual
-head behind it, "usual" meaning usual on this kind of leg.  If there is none, every line is a message, and counting
-messages means counting heads.  Only the heads of long lines are examined.
+Incoming chunks are queued and counted in batches across all sessions, as soon as there are a few dozen of them or a
+counter is read.  They are still in the processor's caches then, and the counting code is loaded into the caches once
+per batch.  Whole lines need no Python step per line: one search finds the first newline without a usual head behind it,
+"usual" meaning usual on this kind of leg.  If there is none, every line is a message, and counting messages means
+counting heads.  Only the heads of long lines are examined.
 
 This module does not know about sockets, clocks or Twisted.  The interceptor feeds it chunks with their arrival times.
 """
@@ -180,7 +180,7 @@ class Analyzer(Derived):
         self.head = head
 
     def restore(self, size: int, req: int, ack: int, nak: int, invalid: int, head: bytes, is_muted: bool) -> None:
-        """Take over the `state` of another analyzer, whose exchange's state this one's exchange has taken over."""
+        """Take over the `state` of another analyzer; the exchange must have taken over the state of its exchange."""
         self.bytes, self.nak, self.invalid, self.is_muted = size, nak, invalid, is_muted
         self._stray = ack if self.analysis.requests else req
         self.place(head)
@@ -239,7 +239,7 @@ class Analysis:
         self._slip = (NO_REQUEST if requests else NO_REPLY).search
 
     def watch(self, exchange: Exchange, is_watched: bool = True) -> None:
-        """Add `exchange` to `settled` whenever it has become settled; or stop that (`is_watched` false)."""
+        """Add `exchange` to `settled` whenever it has become settled, until a call with `is_watched` false."""
         (self._watched.add if is_watched else self._watched.discard)(exchange)
 
     def pair(self, exchange: Exchange) -> None:
@@ -318,7 +318,7 @@ class Analysis:
         alone = _are_alone(whole) and lines.count(b"\nACK ") + lines.count(b"\nNAK ") == replies
         if not alone:
             replies = 0
-        # All chunks of a batch have the same time, and mostly their requests had the same time, too.
+        # All chunks of a batch have the same time, and so did most of their requests.
         latency, span, number, same = self._latency, 0, 0, 0
         for analyzer, chunk, time in whole:
             if not alone:

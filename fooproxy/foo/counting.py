@@ -45,7 +45,7 @@ if core is not None:  # pragma: no branch (without it the compiled twin is not t
             return super().__new__(cls, latency, requests, total or analyzer.Counts(), settled, automaton())
 
         def watch(self, exchange: _Exchange, is_watched: bool = True) -> None:
-            """Add `exchange` to `settled` whenever it has become settled; or stop that (`is_watched` false)."""
+            """Add `exchange` to `settled` whenever it has become settled, until a call with `is_watched` false."""
             exchange.special = exchange.special & ~_WATCHED | (_WATCHED if is_watched else 0)
 
         def pair(self, exchange: _Exchange) -> None:

@@ -251,7 +251,7 @@ class Exchange(Waiting):
         self.unfinished = 0
         """How many legs are in the middle of a line."""
         self.pairs: Pairs | None = None
-        """Compares the seqs of replies with those of requests, if that is asked for."""
+        """Compares the seqs of replies with those of requests, if requested."""
         self._total = total
 
     @property

@@ -36,7 +36,7 @@ class Block:
     more: ClassVar[tuple[str, ...]] = ()
     """The names of the places that follow those of the attributes."""
     largest: ClassVar[tuple[str, ...]] = ()
-    """The attributes that are not additive: of several blocks together, the largest counts."""
+    """The attributes that are not additive: of several blocks, the largest value counts."""
     names: ClassVar[tuple[str, ...]]
     """The names of all places, in order."""
 

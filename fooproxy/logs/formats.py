@@ -1,6 +1,6 @@
 """The formats: what a log entry looks like, as text for people or as JSON for programs.
 
-An entry is one line of printable Unicode, except that text has a traceback in lines of its own.  This
+An entry is one line of printable Unicode; in text, the lines of a traceback follow it.  This
 module knows no particular events; `logs.sinks` writes the entries.
 """
 

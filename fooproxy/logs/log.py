@@ -37,7 +37,7 @@ class Log:
 
     def observer(self, sink: Sink) -> Any:
         """Return the observer that shows events in `sink`."""
-        # This applies even if the process ends before it has really started.
+        # Even a process that ends before it has fully started writes its log to the end.
         atexit.register(self.writer.close)
         limited = _Limited(self.limits, self.writer, sink)
         return FilteringLogObserver(limited, [LogLevelFilterPredicate(self.level)])

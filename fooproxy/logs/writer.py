@@ -26,7 +26,7 @@ _LAST_WORDS = 5.0
 
 
 class Writer:
-    """Does jobs one after the other in a thread of its own; drops what exceeds `most` bytes, and counts it.
+    """Does jobs one after the other in a thread of its own; drops jobs beyond `most` bytes, and counts them.
 
     `put` never blocks, and may be called from signal handlers and several threads.
     """

@@ -45,7 +45,7 @@ _SILENT = "the peer closed the connection"
 
 
 class Noting:
-    """Stands for `reactor` where one of Twisted's endpoints connects: notes each TCP connection in `trail`.
+    """Takes the place of `reactor` when one of Twisted's endpoints connects; notes each TCP connection in `trail`.
 
     A connection is noted when the kernel has given it a local address, up to a turn before it is made.
     """
@@ -134,7 +134,7 @@ class _Arrivals(Factory):
         cause: Any = failure.value
         is_unix = isinstance(self.endpoint.endpoint, UNIXClientEndpoint)
         if is_unix and type(cause) is ConnectError and not cause.osError:
-            # The kernel says EAGAIN, which Twisted takes for "later", and then finds a socket that is not connected.
+            # The kernel returned EAGAIN; Twisted takes it for "later", and then finds a socket that is not connected.
             failure = Failure(ConnectError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
         self.done(failure)
 
@@ -227,7 +227,7 @@ class _Arrival(Protocol):
 class _TLSArrival(_Arrival):
     """Waits for a handshake.
 
-    It is a class of its own because Twisted's endpoints wrap a protocol in one with only one of these two interfaces.
+    This is a separate class because the wrapper in Twisted's endpoints provides only one of the two interfaces.
     """
 
     def handshakeCompleted(self) -> None:

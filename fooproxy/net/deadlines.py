@@ -2,9 +2,9 @@
 
 A reactor timer costs as much as relaying a message; here a deadline is an entry in a dictionary.
 
-An event loop runs its timers before it reads.  So if the process was held up (a frozen container, a long stall), what a
-deadline waits for may have arrived and not been read.  Before a deadline is acted on, there is therefore a turn of the
-event loop, in which its cause may still clear it; more of them if it is noticed late.
+An event loop runs its timers before it reads.  So if the process was held up (a frozen container, a long stall), the
+data that a deadline waits for may have arrived unread.  So the event loop gets a turn before a deadline is acted on, or
+several if it is noticed late; data that is read meanwhile may clear the deadline.
 
 The bridge, the upstream, the service and the web site use it.
 """
@@ -36,7 +36,7 @@ LATE = 0.5
 """Seconds of delay after which the process counts as held up."""
 
 TURNS = 32
-"""Turns of the event loop before a late deadline is acted on; thousands of connections can be read in these."""
+"""Turns of the event loop before a late deadline is acted on: enough to read thousands of connections."""
 
 
 _NEVER = inf, lambda: None
@@ -97,7 +97,7 @@ class Deadlines(Generic[Key]):
         """Let the event loop read, then call the functions that were due at the time `now` and still are."""
         await read_first(self._clock, late)
         async for key in in_turns(self._clock, [key for key, (due, _) in self._due.items() if due <= now]):
-            # The call for one key may clear or put off another, and so may what happens between two turns.
+            # The call for one key may clear or put off another, and so may events between two turns.
             due, do = self._due.get(key, _NEVER)
             if due <= now:
                 del self._due[key]

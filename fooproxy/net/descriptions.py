@@ -80,7 +80,7 @@ _IPV6 = ("tcp6", "tls")
 """The kinds that take only IPv6 addresses as ``interface``."""
 
 WORDS = frozenset({*_LISTENING, *_CONNECTING, "haproxy", "stdio", "tcp4", "dns", "srv"})
-"""The words that start a description: "tcp:8001" names no host called tcp."""
+"""The words that start a description: "tcp" in "tcp:8001" is not a host."""
 
 
 def word(text: str) -> str:

@@ -255,7 +255,7 @@ class _Datagrams(_Question):
         super().__init__(reactor, query, seconds)
         try:
             self._socket = socket.socket(socket.AF_INET6 if isIPv6Address(server[0]) else socket.AF_INET, _DATAGRAM)
-            # A connected socket, so that the kernel drops what others send.
+            # A connected socket, so that the kernel drops datagrams from others.
             self._socket.connect(server)
             self._socket.send(self.message.toStr())
         except OSError as error:

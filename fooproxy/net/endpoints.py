@@ -56,7 +56,7 @@ class Port(tcp.Port):
 
 
 class Listener:
-    """Stands for `reactor` where one of Twisted's server endpoints listens, for unix sockets and inherited ones.
+    """Takes the place of `reactor` when one of Twisted's server endpoints listens on a unix or an inherited socket.
 
     With a `poller`, connections have our transports.
     """

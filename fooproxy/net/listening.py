@@ -1,8 +1,7 @@
 """Opens and closes listening ports, ours and Twisted's, without noise in the log.
 
 Twisted logs a line for each port that it opens and closes, by the name of a class, with no setting to turn that off.
-What else is logged meanwhile, errors among it, is logged.
-The service calls this.
+Everything else, including errors, is still logged.  The service calls this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Polls TCP transports together, with an epoll of their own that is a single reader of whatever reactor runs.
+"""Polls TCP transports together, with an epoll of their own, which is a single reader of the reactor.
 
 Twisted's reactors handle each event in a log context of its own and do more work in each turn.  A `Poller` pays for
 both once per batch of events, or for several batches.  Transports use it as their reactor.  `fooproxy.net.lead` makes

@@ -5,8 +5,8 @@ specification in every field closes the connection, and its contents are never l
 one that did not connect by TCP; the peer is then the load balancer.  Data after the addresses in a version 2 header is
 skipped, as the specification allows.
 
-Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises, with the header in the traceback,
-where a port or an address is not a number or text, takes any text for an address, and does not pass a FIN on.
+Twisted has a parser too, in private modules.  Its public `proxyEndpoint` raises if a port is not a number or an address
+is not text, with the header in the traceback; it accepts any text as an address, and does not pass on a FIN.
 
 `fooproxy.net.addresses` wraps ``haproxy:`` endpoints in `ProxyHeaderEndpoint`, or in `BelowTls` if clients use TLS: the
 load balancer sends its header before the TLS handshake.
@@ -217,7 +217,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
 
 @implementer(IHalfCloseableProtocol)
 class HalfCloseable(ProxyHeaderProtocol):
-    """Reads the header before a protocol that can be half-closed, which one for TLS cannot."""
+    """Reads the header for a protocol that can be half-closed; TLS cannot."""
 
     def readConnectionLost(self) -> None:
         """Pass the FIN on."""

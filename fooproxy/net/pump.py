@@ -50,8 +50,7 @@ _GROWTH = 8
 """The read size grows by this factor after a read that was filled."""
 
 _SHRINKAGE = 6
-"""The read size shrinks by one part in 2 to this power after a read that returned little: slowly, since long messages
-also arrive in some short pieces, after which the long ones should not be cut."""
+"""A read that returned little shrinks the read size by one part in 2 to this power, since bulk has short reads too."""
 
 _LARGE = 4096
 """A chunk of more bytes than this is written and analyzed before the next read, while it is still in the caches."""

@@ -1,4 +1,4 @@
-"""A resolver that does not delay a stop, and that answers whatever happens.
+"""A resolver that does not delay a stop, and that always answers.
 
 The service calls `look_up_apart` to install it in the reactor; `fooproxy.net.named` uses the reactor's resolver.
 """

@@ -35,7 +35,7 @@ _LINGER_NOT = struct.pack("ii", 1, 0)
 """The value of SO_LINGER that makes a close send a reset."""
 
 TIMED_OUT = TimeoutError()
-"""The `loss` of a connection whose peer took nothing for the time that `set_options` set."""
+"""The `loss` of a connection whose peer acknowledged no data for the time that `set_options` set."""
 
 
 def is_writing(transport: Any) -> bool:
@@ -138,10 +138,10 @@ def reset_on_close(skt: socket.SocketType) -> None:
 
 
 def set_options(transport: Any, within: float) -> None:
-    """Make a connection send small messages at once, and detect a peer that has vanished or takes nothing.
+    """Make a connection send small messages at once, and detect a peer that has vanished or acknowledges nothing.
 
     The kernel ends the connection if the peer does not answer keepalive probes or, where there is TCP_USER_TIMEOUT,
-    takes none of the data held for it for `within` seconds.  For a unix socket, this does nothing.
+    acknowledges none of the data held for it within `within` seconds.  For a unix socket, this does nothing.
 
     On Linux, accepted connections inherit these options, so `transport` may also be a port of ours.
     """
@@ -167,9 +167,9 @@ def _options(within: float) -> tuple[tuple[int, int, int], ...]:
 
 
 def loss(problem: OSError, fd: int) -> Exception:
-    """Return the reason of a lost connection from its socket's error: `TimeoutError` if the peer has taken nothing.
+    """Return why a connection was lost, from its socket's error: `TimeoutError` if the peer acknowledged no data.
 
-    A peer that did not answer keepalive probes, while no data waited for it, does not count as such.
+    If keepalive probes were not answered while no data waited for the peer, the reason is another one.
     """
     if problem.errno == errno.ETIMEDOUT and _held(fd):
         return TIMED_OUT

@@ -8,8 +8,8 @@ gives the same local port to connections to different servers.
 Only connections to a port or path on which we listen are noted, so usually there are none.  Each is kept until it is
 recognized, or many later ones have been noted; even a closed one is kept, since a connection that closes early is still
 accepted.  A connection is noted when it begins, since on the same machine its other end may be accepted before we learn
-that it was made.  One to a unix socket by Twisted's transports is noted when it is made, since the path is remembered
-for all later ones.
+that it was made.  A connection to a unix socket by Twisted's transports is noted when it is made, since the path is
+remembered for all later ones.
 
 This module does not know what the connections are for.  The endpoints note their connections, and the gate looks them
 up.  The trail cannot recognize a ring of several proxies, nor connections whose addresses are rewritten on the way.

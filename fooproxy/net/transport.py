@@ -190,7 +190,7 @@ class Transport(Connection):
         sink = self._sink
         if not isinstance(sink, Transport):
             return False
-        # Reset the sink first: otherwise the session might close it with a FIN when it hears of this end.
+        # Reset the sink first: otherwise the session might close it with a FIN when it learns of this end.
         for broken in (sink, self):
             broken.connectionLost(Failure(ConnectionAborted()))
         return True

@@ -1,7 +1,7 @@
 """A trial of a TLS description: makes the TLS context that the endpoint will need, before there is any connection.
 
-Twisted makes the context of ``ssl:`` when it is first needed.  By then, a key that OpenSSL rejects, for example because
-it is too small, causes an exception for each connection, and sessions that never end.
+Twisted makes the context of ``ssl:`` when it is first needed.  A key that OpenSSL rejects, for example because it is
+too small, would then cause an exception for each connection, and sessions that never end.
 
 `fooproxy.net.addresses` calls this.
 """

@@ -1,4 +1,4 @@
-"""A listening unix socket that belongs to one process at a time, whatever an earlier one has left behind.
+"""A listening unix socket that belongs to one process at a time, even if an earlier one has left files behind.
 
 Twisted's own lock holds a process ID, which may belong to another process after a crash, as it always does in a
 container.  Twisted also sets the mode of the socket file by its path after creating it; by then, the path may lead
@@ -73,7 +73,7 @@ class Port(unix.Port):
             try:
                 lock.take()
             except OSError as error:
-                # A link is a lock of Twisted, which has no meaning when no process listens.
+                # A link is a lock of Twisted's, which is stale if no process listens.
                 if error.errno != errno.ELOOP or self._is_alive():
                     raise
                 lock.path.unlink()

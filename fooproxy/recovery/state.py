@@ -152,7 +152,7 @@ def _counters(content: dict[str, Any]) -> dict[str, int]:
 
 
 def _servers(content: Any) -> dict[str, SavedServer]:
-    """Return what was saved of each server, by its name."""
+    """Return the saved statistics of each server, by its name."""
     if not isinstance(content, dict) or len(content) > _MOST_SERVERS:
         raise Unusable(f"its servers are not a JSON object of up to {_MOST_SERVERS} names")
     if not all(isinstance(server, dict) for server in content.values()):
@@ -161,7 +161,7 @@ def _servers(content: Any) -> dict[str, SavedServer]:
 
 
 def _contain(counters: Mapping[str, int], latencies: Histogram, servers: Collection[SavedServer]) -> bool:
-    """Return whether the totals can contain what was counted of each server."""
+    """Return whether the totals can contain the counts of all servers."""
     buckets = Counter[int]()
     for server in servers:
         buckets.update(server.latencies.buckets)

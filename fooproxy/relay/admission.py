@@ -4,7 +4,7 @@ A `Gate` takes the place of a listening socket.  It stops accepting at the sessi
 out, and rejects clients from networks that are not allowed.  The `Turnstile` below it limits how many clients one turn
 of the event loop accepts or rejects.
 
-It knows nothing about the Foo protocol, and of sessions only how many there are.  `fooproxy.parts` installs the gate
+It knows nothing about the Foo protocol, and only the number of sessions.  `fooproxy.parts` installs the gate
 and calls it when a session ends; the command line uses `network` to parse ``--allow``.
 """
 

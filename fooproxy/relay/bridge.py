@@ -33,8 +33,8 @@ class BridgeFactory(ServerFactory, Generic[Seen]):
     """Creates a session for each client that connects, and keeps the open sessions in `sessions`.
 
     `connect` connects an `UpstreamFactory` to the upstream.  It returns a Deferred that fails when no connection could
-    be made, and that can be cancelled.  `observe` returns the `Observer` of a new session, which is a
-    `session`.
+    be made, and that can be cancelled.  `observe` returns the `Observer` of a new session; `session` is the class of
+    sessions.
     """
 
     noisy = False

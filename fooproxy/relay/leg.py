@@ -55,7 +55,7 @@ if TYPE_CHECKING:
             """Continue, now that the client has sent something, after `Leg.await_data`."""
 
         def proceed(self, leg: Leg) -> None:
-            """Check whether what `leg` just did ends the session."""
+            """Check whether the session ends with the last event of `leg`."""
 
         def finished(self, leg: Leg) -> None:
             """Handle the FIN from the peer of `leg`."""
@@ -160,7 +160,7 @@ class Leg:
         self.session.shaken()
 
     def hold(self) -> None:
-        """Stop reading; what still arrives, at most the rest of one read, is kept for `relay`.
+        """Stop reading; data that still arrives, at most the rest of one read, is kept for `relay`.
 
         Data that was read together with the end of a TLS handshake arrives even on a paused leg.
         """
@@ -193,7 +193,7 @@ class Leg:
         return bool(self._held)
 
     def relay(self, other: Leg) -> None:
-        """Forward what was held, and then each chunk straight to `other`, without telling the session until `watch`."""
+        """Forward held data, and then each chunk straight to `other`, without telling the session until `watch`."""
         held, self._held = self._held, None
         for data in held or ():
             other.transport.write(data)
@@ -270,7 +270,7 @@ class Leg:
 
     @property
     def is_ignored(self) -> bool:
-        """Whether what the peer sends is dropped."""
+        """Whether data from the peer is dropped."""
         return self.forward is _drop
 
     @property

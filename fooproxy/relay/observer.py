@@ -39,7 +39,7 @@ class Observer(Protocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether what the client has sent so far ends with a complete request; its FIN completes the last one."""
+        """Whether the client's data so far ends with a complete request; its FIN completes an unfinished one."""
 
     def pair(self) -> None:
         """Compare the seqs of the replies with those of the requests from now on."""
@@ -69,7 +69,7 @@ class Observer(Protocol):
         """Record that the client has got a pooled connection."""
 
     def forwarded(self) -> None:
-        """Record that the data that the client has sent so far reaches the server only now."""
+        """Record that the server gets the client's data so far only now."""
 
     def abandoned(self) -> None:
         """Record that the client is gone, and that further replies are read and dropped."""

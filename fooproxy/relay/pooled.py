@@ -303,7 +303,7 @@ class BurstSession(PooledSession[Seen]):
 
     @property
     def holds_up(self) -> bool:
-        """As above, or whether the client keeps the link because it has sent something else than requests."""
+        """As in `PooledSession`, or whether the client keeps the link having sent something other than requests."""
         if self.upstream is None or self.closing or self._link is not None:
             return super().holds_up
         return super().holds_up or self.observer.settled

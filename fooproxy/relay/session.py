@@ -94,7 +94,7 @@ class Session(Generic[Seen]):
 
     log = Logger()
     opening: type[Opening] = Opening
-    """The class of the part that leads to the upstream leg."""
+    """The class of the session's opening."""
 
     __slots__ = (
         *("client", "closing", "draining", "ending", "host", "observer", "pauses", "reason", "stirred", "upstream"),
@@ -122,7 +122,7 @@ class Session(Generic[Seen]):
         """Why the session ends, once that is known."""
 
     def connected(self, leg: Leg) -> None:
-        """Continue once `leg` is connected: after the client connect to the upstream, after the upstream relay."""
+        """Continue once `leg` is connected: the client leg starts connecting, the upstream leg starts relaying."""
         leg.set_options(self.host.timeouts.send)
         if leg is self.client:
             self.observer.accepted(leg.peer)
@@ -148,7 +148,7 @@ class Session(Generic[Seen]):
                     self.client.transport.resumeProducing()
 
     def shaken(self) -> None:
-        """Continue once the client has done what comes before its first request: a TLS handshake, a PROXY header."""
+        """Continue once the client's TLS handshake and PROXY header, if expected, are complete."""
         if self._opening is not None and not self.closing:
             self.host.deadlines.clear(self)
             self._opening.connect()
@@ -198,7 +198,7 @@ class Session(Generic[Seen]):
         return True
 
     def proceed(self, leg: Leg) -> None:
-        """Check, while the session is ending, whether what `leg` just did was the last thing to wait for."""
+        """Check whether an ending session waits for nothing more, after an event of `leg`."""
         if self.observer.settled and (self.client.finished or self.draining):
             self.because("drained")
             if self.client.paused:
@@ -362,7 +362,7 @@ class Session(Generic[Seen]):
         self.client.resumeProducing()
 
     def _close_when_taken(self) -> None:
-        """Close once the client has acknowledged all replies: earlier, data it still sends could cost it the rest."""
+        """Close once the client has acknowledged all replies: before, data that it still sends could cause a reset."""
         if unacknowledged(self.client.transport):
             self.expect(TAKEN_INTERVAL, self._close_when_taken)
         else:

@@ -33,7 +33,7 @@ _BUSY = ("open", "half-closed", "draining")
 
 
 class _Stuck(NamedTuple):
-    """How much the peer of a leg that cannot write had taken at the last sweep, and when it last took anything."""
+    """How much data the peer of a leg that cannot write had taken at the last sweep, and when it last took any."""
 
     session: Session[Any]
     taken: tuple[int, int]
@@ -106,7 +106,7 @@ class Sweep:
                 if leg is None or leg.lost:
                     continue
                 transport = leg.transport
-                # Asking what only the kernel holds is a system call, made for idle sessions and legs seen waiting.
+                # Asking how much the kernel holds is a system call, made only for idle sessions and legs seen waiting.
                 if is_writing(transport) or ((is_idle or leg in before) and unacknowledged(transport)):
                     is_idle = False
                     session.stirred = now
@@ -136,5 +136,5 @@ class Sweep:
 
 
 def _taken(leg: Leg, session: Session[Any]) -> tuple[int, int]:
-    """Return what changes when the peer of `leg` takes data; if the session paused again, it did so in between."""
+    """Return a value that changes when the peer of `leg` takes data; a further pause shows that it has taken some."""
     return acknowledged(leg.transport), session.pauses

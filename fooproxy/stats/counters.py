@@ -44,13 +44,13 @@ _OPEN = "requests_in_flight"
 """The name in the recovery file for open requests, which are counted as unanswered if the process crashes."""
 
 MANY_NAKS = 10
-"""The number of NAKs in a row, without any ACK, from which on an operator should look."""
+"""The number of NAKs in a row, without any ACK, that deserves an operator's attention."""
 
 SLOW = 1.0
 """The default for `Stats.slow`, in seconds."""
 
 LONG_WAIT = 1.0
-"""Seconds that a client may wait for a server before an operator should look."""
+"""Seconds of waiting for a server that deserve an operator's attention."""
 
 
 def _ignore(session: Any, reason: str) -> None:
@@ -220,7 +220,7 @@ class Stats(Declared):
         return self.linked()
 
     links_taken = Counter("links", "Times a session was lent a pooled connection, new or used.", title="Links taken")
-    links_reused = Counter("links", "Times that one had served another session before.", title="Links reused")
+    links_reused = Counter("links", "Times a used connection was lent to another session.", title="Links reused")
     links_discarded = Counters(
         "links", "Pooled connections that were closed, by reason.", "reason", LINKS_DISCARDED, title="Links discarded"
     )
@@ -237,7 +237,7 @@ class Stats(Declared):
 
     @computed("gauge", "seconds")
     def oldest_wait_seconds(self) -> float:
-        """How long the first of them has waited; 0 if none does."""
+        """How long the first waiting client has waited; 0 if none waits."""
         return self.queue()[1]
 
     @computed("gauge", "sessions")
@@ -367,7 +367,7 @@ class Stats(Declared):
         self.unfound: Callable[[], int] = lambda: 0
         """Returns how many names of servers failed at their last look-up."""
         self.queue: Callable[[], tuple[int, float]] = lambda: (0, 0.0)
-        """Returns how many clients wait for a server, and for how many seconds the first of them has."""
+        """Returns the number of clients that wait for a server, and the seconds that the first one has waited."""
         self.linked: Callable[[], dict[str, int]] = lambda: dict.fromkeys(LINK_STATES, 0)
         """Returns the number of links in each state."""
         self._when_settled: dict[Exchange, Callable[[], None]] = {}
@@ -551,7 +551,7 @@ class Stats(Declared):
         for server in self.servers:
             if server.name in left:
                 left.pop(server.name).move(self.numbers, Stats._client.place, server.numbers)
-        # Others may join later, if there is room at all.
+        # Other servers may join later, if there is room for any.
         room = self.most_servers if self.most_servers > len(self.servers) else 0
         self._remembered = dict(islice(left.items(), room))
         self._restored = self.numbers[:]

@@ -31,7 +31,7 @@ _LATELY = 60.0
 class Second(NamedTuple):
     """One second: messages counted, latencies in microseconds (`None` without replies), sessions open at the end.
 
-    Then the new sessions, the bytes, and the failed sessions by reason, of that second.
+    It also has the new sessions, the bytes, and the failed sessions by reason.
     """
 
     requests: int

@@ -34,7 +34,7 @@ class Troubles:
         self._dropped_at = float("-inf")
         """When the upstream last dropped a session."""
         self._given_up: tuple[float, float] = (0.0, float("-inf"))
-        """The time since when, and the time until when, requests waited whose clients have given up."""
+        """The start and the end of the time for which requests of clients that gave up count as waiting."""
 
     def ended(self, session: Session, dropped: bool, now: float, replied: float) -> None:
         """Note the end of a session, and whether the upstream dropped it; a reply was last read at `replied`."""

@@ -33,7 +33,7 @@ _FIRST_REST = 2.0
 """Seconds that a server is left alone when it is taken out because of its requests."""
 
 _LONGEST_REST = 60.0
-"""The maximum of that; the time doubles whenever the server is taken out again soon after it came back."""
+"""The maximum of this time, which doubles whenever the server is taken out again soon after it came back."""
 
 _WARM_UP = 10.0
 """Seconds in which the share of a server that comes back grows from `_COLD` of it to all of it."""
@@ -105,7 +105,7 @@ class Condition:
         self.held: str | None = None
         """``paused`` or ``draining`` while an operator keeps clients away from the server."""
         self.held_by = ""
-        """The operator who asked for that."""
+        """The operator who holds the server."""
         self._held_at = 0.0
         self._holds: dict[str, tuple[str, float]] = {}
 
@@ -113,7 +113,7 @@ class Condition:
         """Count failures in `counts`, and read the server's load from there."""
         self.counts = counts
 
-    # What is known.
+    # Queries
 
     @property
     def state(self) -> str:
@@ -139,7 +139,7 @@ class Condition:
 
     @property
     def reason(self) -> str | None:
-        """The same as a word: the reason by which failed sessions are counted."""
+        """Why the server is down, as the reason by which failed sessions are counted."""
         return self._standing.reason
 
     @property
@@ -177,7 +177,7 @@ class Condition:
         """Whether the server was taken out and still answers none of the waiting requests."""
         return self.ejected and self.counts is not None and bool(self.counts.stuck)
 
-    # What is told.
+    # Events
 
     def checked(self, result: str) -> None:
         """Count a check."""
@@ -248,7 +248,7 @@ class Condition:
         if self._holds.pop(how, None) is not None:
             self._find_hold()
             if self.held is None:
-                # Others have had its clients meanwhile.
+                # Other servers have had its clients meanwhile.
                 self._warmed_at = self._clock.seconds()
                 self._standing.change()
 

@@ -272,7 +272,7 @@ class Found:
     def _member(
         self, address: str, port: int, target: str = "", weight: int = 1, priority: int = 0, is_backup: bool = False
     ) -> Member:
-        """Return a server; what it is called is never that of another address."""
+        """Return a server; its name is never that of another address."""
         forward = self.forward
         place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         called = forward.label or target
@@ -282,7 +282,7 @@ class Found:
         return Member(made, priority, target)
 
     async def _addresses(self, name: str) -> tuple[list[str], list[bool], float]:
-        """Return the addresses of a host, which kinds could not be asked for (IPv6 or not), and how long it holds."""
+        """Return the addresses of a host, the families whose look-up failed (true: IPv6), and the TTL in seconds."""
         asked = [Deferred.fromCoroutine(self._records(name, kind)) for kind in (dns.A, dns.AAAA)]
         answers = await gatherResults(asked, consumeErrors=True)
         good = [answer for answer in answers if not isinstance(answer, LookupFailed)]

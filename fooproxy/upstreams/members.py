@@ -75,7 +75,7 @@ class Members:
 
     @property
     def reason(self) -> str | None:
-        """The same as a word: the reason by which failed sessions are counted."""
+        """Why no server can be reached, as the reason by which failed sessions are counted."""
         if self.latest is None:
             return None if self.absence is None else counted_as(self.absence)
         return self.latest.reason if self.state == "down" else None

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         """A connection that can be lent; see `fooproxy.relay.link`."""
 
         expires: float
-        """The time from which on the link is too old."""
+        """The time from which the link is too old."""
         idle_since: float
         seen: int
         """The value of `Links.ticks` when the link last began to linger."""
@@ -98,7 +98,7 @@ class Links:
         Most clients that send one request after the other find their link still there, which saves the work of giving
         it back and taking it.  Some of these links may be in use again."""
         self.ticks = 0
-        """How many checks for links that have lingered there have been."""
+        """The number of checks for lingering links so far."""
         self.draining: set[Link] = set()
         """Links whose session has ended while replies to it are outstanding."""
         self._clock = clock

@@ -82,7 +82,7 @@ class Server(Condition):
         self.check: Checked | None = None
         """The checks of the server, if there are any."""
         self.examine: Callable[[float], Awaitable[None]] | None = None
-        """Tries the server, within so many seconds, after it failed its clients; `None` uses `stays`."""
+        """Tries the server after it failed its clients, within the given seconds; `None` uses `stays`."""
         if isinstance(endpoint, ArrivalEndpoint):
             endpoint.rejected = self.failed
 

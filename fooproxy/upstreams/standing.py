@@ -21,7 +21,7 @@ _PROBATION = 2.0
 """Seconds without a failure after which a server that accepts connections again counts as up."""
 
 _LONGEST_PROBATION = 30.0
-"""The maximum of that; the time doubles whenever the server fails again within `_RELAPSE`."""
+"""The maximum of this time, which doubles whenever the server fails again within `_RELAPSE`."""
 
 _RELAPSE = 60.0
 """Seconds after the end of an episode within which a failure makes the next one longer."""
@@ -41,7 +41,7 @@ class Standing:
         self.error: str | None = None
         """Why the server is down, in words; `None` if it is not."""
         self.reason: str | None = None
-        """The same as a word: the reason by which failed sessions are counted."""
+        """Why the server is down, as the reason by which failed sessions are counted."""
         self._recovering: IDelayedCall | None = None
         """Ends the episode, unless an attempt fails before."""
         self._probation = _PROBATION

@@ -1,8 +1,8 @@
 """The control side: changes that an operator can make, over HTTP on a unix socket of its own.
 
-Only POST changes anything, and each change is one line in the log, with the user and the process that asked; the kernel
-tells these.  The lists are the same as on the web side.  The service listens, with a mode that admits only its own user
-and root, and `fooctl` in `fooproxy.driver` is the client.
+Only POST changes anything, and each change is one line in the log, with the user and the process that asked, which the
+kernel reports.  The lists are the same as on the web side.  The service listens, with a mode that admits only its own
+user and root, and `fooctl` in `fooproxy.driver` is the client.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LONGEST_WAIT = 3600
 """Maximum seconds that a request may wait until its change has taken effect."""
 
 _LOOK = 0.05
-"""Seconds between two checks whether it has."""
+"""Seconds between two checks whether the change has taken effect."""
 
 
 _WHO = "{user} (uid {uid}, pid {pid})"

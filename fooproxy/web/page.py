@@ -34,7 +34,7 @@ _LISTED_ELSEWHERE = {"connections_closed"}
 """Counters that have a list of their own on the page."""
 
 _SAID = {"upstream_stuck", "upstream_failing", "lookups_failing"}
-"""Gauges of which the word at the top of the page tells."""
+"""Gauges that the word at the top of the page covers."""
 
 _SHOWN_AS = {"bytes": "size", "seconds": "age", "messages/s": "rate"}
 """How figures in a unit are written; others are whole numbers."""

@@ -40,11 +40,11 @@ class AnyBed(Bed):
     """
 
     def __init__(self, transports: str, folder: Path, timeouts: Timeouts = TIMEOUTS) -> None:
-        # As in the proxy, all have our own transports.
+        # As in the proxy, all connections have our own transports.
         super().__init__("twisted's" if transports == "twisted's" else "ours", timeouts)
         self.kind = transports
         self.header = b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 8002\r\n"
-        """What a load balancer sends first."""
+        """The bytes that a load balancer sends first."""
         self._folder = folder
 
     async def listen_relay(self) -> IListeningPort:

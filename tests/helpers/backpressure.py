@@ -1,4 +1,4 @@
-"""Bytes without end for a peer that does not read them, and how a test knows that they have come to rest."""
+"""Endless bytes for a peer that does not read them, and ways to wait until no more are relayed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def noise(size: int) -> bytes:
-    """Return so many bytes, which are the same each time."""
+    """Return `size` bytes, the same ones each time."""
     return random.Random(size).randbytes(size)
 
 
 async def flood(sender: Peer, source: Leg, size: int = 65536) -> bytes:
     """Send until the relay has paused `source`, the leg that `sender` sends to; return what was sent.
 
-    The kernel may still make room, so that the leg is read again; see `clog`.
+    The kernel may still make room, and the leg is then read again; see `clog`.
     """
     block, sent = noise(size), bytearray()
     while not source.paused:
@@ -44,7 +44,7 @@ async def clog(sender: Peer, source: Leg, sink: Leg) -> bytes:
 
 
 async def stuck(source: Leg, sink: Leg) -> None:
-    """Wait until `source` is paused because of `sink` and stays so; the kernel may be slow to bring what it has."""
+    """Wait until `source` is paused because of `sink` and stays paused; the kernel may be slow to deliver its data."""
     while True:
         await until(lambda: source.paused)
         await at_rest(sink)
@@ -53,7 +53,7 @@ async def stuck(source: Leg, sink: Leg) -> None:
 
 
 async def at_rest(sink: Leg) -> None:
-    """Wait until many checks, over a tenth of a second, have seen no change: kernels may delay acknowledgements."""
+    """Wait until nothing has changed in many checks over a tenth of a second: kernels may delay acknowledgements."""
     seen: Any = None
     checks, since = 0, 0.0
 

@@ -47,7 +47,7 @@ TIMEOUTS = Timeouts()
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Let the reactor run until `condition` holds; what it looks up may not be there yet."""
+    """Let the reactor run until `condition` holds; it may raise look-up errors until then."""
     give_up = time.monotonic() + PATIENCE
     for turn in itertools.count():
         late = time.monotonic() > give_up
@@ -55,13 +55,13 @@ async def until(condition: Callable[[], Any]) -> None:
             if condition():
                 return
         assert not late, "it did not happen"
-        # Most things happen within a few turns; to wait longer must not keep a core busy.
+        # Most things happen within a few turns; longer waits must not keep a core busy.
         await deferLater(reactor, 0 if turn < 10 else 0.001)
 
 
 @implementer(IHalfCloseableProtocol)
 class Peer(Protocol):
-    """Records everything that happens to it, and does nothing by itself."""
+    """Records all events of its connection, and does nothing by itself."""
 
     transport: Any
 

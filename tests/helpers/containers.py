@@ -1,8 +1,8 @@
 """Containers, run by podman as root in networks of the tests' own.
 
-Such a network is a network namespace in which everything starts, so that ports, bridges and firewall rules are in
-nobody's way, and no packet leaves it.  podman's images are those of the machine, and stay there for the next run.  What
-podman needs to run without systemd is in a `containers.conf` that only the tests use.
+Such a network is a network namespace, so that ports, bridges and firewall rules conflict with no others, and no packet
+leaves it.  podman uses the machine's image store, so that images stay for the next run.  A `containers.conf` for the
+tests alone lets podman run without systemd.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ BASE = "docker.io/library/debian:bookworm-slim"
 IMAGE = "localhost/fooproxy"
 
 MAKING = 900.0
-"""Seconds within which an image is made, with all its packages from the network."""
+"""Maximum seconds to build an image, including the download of its packages."""
 
-# runc and cgroupfs need no systemd; a limit above the machine's own could not be set.
+# runc and cgroupfs need no systemd; a limit above the machine's own cannot be set.
 _CONFIGURATION = """\
 [containers]
 default_ulimits = ["nofile=1024:{hard}", "nproc=1000:1000"]
@@ -58,7 +58,7 @@ sys.stdin.read()
 
 
 class Podman:
-    """Runs podman, and what uses it, in the network namespace of the process `pid`."""
+    """Runs podman and other commands in the network namespace of the process `pid`."""
 
     def __init__(self, pid: int, environment: Mapping[str, str]) -> None:
         self._pid = pid
@@ -69,11 +69,11 @@ class Podman:
         return completed(self.command(*command), timeout=timeout, env=self.environment, cwd=ROOT)
 
     def command(self, *command: str | Path) -> list[str | Path]:
-        """Return the command that runs a command in the network."""
+        """Return the command line that runs a command in the network."""
         return ["nsenter", f"--net=/proc/{self._pid}/ns/net", *command]
 
     def __call__(self, *arguments: str | Path, timeout: float = PATIENCE) -> str:
-        """Run podman, which must succeed; return what it prints."""
+        """Run podman, which must succeed; return its output."""
         end = self.run("podman", *arguments, timeout=timeout)
         assert end.returncode == 0, end.stderr
         return end.stdout.strip()
@@ -83,7 +83,7 @@ class Podman:
 
         def enter() -> T:
             with Path(f"/proc/{self._pid}/ns/net").open() as namespace:
-                # Of this thread alone.
+                # This changes only the namespace of this thread.
                 if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                     raise OSError(ctypes.get_errno(), "cannot enter the network")
             return action()
@@ -92,7 +92,7 @@ class Podman:
             return pool.submit(enter).result()
 
     def get(self, path: str, port: int = 8088) -> tuple[int, Any]:
-        """Get a JSON resource from a published port; return its status and content; 0 if nobody answers."""
+        """Get a JSON resource from a published port; return its status (0 without an answer) and content."""
 
         def ask() -> tuple[int, Any]:
             with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
@@ -103,7 +103,7 @@ class Podman:
                 except (OSError, http.client.HTTPException):
                     return 0, None
                 except json.JSONDecodeError:
-                    # Prometheus says in words that it is not ready yet.
+                    # Until Prometheus is ready, it answers with text, not JSON.
                     return answer.status, None
 
         return self.within(ask)
@@ -116,12 +116,12 @@ def network(environment: Mapping[str, str]) -> Iterator[Podman]:
     with started(["unshare", "--net", sys.executable, "-c", _NETWORK], text=True, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         if process.stdout.readline() != "up\n":
-            pytest.skip(f"this machine lets nobody make a network: {process.stderr.read()[-300:]}")
+            pytest.skip(f"this machine does not allow new networks: {process.stderr.read()[-300:]}")
         yield Podman(process.pid, environment)
 
 
 def prepare(folder: Path) -> Mapping[str, str]:
-    """Make the image of the checkout, or skip the test with what is missing; return the environment for podman."""
+    """Build the image of the checkout, or skip the test and say what is missing; return the environment for podman."""
     if os.geteuid():
         pytest.skip("containers need root")
     for name, package in {"podman": "podman", "runc": "runc", "nsenter": "util-linux"}.items():
@@ -144,7 +144,7 @@ def prepare(folder: Path) -> Mapping[str, str]:
 
 
 def _make_base(environment: Mapping[str, str]) -> None:
-    """Make the image that ours builds on, unless it is there."""
+    """Make the base image of ours, unless it exists."""
     if shutil.which("mmdebstrap") is None and completed(["podman", "image", "exists", BASE]).returncode:
         pytest.skip(f"there is no image {BASE}, and mmdebstrap, which makes it, is not installed (Debian: mmdebstrap)")
     made = completed([ROOT / "contrib" / "container" / "make-base"], timeout=MAKING, env=environment)
@@ -153,8 +153,8 @@ def _make_base(environment: Mapping[str, str]) -> None:
 
 
 def _make_image(folder: Path, environment: Mapping[str, str]) -> None:
-    """Make the image of the checkout; most of it is there from the last time."""
-    # Without a network of the build's own, which would need more of the machine.
+    """Build the image of the checkout; most layers are cached."""
+    # A network of the build's own would need more from the machine.
     how = ["--format=docker", "--isolation=chroot", "--network=host", "--tag", IMAGE, *_secrets(folder)]
     made = completed(["podman", "build", *how, ROOT], timeout=MAKING, env=environment)
     assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]

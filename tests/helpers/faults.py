@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 
 Step = Callable[["FaultyPeer"], bool]
-"""Does what it can in one turn; returns whether the step is done."""
+"""A step: does what it can in one turn; returns whether it is done."""
 
 LITTLE = 1 << 14
 """Bytes requested for kernel buffers: small, so that backpressure is felt soon after a peer stops reading."""
@@ -37,7 +37,7 @@ class FaultyPeer:
         """Whether reading or writing failed: the connection was reset or is closed."""
         self.closed = False
         self.left = False
-        """Whether it has closed its side, without a reset."""
+        """Whether this peer has closed its side, without a reset."""
         self.waited = 0
 
     def turn(self) -> None:
@@ -64,7 +64,7 @@ class FaultyPeer:
             self.fin = self.broken = True
 
     def send(self, data: bytes) -> int:
-        """Send as much of `data` as the kernel accepts; return how much that was."""
+        """Send as much of `data` as the kernel accepts; return the number of bytes accepted."""
         try:
             taken = self.socket.send(data)
         except BlockingIOError:

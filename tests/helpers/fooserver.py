@@ -20,11 +20,11 @@ from pathlib import Path
 from types import TracebackType
 
 PATIENCE = 60.0
-"""Seconds after which a test fails if what it waits for has not happened; long, for busy machines."""
+"""Seconds that a test waits for an event before it fails; many, for busy machines."""
 
 
 def not_yet(late: bool) -> tuple[type[Exception], ...]:
-    """Return the exceptions that say, unless it is too late, that what a test waits for is not there yet."""
+    """Return the exceptions that mean "not there yet" to a waiting test: none if it is `late`."""
     return () if late else (LookupError, FileNotFoundError)
 
 
@@ -32,14 +32,14 @@ _REQUEST = re.compile(rb"REQ[ \t]+([+-]?[0-9]+)(?:[ \t]+(.*))?", re.DOTALL)
 _MESSAGE = re.compile(rb"(REQ|ACK|NAK)[ \t]+[+-]?[0-9]+(?:[ \t].*|\r?)", re.DOTALL)
 
 
-# Processes whose ids follow each other begin far from each other.
+# Processes with consecutive IDs start at distant ports.
 _ports = itertools.count(os.getpid() * 7919)
 
 
 def free_port() -> int:
-    """Return a port that is free, and that the kernel gives to nobody meanwhile; nor does, most probably, another test.
+    """Return a free port that neither the kernel nor, most probably, another test uses meanwhile.
 
-    It is below the range from which the kernel takes the ports of clients, and of servers that leave the choice to it.
+    It is below the range from which the kernel assigns ports to clients, and to servers that ask for any port.
     """
     for number in _ports:
         port = 10_000 + number % 22_000
@@ -93,9 +93,9 @@ def connect(port: int) -> socket.socket:
 
 
 def connect_unix(path: str | Path) -> socket.socket:
-    """Connect to a unix socket as soon as somebody listens there.
+    """Connect to a unix socket as soon as a process listens on it.
 
-    A socket can be seen before its owner listens, so that it can be seen does not mean that it takes connections.
+    The file of the socket exists before its owner listens.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -189,7 +189,7 @@ class FooSession:
     def _read_and_reply(self) -> None:
         unanswered = bytearray()
         while self._server.reading.wait() and (chunk := self.peer.recv(1 << 20)):
-            # Not all of a long line again for each chunk of it.
+            # Do not search a long line again from its start for each chunk.
             begin = max(0, len(unanswered) - len(self._server.resets_at))
             unanswered += chunk
             if unanswered.find(self._server.resets_at, begin) >= 0:
@@ -221,7 +221,7 @@ class FooServer:
     resets_at = b"please reset"
 
     def __init__(self, listener: socket.socket | None = None, *, holding: bool = False, bytewise: bool = False) -> None:
-        # A port that nobody else gets once the server is closed.
+        # No other process gets this port once the server is closed.
         self._listener = listener or socket.create_server(("127.0.0.1", free_port()), backlog=1024)
         self._listener.listen(1024)
         self.port: int = self._listener.getsockname()[1]
@@ -231,7 +231,7 @@ class FooServer:
         self.reading.set()
         self.sessions: list[FooSession] = []
         self._beginning = threading.Lock()
-        """Held while a session is there whose thread does not run yet."""
+        """Held while there is a session whose thread does not run yet."""
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> FooServer:
@@ -287,7 +287,7 @@ class FooServer:
                 return
             peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             session = FooSession(self, peer)
-            # In the list before it does anything that a test could wait for.
+            # Add it to the list before it does anything that a test could wait for.
             with self._beginning:
                 self.sessions.append(session)
                 session.thread.start()

@@ -1,7 +1,7 @@
 """Ends asynchronous tests that take too long, or that wait when the run is interrupted.
 
-An exception that a signal handler raises while a test waits in the reactor ends in the reactor's log and nowhere else.
-So such a test is cancelled, and cleans up as at any other failure.
+If a signal handler raises an exception while a test waits in the reactor, the reactor only logs it.  So such a test is
+cancelled instead, and cleans up as after any other failure.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Interrupts:
     def __init__(self) -> None:
         self._running: Deferred[Any] | None = None
         self._interrupted = False
-        # Not before: the reactor sets a handler for SIGTERM when it starts.
+        # Set the handler only now: the reactor sets one for SIGTERM when it starts.
         reactor.callWhenRunning(self._install)
 
     def cancellable(self, test: Callable[..., Any], limit: Callable[[], float]) -> Callable[..., Any]:
-        """Make of an asynchronous test one that ends at an interrupt, and after `limit` seconds if that is not 0."""
+        """Make an asynchronous test end at an interrupt, and after `limit` seconds if that is not 0."""
 
         @functools.wraps(test)
         async def run(*arguments: Any, **named: Any) -> None:
@@ -47,12 +47,12 @@ class Interrupts:
 
     def _install(self) -> None:
         signal.signal(signal.SIGTERM, self._interrupt)
-        # pytest-twisted wraps the usual handler, so it is not to be recognized; ours for an ignored signal is.
+        # pytest-twisted wraps the usual handler, so only our handler for an ignored signal can be recognized.
         if signal.getsignal(signal.SIGINT) is not do_nothing:
             signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, *_: object) -> None:
-        # A second time, whoever runs is interrupted wherever that is.
+        # Without such a test, or at a second interrupt, interrupt whatever runs.
         if self._running is None or self._interrupted:
             raise KeyboardInterrupt
         self._interrupted = True
@@ -60,10 +60,10 @@ class Interrupts:
 
 
 def ignore_no_signal() -> None:
-    """Have children start with the default action of each signal, though this process ignores some.
+    """Make children start with the default action of each signal, even if this process ignores some.
 
-    What is ignored stays so over an exec, and what is handled does not; so handle what is ignored, by doing nothing.
-    A shell ignores SIGINT for what it runs in the background, and nohup ignores SIGHUP.
+    Ignored signals stay ignored across an exec, and handled ones do not; so handle the ignored ones by doing nothing.
+    A shell makes background jobs ignore SIGINT, and nohup makes its command ignore SIGHUP.
     """
     # Python ignores these two by itself, and subprocess gives its children the default.
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:

@@ -1,4 +1,4 @@
-"""A name server on loopback, by UDP and TCP, that says what a test wants: in threads, with blocking sockets."""
+"""A name server on loopback, over UDP and TCP, with answers that a test sets; it uses threads and blocking sockets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ CODES = {"SERVFAIL": dns.ESERVER, "NXDOMAIN": dns.ENAME, "REFUSED": dns.EREFUSED
 
 
 class NameServer:
-    """Answers from `records`: for a name, what `host`, `service` or `alias` make, or a word.
+    """Answers from `records`: for each name, the result of `host`, `service` or `alias`, or a word.
 
-    The words: a code from `CODES`; ``silent`` for no answer at all; ``empty``; ``noise`` for bytes that are no message;
-    ``other`` for an answer to another question; ``number`` for one with another number; ``query`` for the question
-    itself; ``mute`` for an answer that is cut by UDP, and none by TCP.  What it has no record of, does not exist.
+    The words: a code from `CODES`; ``silent`` for no answer at all; ``empty``; ``noise`` for bytes that are not a
+    message; ``other`` for an answer to another question; ``number`` for an answer with another ID; ``query`` for the
+    question itself; ``mute`` for a truncated answer over UDP, and none over TCP.  Names without a record do not exist.
     """
 
     def __init__(self) -> None:
         self.records: dict[str, Any] = {}
         self.truncates = False
-        """Whether answers by UDP are cut."""
+        """Whether answers over UDP are truncated."""
         self.asked: list[tuple[str, str]] = []
-        """The names that were asked for, and by what, in order."""
+        """The names that were asked for, each with its transport, in order."""
         self._streams = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._streams.getsockname()[1]
         self._datagrams = socket.socket(type=socket.SOCK_DGRAM)

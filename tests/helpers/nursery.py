@@ -1,8 +1,8 @@
-"""Starts many proxies in little time: each is a fork of a process that has imported what a proxy imports.
+"""Starts many proxies quickly: each is a fork of a process that has already imported the proxy's modules.
 
-From there on all is as in ``twistd -n``: a process and a session of its own, its own directory, environment and
-standard streams, no other open file, twistd's own runner, and an end as the interpreter ends.  What a test says of the
-start itself, or of how the process is started, it says of a real command instead: `proxyprocess.TWISTD`.
+The rest is as with ``twistd -n``: the proxy has its own process, session, directory, environment and standard streams,
+no other open files, and twistd's own runner, and it exits as the interpreter does.  Tests of the start itself use a
+real command instead: `proxyprocess.TWISTD`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Child:
 
 
 class Nursery:
-    """The process that is forked; it starts when it is first needed."""
+    """The process that forks proxies; it starts when it is first needed."""
 
     def __init__(self) -> None:
         self._control: socket.socket | None = None
@@ -107,7 +107,7 @@ class Nursery:
         return self._control
 
     def close(self) -> None:
-        """End the process; its children have ended."""
+        """End the process, after its children have ended."""
         if self._control is not None and self._process is not None:
             self._control.close()
             self._process.wait(PATIENCE)
@@ -118,7 +118,7 @@ NURSERY = Nursery()
 
 
 def _load() -> None:
-    # Klein names the reactor, for what we do not use; a reactor made here would be shared by all children.
+    # Klein imports the reactor, for features that we do not use; children must not share a reactor made here.
     stand_in = ModuleType("twisted.internet.reactor")
     sys.modules[stand_in.__name__] = stand_in
     gc.disable()
@@ -129,7 +129,7 @@ def _load() -> None:
 
 
 def _serve() -> bool:
-    """Fork for each order; return in a child, and also, with false, when nobody orders any more."""
+    """Fork for each order; return true in a child, and false once no more orders can come."""
     control = socket.socket(fileno=os.dup(0))
     ties: dict[int, tuple[int, socket.socket]] = {}
     with selectors.DefaultSelector() as selector, control:
@@ -166,7 +166,7 @@ def _tell_end(selector: selectors.BaseSelector, pidfd: int, pid: int, tie: socke
 def _become(tie: int, out: int, err: int, arguments: list[str], cwd: str, environment: dict[str, str]) -> None:
     os.setsid()
     with socket.socket(fileno=tie) as told:
-        # Not earlier: now there is a process group to kill.
+        # Report the process only now that it has a process group to kill.
         told.send(b"%d" % os.getpid())
     nothing = os.open(os.devnull, os.O_RDONLY)
     for target, source in enumerate((nothing, out, err)):

@@ -30,12 +30,12 @@ _LIMITS = Limits()
 
 
 class Pooled(Bed):
-    """What makes a bed one with a pool of links to its upstream; `set_up_pool` must be called first."""
+    """A mixin for a bed with a pool of links to its upstream; call `set_up_pool` first."""
 
     servers: Servers
 
     def set_up_pool(self, limits: Limits, burst: bool, most: int) -> None:
-        """Have sessions get their links from a pool, of `most` links if that is not 0."""
+        """Make sessions get their links from a pool, of at most `most` links if that is not 0."""
         self._most = most
         self.links = Links(self.clock, limits, self.stats)
         self.stats.linked = lambda: self.links.states
@@ -63,14 +63,14 @@ class Pooled(Bed):
 
     @property
     def made(self) -> int:
-        """How many links were made."""
+        """The number of links made so far."""
         return self.stats.links_taken - self.stats.links_reused
 
     def connect_upstream(self, factory: Any) -> Deferred[Any]:
         return self.servers.connect(LinkFactory(factory, lambda leg: leg.session.observer.upstream, self.tick))
 
     async def asks(self, client: Peer, line: bytes = b"REQ 1\n") -> Peer:
-        """Have a client send a line, and return the end of the link that it arrives on."""
+        """Make a client send a line, and return the server's end of the link on which it arrives."""
         before = {peer: len(peer.received) for peer in self.upstreams.built}
         client.transport.write(line)
         await until(lambda: [peer for peer in self.upstreams.built if len(peer.received) > before.get(peer, 0)])
@@ -79,7 +79,7 @@ class Pooled(Bed):
         return link
 
     async def abandoned(self, requests: bytes = b"REQ 1\n") -> Peer:
-        """Have a client ask and leave with a reset; return the end of its link, whose replies are still to come."""
+        """Make a client send a request and reset; return the server's end of its link, on which the reply is due."""
         client = await self.client()
         link = await self.asks(client, requests)
         client.reset()
@@ -87,20 +87,20 @@ class Pooled(Bed):
         return link
 
     async def exchange(self, client: Peer, number: int = 1) -> Peer:
-        """Have a client ask, be answered, and return the end of its link."""
+        """Make a client send a request and get its reply; return the server's end of its link."""
         link = await self.asks(client, b"REQ %d\n" % number)
         link.transport.write(b"ACK %d\n" % number)
         await until(lambda: client.received.endswith(b"ACK %d\n" % number))
         return link
 
     async def leaves(self, client: Peer) -> None:
-        """Have a client close, and wait until its session has ended."""
+        """Make a client close, and wait until its session has ended."""
         before = len(self.bridge.sessions)
         client.transport.loseConnection()
         await until(lambda: len(self.bridge.sessions) < before)
 
     async def states(self, **expected: int) -> None:
-        """Wait until the links are in these states; a moment passes, in which those that linger are given back."""
+        """Wait until the links are in these states; lingering links are given back meanwhile."""
         wanted = {"idle": 0, "in_use": 0, "draining": 0, **expected}
 
         def are_reached() -> bool:

@@ -1,6 +1,6 @@
-"""The processes that tests start: each is over when its context ends, however it ends.
+"""The processes that tests start: each has ended when its context ends, however that happens.
 
-A `Watch` is for what no context can end: it outlives the test run, also when that is killed, and then kills every
+A `Watch` is for processes that no context ends: it outlives the test run, even a killed one, and then kills every
 process that the run started, by a mark in their environment.
 """
 
@@ -21,13 +21,13 @@ from tests.helpers.fooserver import PATIENCE
 ROOT = Path(__file__).resolve().parents[2]
 
 GRACE = 15.0
-"""Seconds that a program gets which itself has processes to stop."""
+"""Seconds for a program that has processes of its own to stop."""
 
-# tests/conftest.py deletes what begins with FOOPROXY_.
+# The name must not begin with FOOPROXY_: tests/conftest.py deletes such variables.
 _MARK = "TEST_RUN_MARK"
 
 ENDING = "TEST_RUN_ENDING"
-"""The environment variable with the seconds that processes have, after the end of a run, to be over; usually 10."""
+"""The environment variable with the seconds that processes have to end after a run; usually 10."""
 
 
 def environment() -> dict[str, str]:
@@ -40,8 +40,8 @@ def environment() -> dict[str, str]:
 def started(command: Sequence[str | Path], *, grace: float = 0.0, **how: Any) -> Iterator[subprocess.Popen[Any]]:
     """Run `command` for as long as the context lasts; `how` is for `subprocess.Popen`.
 
-    At the end its process group is killed.  A program that has processes outside of its group to stop is first sent
-    SIGTERM, and has up to `grace` seconds.
+    At the end its process group is killed.  A program that must stop processes outside its group first gets a SIGTERM
+    and up to `grace` seconds.
     """
     how = {"stdin": subprocess.DEVNULL, "env": environment(), **how}
     # In a session of its own, so that its process group is its own and Ctrl-C reaches the test run alone.
@@ -113,7 +113,7 @@ for _ in range(100):
 
 
 class Watch:
-    """Marks all processes that are started from here on, and has them killed when this one is gone."""
+    """Marks all processes that are started from now on, and kills them when this process is gone."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -125,12 +125,12 @@ class Watch:
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # Not marked itself, nor by a run that started this one.
+            # The watch itself is not marked, not even by a run that started this one.
             env={name: value for name, value in os.environ.items() if name != _MARK},
         )
         os.environ[_MARK] = mark
 
     def end(self) -> list[str]:
-        """Kill what is left, if it does not end within seconds; give the process ids and command lines."""
+        """Kill the processes that do not end in time; return their IDs and command lines."""
         told, _ = self._process.communicate()
         return sorted(set(told.splitlines()))

@@ -1,4 +1,4 @@
-"""Runs the real proxy in a separate process, for tests of what only a process can show.
+"""Runs the real proxy in a separate process, for tests that need one.
 
 Tests learn about it the way an operator would: ports and warnings from the log, statistics over HTTP, open files from
 ``/proc``.  When the context of a run ends, the process is killed and its log must not contain a traceback.
@@ -28,14 +28,14 @@ from tests.helpers.processes import completed, started
 T = TypeVar("T")
 
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
-# What the installed command fooproxy does.
+# The code of the installed command fooproxy.
 COMMAND = (sys.executable, "-m")
 # By default, twist logs to standard output.
 TWIST = (sys.executable, "-m", "twisted", "--log-file=+", "--log-format=text")
 
 
 def eventually(condition: Callable[[], T]) -> T:
-    """Wait until `condition` returns something true, and return that; what it looks up may not be there yet."""
+    """Wait until `condition` returns something true, and return that; it may raise look-up errors until then."""
     deadline = time.monotonic() + PATIENCE
     while True:
         late = time.monotonic() > deadline
@@ -48,7 +48,7 @@ def eventually(condition: Callable[[], T]) -> T:
 
 
 def settles(read: Callable[[], T], expected: T) -> None:
-    """Wait until `read` returns `expected`; if it never does, fail and show what it returned last."""
+    """Wait until `read` returns `expected`; otherwise fail, and show the last value."""
     deadline = time.monotonic() + PATIENCE
     while True:
         late = time.monotonic() > deadline
@@ -61,13 +61,13 @@ def settles(read: Callable[[], T], expected: T) -> None:
 
 
 def refuses(port: int) -> bool:
-    """Return whether nobody listens on `port`."""
+    """Return whether connections to `port` are refused."""
     try:
         connect(port).close()
     except ConnectionRefusedError:
         return True
     except ConnectionResetError:
-        # It came just before, and was still in the backlog.
+        # The connection was still in the backlog when the port closed.
         pass
     return False
 
@@ -75,7 +75,7 @@ def refuses(port: int) -> bool:
 def freeze(pid: int) -> None:
     """Stop a process with SIGSTOP, and wait until all of its threads stand still.
 
-    One thread takes the signal and tells the others, which go on until it has run.
+    One thread takes the signal and stops the others, which run on until it gets its turn.
     """
     os.kill(pid, signal.SIGSTOP)
 
@@ -105,9 +105,9 @@ class Proxy:
         return self._log.read_text() if self._log.exists() else ""
 
     def says(self, text: str, times: int | None = None) -> list[str]:
-        """Wait until the log has `text`, in just `times` lines if that is given; return the lines that have it.
+        """Wait until the log has `text`, in exactly `times` lines if that is given; return these lines.
 
-        A thread writes the log, so what a line tells can be seen elsewhere before the line can.
+        A thread writes the log, so an event can be visible elsewhere before its line is.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -192,7 +192,7 @@ def options(folder: Path, upstream: int | None, *more: str) -> list[str]:
         "--http": "127.0.0.1:0",
         "--forward": f"127.0.0.1:{upstream}" if upstream else f"unix:{folder}/nobody",
         "--recovery-path": str(folder / "recovery.json"),
-        # However long a busy disk takes.
+        # Allow for a busy disk.
         "--recovery-max-age": "600",
     }
     return [word for name, value in usual.items() if name not in more for word in (name, value)] + [*more]

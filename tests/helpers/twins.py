@@ -1,6 +1,6 @@
-"""The twins under test: the compiled and the pure implementation of what relays and counts.
+"""The twins under test: the compiled and the pure implementation of relaying and counting.
 
-A fixture that uses `twin` runs its tests with both; what is built with `counting` and `pump` is then of that twin.
+A fixture that uses `twin` runs its tests with both; objects built with `counting` and `pump` then use that twin.
 """
 
 from __future__ import annotations
@@ -54,5 +54,5 @@ def pump() -> Any:
 
 
 def are_told_apart(params: dict[str, Any]) -> bool:
-    """Return whether a test with these parameters depends on the twin: over other transports nothing is pumped."""
+    """Return whether a test with these parameters depends on the twin: the pump relays over our own transports only."""
     return not {"twisted's", "ssl", "haproxy, ssl"} & {value for value in params.values() if isinstance(value, str)}

@@ -45,7 +45,7 @@ class Wire:
         self.closed = self._abortive = False
         self._number = next(_numbers)
 
-    # What the peer does
+    # The peer's actions
 
     def peer_sends(self, data: bytes) -> None:
         self.said += data
