@@ -85,7 +85,7 @@ def _text_of(path: str) -> str:
             content = file.read(_LARGEST + 1)
     except OSError as error:
         is_dangling = isinstance(error, FileNotFoundError) and Path(path).is_symlink()
-        why = "it is a symbolic link to what does not exist" if is_dangling else error.strerror
+        why = "it is a symbolic link to a missing file" if is_dangling else error.strerror
         raise ValueError(f"cannot read {quoted}: {why}; expected a TOML file that this user can read") from None
     if len(content) > _LARGEST:
         raise ValueError(f"{quoted} is larger than 1 MiB; expected a TOML file with options")

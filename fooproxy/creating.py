@@ -1,6 +1,6 @@
 """Whether a file can be created in a directory: asks the kernel, and creates nothing visible.
 
-The permissions alone do not tell: they let root do anything, even in ``/proc``.  The recovery file and
+The permissions alone do not show it: they let root do anything, even in ``/proc``.  The recovery file and
 ``--check-config`` use this.
 """
 

@@ -22,14 +22,14 @@ PROBE_INTERVAL = 5.0
 """Seconds without a connection attempt, and without sessions, after which ``/ready`` tests the upstream itself."""
 
 PROBE_TIMEOUT = 1.0
-"""Timeout of that test, in seconds; long enough to try several addresses of a name."""
+"""Timeout of the test by ``/ready``, in seconds; long enough to try several addresses of a name."""
 
 
 class Health:
     """Whether the proxy is ready for traffic, and what an operator should check.
 
     The service sets the flags `starting` and `draining`; everything else is queried on demand.  `traffic` returns
-    whether there are connected sessions, which say more about the `upstreams` than a test would; `loops` returns
+    whether there are connected sessions, which show more about the `upstreams` than a test would; `loops` returns
     whether the proxy has lately connected to itself; `warnings` has a condition for each word that warns an operator.
     """
 

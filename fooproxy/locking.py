@@ -44,7 +44,7 @@ class Lock:
 
     @property
     def is_intact(self) -> bool:
-        """Whether we have the lock and its file has not been removed since, so that nobody else can have it."""
+        """Whether we have the lock and its file has not been removed since, so that no other process can have it."""
         return self._file is not None and self._is_at_path(self._file)
 
     def take(self) -> None:

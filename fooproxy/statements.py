@@ -1,7 +1,7 @@
 """Reads TOML one statement at a time: TOML's own parser does not tell which line a value is on.
 
-A statement gives one name its value, on one line or on several.  Reading takes time in proportion to the length of the
-text, whatever the text is.  This module does not know what the names mean; `fooproxy.configuration` calls it.
+A statement gives one name its value, on one line or on several.  Reading always takes time in proportion to the length
+of the text.  This module does not know what the names mean; `fooproxy.configuration` calls it.
 """
 
 from __future__ import annotations

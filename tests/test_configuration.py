@@ -197,7 +197,7 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
 def test_a_link_to_nothing_is_refused_as_such(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("nothing")
-    with pytest.raises(UsageError, match=r"cannot read '.*/link': it is a symbolic link to what does not exist; expec"):
+    with pytest.raises(UsageError, match=r"cannot read '.*/link': it is a symbolic link to a missing file; expec"):
         Options({}).parseOptions(["--config", str(link)])
 
 

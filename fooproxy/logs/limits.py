@@ -55,7 +55,8 @@ class Limits:
     def admits(self, kind: str, reason: str = "", level: Any = LogLevel.info) -> bool:
         """Return whether to show one more line.
 
-        A caller that asks this, to save building an expensive line, then logs the line without a limit.
+        A caller that would otherwise build an expensive line in vain asks this first, and then logs the line without a
+        limit.
         """
         now = self._clock.seconds()
         period = self._periods.get(kind)

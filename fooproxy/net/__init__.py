@@ -2,8 +2,8 @@
 
 It knows nothing of the Foo protocol, of sessions or of counting; the chunks that it relays are shown to a `pump.Tap`.
 
-Start with `addresses` (what an operator writes becomes an endpoint), then `transport`, `poller` and `pump` (the way of
-a chunk).  `named` and `resolver` look names up, `arrival` waits for TLS, `failures` says why a connection could not be
-made, `proxy_header` reads PROXY headers, `sockets` asks the kernel what waits for a peer, and `deadlines` keeps many
-deadlines with one timer.
+Start with `addresses` (from an operator's text to an endpoint), then `transport`, `poller` and `pump` (the way of a
+chunk).  `named` and `resolver` look names up, `arrival` waits for TLS, `failures` says why a connection could not be
+made, `proxy_header` reads PROXY headers, `sockets` asks the kernel which data waits for a peer, and `deadlines` keeps
+many deadlines with one timer.
 """

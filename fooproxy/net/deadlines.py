@@ -48,7 +48,7 @@ def turns(late: float) -> int:
 
 
 async def read_first(clock: IReactorTime, late: float) -> None:
-    """Let the event loop read what has arrived before the caller acts on a deadline, `late` seconds late."""
+    """Let the event loop read arrived data before the caller acts on a deadline, `late` seconds late."""
     for _ in range(turns(late)):
         await deferLater(clock, 0)
 

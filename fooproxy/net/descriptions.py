@@ -32,7 +32,7 @@ _LONGEST_PATH = 107
 _LAST_PORT = 65535
 
 _ARGUMENT = re.compile(r"((?:[^\\:]|\\.)*)(:|$)", re.DOTALL)
-"""One argument of a description and what ends it; a backslash makes the next character an ordinary one."""
+"""One argument of a description, and its end; a backslash makes the next character an ordinary one."""
 _NAMED = re.compile(r"((?:[^\\=]|\\.)*)=(.*)", re.DOTALL)
 
 

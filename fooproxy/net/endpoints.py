@@ -243,7 +243,7 @@ def _connected(poller: Poller, skt: socket.SocketType, peer: Address, factory: I
 def _outcome(skt: socket.SocketType, problem: int, address: Any) -> int:
     """Return the error number of a connect to `address` that returned `problem`; 0 if the connection can be used.
 
-    A socket that connected to itself counts as refused, since nobody listens there.  It is closed with a reset;
+    A socket that connected to itself counts as refused, since no server listens there.  It is closed with a reset;
     otherwise it would keep the server from binding its port for a minute.
     """
     if problem not in (0, errno.EISCONN):

@@ -294,7 +294,7 @@ class Poller:
         return now
 
     def _send(self, stuck: list[Any]) -> None:
-        """Send what the pump could not write at once."""
+        """Send the data that the pump could not write at once."""
         for sink, data, why in stuck:
             try:
                 if why is None:

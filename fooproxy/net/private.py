@@ -3,9 +3,9 @@
 Each entry of `USED` says what a name is for, and why no public way does.  A test fails with those words when a release
 of Twisted no longer has the name; another one fails when a private name is used elsewhere.
 
-Nothing here is called per chunk or per write; the functions run when a session ends or is swept.  What the hot path
-has to know (whether anything is unsent, whether a FIN is due) `fooproxy.net.transport` keeps track of itself, by
-overriding public methods.
+Nothing here is called per chunk or per write; the functions run when a session ends or is swept.
+`fooproxy.net.transport` overrides public methods to track the state that the hot path needs: whether data is unsent,
+whether a FIN is due.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class ProxyHeaderProtocol(ProtocolWrapper):
         return self.tell is not _nobody
 
     def dataReceived(self, data: bytes) -> None:
-        """Read the header, or pass on what follows it."""
+        """Read the header, or pass on the data after it."""
         if self._header is not None:
             self.wrappedProtocol.dataReceived(data)
             return

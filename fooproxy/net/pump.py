@@ -78,7 +78,7 @@ class Sink(Protocol):
     inflow: Tap | None
 
     def write(self, data: bytes) -> None:
-        """Send what the pump could not write."""
+        """Send data that the pump could not write."""
 
     def fail(self, why: Exception) -> None:
         """Stop writing, since the connection is lost."""
@@ -162,7 +162,7 @@ class Pump:
                 self._write(starts)
                 self._look()
                 starts = [len(box) for box in self._boxes]
-                # A later read may return the reply to what was just written.
+                # A later read may return the reply to data that was just written.
                 now = max(self._clock(), now + 1)
         self._write(starts)
         stuck, self._stuck = self._stuck, []

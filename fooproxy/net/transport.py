@@ -245,7 +245,7 @@ class Transport(Connection):
         return None
 
     def doWrite(self) -> Any:
-        """Send what is buffered."""
+        """Send buffered data."""
         why: Any = super().doWrite()
         if why in (main.CONNECTION_LOST, TIMED_OUT):
             self.fail(why)

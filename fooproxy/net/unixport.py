@@ -40,7 +40,7 @@ class Port(unix.Port):
         self._made: os.stat_result | None = None
 
     def startListening(self) -> None:
-        """Take the lock, replace a socket on which nobody listens, and listen."""
+        """Take the lock, replace a socket that no process listens on, and listen."""
         if self._lock is not None:
             self._take(self._lock)
         try:

@@ -124,7 +124,7 @@ class SavedState:
     def __init__(self, content: object) -> None:
         if not isinstance(content, dict):
             raise Unusable("it is not a JSON object")
-        # time_stamp is saved_at in whole seconds.  If they disagree, somebody edited one of them; the older one counts.
+        # time_stamp is saved_at in whole seconds.  If they disagree, one of them was edited; the older one counts.
         self.saved_at = _time(content, "time_stamp")
         if "saved_at" in content:
             self.saved_at = min(_time(content, "saved_at"), self.saved_at + 1)

@@ -1,6 +1,6 @@
 """Closes clients that hold a link without making progress while other clients wait for one.
 
-A client may hold a link as long as its server has something to answer.  But one whose line stays unfinished, or that
+A client may hold a link as long as its server owes it a reply.  But one whose line stays unfinished, or that
 does not read its replies, keeps others waiting for no reason.  This module knows nothing about messages or queues;
 `fooproxy.parts` starts and stops `Holding`, and tells it whether clients wait.
 """

@@ -1,6 +1,6 @@
 """The interceptor: sits between a leg's transport and its protocol, and shows every chunk to an analyzer.
 
-It never alters, delays or loses a chunk, even if the analyzer raises.  What the protocol writes goes straight to the
+It never alters, delays or loses a chunk, even if the analyzer raises.  The protocol's writes go straight to the
 transport.  It knows neither what the analyzer does with the chunks nor what the wrapped protocol is.  `fooproxy.parts`
 wraps the factories of both legs in it.
 """
@@ -32,7 +32,7 @@ class Interceptor:
 
     log = Logger()
 
-    # Twisted's `Protocol`, which has nothing that is of use here, would give each of them a dictionary.
+    # Not Twisted's `Protocol`: it has nothing of use here, and would give each interceptor a dictionary.
     __slots__ = ("clock", "tap", "transport", "wrapped")
 
     def __init__(self, wrapped: Any, tap: Tap, clock: Callable[[], int]) -> None:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
             """Handle the end of the connection of `leg`."""
 
         def unheard(self, leg: Leg) -> None:
-            """Handle the case that the other leg accepts no more of what `leg` receives."""
+            """Handle the case that the other leg accepts no more data from `leg`."""
 
         def identified(self, leg: Leg) -> None:
             """Continue, now that a PROXY header has named the peer of `leg`."""
@@ -105,7 +105,7 @@ def _drop(data: bytes) -> None:
 class Leg:
     """One leg of a session: forwards each chunk and reports everything else to the session."""
 
-    # Twisted's `Protocol`, which has nothing of use here, would give each leg a dictionary.
+    # Not Twisted's `Protocol`: it has nothing of use here, and would give each leg a dictionary.
     __slots__ = (
         *("dataReceived", "finished", "forward", "link", "lost", "name", "over_tls", "paused", "session", "transport"),
         *("_half_closed", "_held"),
@@ -208,7 +208,7 @@ class Leg:
 
     @property
     def is_pumped(self) -> bool:
-        """Whether the pump relays what is read, without calling this leg."""
+        """Whether the pump relays the data read, without calling this leg."""
         return isinstance(self.transport, Transport) and self.transport.is_pumped
 
     def watch(self) -> None:

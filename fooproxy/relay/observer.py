@@ -1,4 +1,4 @@
-"""The observer of a session: understands its traffic, which the relay does not.
+"""The observer of a session: understands its traffic; the relay does not.
 
 An observer counts what passes, and answers the questions on which the end of a session depends.
 `fooproxy.stats.session` implements it; the relay knows nothing else about the statistics.
@@ -90,7 +90,7 @@ class Observer(Protocol):
         """Record that a paused leg is read again."""
 
     def ignored(self, leg: str) -> None:
-        """Record that what `leg`, ``client`` or ``upstream``, receives is dropped from now on, not relayed."""
+        """Record that data received by `leg`, ``client`` or ``upstream``, is dropped from now on, not relayed."""
 
     def ended(self, reason: str) -> None:
         """Record that both legs are gone, and why."""

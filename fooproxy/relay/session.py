@@ -242,7 +242,7 @@ class Session(Generic[Seen]):
             self._ended()
 
     def unheard(self, leg: Leg) -> None:
-        """Handle the case that the other leg accepts no more of what `leg` receives, though it may not be lost yet."""
+        """Handle the case that the other leg accepts no more data from `leg`, though it may not be lost yet."""
         other = self._other(leg)
         # If the other leg is gone, `lost` follows at once and knows how it ended.
         if self.closing or other is None or other.is_gone:
@@ -306,7 +306,7 @@ class Session(Generic[Seen]):
             leg.watch()
 
     def close(self) -> None:
-        """Close both legs after they delivered what was received; reset the upstream if a request is cut short."""
+        """Close both legs after they delivered the data received; reset the upstream if a request is cut short."""
         is_cut_short = not self.observer.between_requests
         self._begin_to_close()
         for leg in self._left():

@@ -1,7 +1,7 @@
 """The sweep: a periodic check of all sessions, instead of a timer for each.
 
-It finds idle sessions, requests that have waited for too long, and stalled peers (those that do not read what waits for
-them), and reports them to their session, which decides what happens.  It knows nothing about messages.
+It finds idle sessions, requests that have waited for too long, and stalled peers (peers that do not read their waiting
+data), and reports them to their session, which decides what happens.  It knows nothing about messages.
 `fooproxy.parts` starts and stops it.
 """
 

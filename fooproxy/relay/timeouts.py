@@ -20,7 +20,7 @@ class Timeouts(NamedTuple):
     client_fin: float = 10.0
     """A client that has closed its side waits this long for the next bytes from the upstream."""
     send: float = 60.0
-    """A peer that reads nothing of what waits for it is disconnected after this time."""
+    """A peer that reads none of its waiting data is disconnected after this time."""
 
     reply: float = 0.0
     """A session whose oldest request has waited this long for its reply is closed; 0: never."""

@@ -58,7 +58,7 @@ class Client:
 
     @property
     def messages(self) -> int:
-        """Requests and replies together: what clients are ranked by."""
+        """Requests and replies together; clients are ranked by this number."""
         return self.requests + self.replies
 
     def report(self) -> dict[str, int]:

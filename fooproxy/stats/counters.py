@@ -1,8 +1,7 @@
 """Every statistic of the proxy, declared once and in the order of the report, and the array that holds the counts.
 
 To add a statistic, declare it here and count it in one line elsewhere.  Counters only grow, and they can be added up
-over sessions (later also over upstreams and processes); rates and other gauges are computed when somebody asks for
-them.
+over sessions (later also over upstreams and processes); rates and other gauges are computed on request.
 
 This module does not know about sockets or HTTP.  The analyzers of `fooproxy.foo` count the traffic, in the same array;
 the relay's sessions count through `fooproxy.stats.session`; the web side, recovery and SIGUSR2 read.
@@ -311,12 +310,12 @@ class Stats(Declared):
 
     @computed("info", "", series=None)
     def implementation(self) -> str:
-        """What relays and counts: compiled, or pure for Python alone."""
+        """How messages are relayed and counted: compiled, or pure for Python alone."""
         return IMPLEMENTATION
 
     @computed("info", "", in_report=False)
     def build(self) -> dict[str, str]:
-        """The version of fooproxy, and whether what relays and counts is compiled."""
+        """The version of fooproxy, and whether relaying and counting are compiled."""
         return {"version": self.version, "implementation": self.implementation}
 
     _client = Counted(Counts.names, saved="client")

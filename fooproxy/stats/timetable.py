@@ -35,7 +35,7 @@ class TimeTable:
     """The last `FRAME` seconds of two growing counters.
 
     `read` returns the current values of both counters, `clock` the monotonic time in seconds, and `seen` the time at
-    which the last of what is counted was read.
+    which the last counted data was read.
     """
 
     def __init__(

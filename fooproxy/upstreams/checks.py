@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from fooproxy.upstreams.server import Server
 
     class Question(Interface):
-        """A request, and how its reply is judged."""
+        """A request, and the test of its reply."""
 
         request: bytes
 
         def hear(self, chunk: bytes) -> bool | None:
-            """Return whether what was received is a reply; `None` as long as that is not known."""
+            """Return whether the data received is a reply; `None` as long as that is not known."""
 
 
 KINDS = ("off", "tcp", "foo")
@@ -233,7 +233,7 @@ class _Conversation(Protocol):
         self.transport.write(self._question.request)
 
     def dataReceived(self, data: bytes) -> None:
-        """Judge what the server sends."""
+        """Judge the data that the server sends."""
         if self.over.called:
             return
         verdict = self._question.hear(data)

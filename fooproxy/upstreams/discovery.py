@@ -343,7 +343,7 @@ class Found:
         self._left_out = left_out
 
     def _failed(self, why: str) -> None:
-        """Keep what was found, and ask again soon."""
+        """Keep the servers found before, and ask again soon."""
         now = self._clock.seconds()
         why = one_line(why)
         if self.error is None:

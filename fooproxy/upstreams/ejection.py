@@ -1,8 +1,8 @@
 """Ejection: takes out a server that accepts connections but fails its clients, as long as others can replace it.
 
 A failure is a session that the server left with requests unanswered, or ended as soon as it began, or one that has
-waited `STUCK` seconds for a reply from a server that answers nobody.  `IN_A_ROW` of them, without a served session in
-between, take the server out for a while.  Afterwards a trial must succeed before it is used again, and the first
+waited `STUCK` seconds for a reply from a server that answers no request.  `IN_A_ROW` of them, without a served session
+in between, take the server out for a while.  Afterwards a trial must succeed before it is used again, and the first
 failure after that takes it out for longer.  The last server is never taken out, nor more than half of them.  A NAK is
 not a failure.
 
@@ -42,11 +42,11 @@ IN_A_ROW = 3
 """Failures in a row that take a server out."""
 
 STUCK = 10.0
-"""Seconds that a request must wait on a server that answers nobody before its session counts as a failure."""
+"""Seconds that a request must wait on a server that answers no request before its session counts as a failure."""
 
 
 class _Streak:
-    """The failures of a server since it last served somebody."""
+    """The failures of a server since it last served a session."""
 
     def __init__(self) -> None:
         self.failures = 0
@@ -82,7 +82,7 @@ class Ejection:
         del self._watched[server.number]
 
     def start(self, reactor: IReactorTime) -> None:
-        """Check every second for servers that answer nobody."""
+        """Check every second for servers that answer no request."""
         self._looping.clock = reactor
         self._is_started = True
         self._run()
@@ -105,7 +105,7 @@ class Ejection:
             self._watched[number][1].failures = 0
 
     def look(self) -> None:
-        """Count the sessions that wait on servers that answer nobody."""
+        """Count the sessions that wait on servers that answer no request."""
         now = self._clock()
         for number, (server, streak) in self._watched.items():
             record = self._records[number]

@@ -227,7 +227,7 @@ class Control:
         return True
 
     def _note(self, request: Any, what: str, **fields: str | int) -> str:
-        """Log an order, `what` being a template for the `fields`, and return who gave it."""
+        """Log an order, whose template `what` gets the `fields`, and return who gave it."""
         asker = _asker(request)
         self.log.info(f"{_WHO} {what}", **asker, **fields, limited="orders")
         return _WHO.format(**asker)

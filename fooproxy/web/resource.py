@@ -197,7 +197,7 @@ class Web:
 
     @app.route("/version", methods=["GET"])
     def version(self, request: IRequest) -> bytes:
-        """The version, and whether what relays is compiled, as JSON."""
+        """The version, and whether the relay is compiled, as JSON."""
         return as_json(request, 200, {"version": __version__, "implementation": IMPLEMENTATION})
 
     @app.route("/<name>", methods=["GET"])

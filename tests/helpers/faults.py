@@ -114,7 +114,7 @@ def flood(line: bytes, stop: Callable[[], object]) -> Step:
             return True
         rest[0] = rest[0] or line * (1 + (1 << 16) // len(line))
         rest[0] = rest[0][peer.send(rest[0]) :]
-        # Also checked in mid-line: if nobody reads, the line never ends.
+        # Also checked in mid-line: without a reader, the line never ends.
         return bool(stop())
 
     return step
