@@ -49,7 +49,7 @@ class Health:
         self.draining = False
 
     async def check(self) -> None:
-        """Test whether the upstream is reachable, unless that is known from recent attempts or from sessions.
+        """Test whether the upstream is reachable, unless recent attempts or sessions show it.
 
         Sessions do not count if the last attempt failed: they do not show that new connections are possible.
         """
@@ -77,7 +77,7 @@ class Health:
     def reasons(self) -> list[str]:
         """Return why the proxy is not ready: any of ``starting``, ``draining``, ``loop``, ``upstream_unreachable``.
 
-        The last is followed by why, in the word by which failed sessions are counted, such as ``upstream_refused``.
+        The last is followed by the reason by which failed sessions are counted, such as ``upstream_refused``.
         """
         unreachable = self._upstreams.unreachable(UPSTREAM_MEMORY) is not None
         words = {"starting": self.starting, "draining": self.draining, "loop": self._loops()}

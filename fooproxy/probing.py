@@ -22,7 +22,7 @@ from fooproxy.net.descriptions import word
 from fooproxy.text import one_line
 
 _PATIENCE = 3.0
-"""Seconds that all of it may take: looking up a name, connecting, and the answer."""
+"""Seconds for the whole check: looking up a name, connecting, and the answer."""
 
 
 def check_health(address: str, place: str) -> bool:

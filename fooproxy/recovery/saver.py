@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LARGEST = 1 << 20
-"""Bytes; a larger file cannot be ours, since a state never reaches a fifth of this."""
+"""Bytes; a larger file is not read.  A state has at most a fifth of this, plus 8 kB for each of several servers."""
 
 
 class Unusable(Exception):

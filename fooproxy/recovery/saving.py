@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
 SAVE_INTERVAL = 1.0
-"""Seconds between two saves of the statistics, and therefore how much a crash can lose."""
+"""Seconds between two saves of the statistics; a crash can lose these, plus the duration of a save."""
 
 SLOW_SAVE = 3.0
 """Seconds after which a save that has not finished is reported as failing."""

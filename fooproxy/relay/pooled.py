@@ -150,7 +150,7 @@ class PooledSession(Session[Seen]):
             leg.link.take_back()
 
     def _is_worth_waiting_for(self, leg: Leg) -> bool:
-        """Return whether the link will be clean once all replies have arrived, and they are likely to."""
+        """Return whether all replies are likely to arrive and leave the link clean."""
         reason, observer = self.reason or "aborted", self.observer
         if reason in _THEIRS or reason.startswith("upstream_") or self.draining or reason == "aborted":
             return False

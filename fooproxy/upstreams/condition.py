@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
 _RELAPSE = 60.0
-"""Seconds after its return within which a server that is taken out again is left alone for longer."""
+"""Seconds, or twice the rest: a server that is taken out again this soon after its return rests for longer."""
 
 _FIRST_REST = 2.0
 """Seconds that a server is left alone when it is taken out because of its requests."""

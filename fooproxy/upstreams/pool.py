@@ -1,9 +1,9 @@
 """The pool: links to servers that outlive the sessions they are lent to, so that later clients need not connect.
 
 A link is lent to one session at a time.  A session gives it back only if it is clean: no request open, no line
-unfinished on either leg, and nothing received that was not asked for.  Any byte, FIN or reset from the server ends an
-idle link, even if it is only found when the link is taken; a link also ends when it is too old or was idle for too
-long.  The link that was given back last is taken first, so that links that are not needed expire.
+unfinished on either leg, and nothing unsolicited received.  Any byte, FIN or reset from the server ends an idle link,
+even if it is only found when the link is taken; a link also ends when it is too old or was idle for too long.  The link
+that was given back last is taken first, so that links that are not needed expire.
 
 This module knows nothing about messages: the session decides whether a link is clean.  `fooproxy.upstreams.server`
 takes links from here, and makes new ones.

@@ -22,7 +22,7 @@ _ENOUGH = 100
 """Minimum replies for comparing a server with others."""
 
 _FAR = 3
-"""A server whose latency or share of NAKs is more than this many times the others' median is an outlier."""
+"""A server whose p50 or share of NAKs is more than this many times the others' median is an outlier."""
 
 _FEW_NAKS = 0.05
 """The share of NAKs below which a server is never an outlier, however few NAKs the others send."""
