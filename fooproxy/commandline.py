@@ -29,7 +29,7 @@ from fooproxy.options import GROUPS, OPTIONS
 from fooproxy.probing import check_health
 from fooproxy.process import printing
 from fooproxy.text import one_line
-from fooproxy.upstreams.forward import twice
+from fooproxy.upstreams.forward import MOST_SERVERS, twice
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -133,6 +133,10 @@ class Options(usage.Options):
             self._instead()
 
     def _check_combinations(self) -> None:
+        if len(self["forward"]) > MOST_SERVERS:
+            raise usage.UsageError(
+                f"{self._source('forward')}: {len(self['forward'])} servers are given; expected at most {MOST_SERVERS}"
+            )
         if same := twice(self["forward"]):
             raise usage.UsageError(
                 f"{self._source('forward')}: two servers are called {same.name!r}; expected each once, or names to "

@@ -330,6 +330,12 @@ def test_servers_that_cannot_be_told_apart_or_are_the_proxy_are_refused(servers:
     assert refusal(FOOPROXY_FORWARD=" ".join(servers)).startswith("FOOPROXY_FORWARD: ")
 
 
+def test_more_servers_than_the_recovery_file_has_room_for_are_refused() -> None:
+    many = [f"--forward=unix:/{number}" for number in range(1_001)]
+    parsed(*many[:-1])
+    assert refusal(*many) == "--forward: 1001 servers are given; expected at most 1000"
+
+
 def test_a_unix_path_may_have_commas() -> None:
     (server,) = parsed("--forward", "unix:/run/a,b,weight=2")["forward"]
     assert (server.address, server.weight) == ("unix:/run/a,b", 2)

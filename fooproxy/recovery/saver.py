@@ -25,8 +25,8 @@ from fooproxy.locking import Held, Lock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_LARGEST = 1 << 20
-"""Bytes; a larger file is not read.  A state has at most a fifth of this, plus 8 kB for each of several servers."""
+_LARGEST = 1 << 24
+"""Bytes; a larger file is not read.  A state has at most 200 kB, plus 8 kB for each server, of which there are 2000."""
 
 
 class Unusable(Exception):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
 
-_MOST_SERVERS = 10_000
+_MOST_SERVERS = 2_000
 
 
 class Recovery:

@@ -24,6 +24,9 @@ _WORD = re.compile(
 
 _NAME = re.compile(r"(?=.{1,253}$)(?:[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+")
 
+MOST_SERVERS = 1_000
+"""The maximum number of servers that can be given; the recovery file must have room for all, and for earlier ones."""
+
 _FOUND = re.compile(r"(?P<how>dns|srv):(?P<what>.*)", re.S | re.I)
 """An address that stands for all servers found under a name in DNS."""
 
