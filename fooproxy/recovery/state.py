@@ -21,6 +21,7 @@ from fooproxy.stats import history
 from fooproxy.stats.servers import SHARED, SavedServer
 from fooproxy.stats.timetable import FRAME
 from fooproxy.text import one_line
+from fooproxy.upstreams.forward import MOST_SERVERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from fooproxy.stats.counters import Stats
 
 
-_MOST_SERVERS = 2_000
+_MOST_SERVERS = 2 * MOST_SERVERS
+"""The present servers, and as many that earlier processes had."""
 
 
 class Recovery:
