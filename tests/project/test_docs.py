@@ -28,6 +28,8 @@ WITH_SOCKET = UNIT.with_name("fooproxy-socket.conf")
 OURS = re.compile(r"(?!\.data/|\.venv/)[\w.-]+(?:/[\w.-]+)+|[\w-]+\.(?:cfg|in|py|rst|toml)")
 """A relative path in the checkout, or a file at its top."""
 
+REGENERATE = "run `python docs/tables.py`"
+
 
 def parsed(name: str) -> nodes.document:
     """Parse a document as a package index would; whatever docutils complains about fails the test."""
@@ -81,8 +83,12 @@ def test_a_table_without_its_comments_is_reported(stale: Path) -> None:
 
 def test_a_row_of_several_lines_is_rendered_as_one() -> None:
     rows = [tuple(" ".join(cell.split()) for cell in row) for row in table(parsed("README.rst"), "Report")]
-    (field,) = (field for field in Stats.reported if field.name == "upstream_connect_failures")
-    assert (field.name, field.kind, field.unit, field.meaning) in rows
+    assert rows == [(field.name, field.kind, field.unit, field.meaning) for field in Stats.reported], REGENERATE
+
+
+def test_the_readme_has_every_route() -> None:
+    listed = [url for row in table(parsed("README.rst"), "URLs") for url in row[0].split(", ")]
+    assert sorted(listed) == sorted(rule.rule for rule in Web.app.url_map.iter_rules()), REGENERATE
 
 
 @pytest.mark.parametrize("route", sorted({rule.rule for rule in Web.app.url_map.iter_rules()} - {"/<name>"}))

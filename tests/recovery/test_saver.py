@@ -76,6 +76,7 @@ def test_a_file_that_cannot_be_read_is_unusable() -> None:
         (b"[-Infinity]", "-Infinity is not a JSON number"),
         (b"[" * 100_000, "not valid JSON"),
         (b"9" * 100_000, "not valid JSON"),
+        pytest.param(b" " * (1 << 24) + b"{}", "larger than", id="too large"),
     ],
 )
 def test_what_is_not_json_is_unusable(path: Path, content: bytes, why: str) -> None:

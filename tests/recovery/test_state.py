@@ -205,6 +205,7 @@ BROKEN: dict[str, bytes] = {
     "a strange name": b'{"index": 1, "time_stamp": 1, "counters": {"a\\n\\u001b[31m": -1}}',
     "foreign": b'{"hello": "world"}',
     "too deep": b"[" * 100_000,
+    "too large": b" " * (1 << 24) + b"{}",
     "index beyond": json.dumps({**FOREIGN, "index": 10}).encode(),
     "index true": json.dumps({**FOREIGN, "index": True}).encode(),
     "nine seconds": json.dumps({**FOREIGN, "requests_10s": [0] * 9}).encode(),

@@ -439,6 +439,15 @@ def test_the_rules_record_rates_shares_and_quantiles_of_the_traffic(watched: Wat
     assert p99 > DELAY / 2
 
 
+def test_alerts_have_both_severities() -> None:
+    assert {rule["labels"]["severity"] for rule in ALERTS} == {"critical", "warning"}
+
+
+def test_only_alerts_that_there_are_have_unit_tests() -> None:
+    tested = set(re.findall(r"alertname: (\w+)$", RULES_TEST.read_text(), re.MULTILINE))
+    assert tested == {rule["alert"] for rule in ALERTS}
+
+
 @pytest.mark.slow
 def test_every_selector_in_the_rules_selects_something(watched: Watched) -> None:
     rules = watched.prometheus.rules("alerting") + watched.prometheus.rules("recording")
