@@ -15,9 +15,10 @@ from twisted.python.usage import UsageError
 from fooproxy import parts, service
 from fooproxy.commandline import Options
 from fooproxy.options import GROUPS, OPTIONS, Option
+from tests.helpers.sources import other_tests
 
 README = Path(__file__).resolve().parents[1] / "README.rst"
-OTHER_TESTS = "".join(path.read_text() for path in Path(__file__).parent.rglob("*.py") if path != Path(__file__))
+OTHER_TESTS = other_tests(__file__)
 
 
 def parsed(*arguments: str, **environment: str) -> Options:

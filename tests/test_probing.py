@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"status": "OK!"}\n'
 
 
 @contextmanager
-def answering(listener: socket.socket, answer: bytes) -> Iterator[list[bytes]]:
-    """Give the first connection this answer; show what it asked."""
+def answering(listener: socket.socket, answer: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Give the first connection this answer, in its parts; show what it asked."""
     asked = []
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
             asked.append(connection.recv(4096))
-            connection.sendall(answer)
+            for part in answer:
+                connection.sendall(part)
 
     thread = threading.Thread(target=serve)
     with listener:
@@ -53,14 +54,14 @@ def checked(capsys: Any, *arguments: str, **environment: str) -> tuple[int, str,
 
 def test_a_proxy_that_answers_is_healthy(capsys: Any) -> None:
     listener, port = bound()
-    with answering(listener, ALIVE) as asked:
+    with answering(listener, [ALIVE]) as asked:
         assert checked(capsys, "--http", str(port)) == (0, "OK!\n", "")
     assert asked[0].startswith(b"GET /health HTTP/1.1\r\n")
 
 
 def test_only_the_address_that_is_asked_matters(capsys: Any) -> None:
     listener, port = bound()
-    with answering(listener, ALIVE):
+    with answering(listener, [ALIVE]):
         assert checked(capsys, "--http", str(port), "--listen", str(port)) == (0, "OK!\n", "")
 
 
@@ -76,14 +77,14 @@ def test_only_the_address_that_is_asked_matters(capsys: Any) -> None:
 )
 def test_it_is_asked_where_this_machine_reaches_it(capsys: Any, host: str, address: str) -> None:
     listener, port = bound(host)
-    with answering(listener, ALIVE):
+    with answering(listener, [ALIVE]):
         assert checked(capsys, FOOPROXY_HTTP=address.format(port)) == (0, "OK!\n", "")
 
 
 def test_a_unix_socket_is_asked_too(capsys: Any, tmp_path: Path) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "http.sock"))
-    with answering(listener, ALIVE):
+    with answering(listener, [ALIVE]):
         assert checked(capsys, "--http", f"unix:{tmp_path}/http.sock:mode=660") == (0, "OK!\n", "")
 
 
@@ -100,7 +101,7 @@ def test_a_unix_socket_is_asked_too(capsys: Any, tmp_path: Path) -> None:
 )
 def test_any_other_answer_is_not_healthy(capsys: Any, answer: bytes, what: str) -> None:
     listener, port = bound()
-    with answering(listener, answer):
+    with answering(listener, [answer]):
         status, out, err = checked(capsys, "--http", str(port))
     assert (status, out, err.count("\n")) == (1, "", 1)
     assert what in err
@@ -127,21 +128,14 @@ def test_a_proxy_whose_answer_does_not_end_is_not_healthy(
     listener, port = bound()
     over = threading.Event()
 
-    def serve() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
-            while not over.wait(0.02):
-                connection.sendall(drop)
+    def answer() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nX: "
+        while not over.wait(0.02):
+            yield drop
 
-    with listener:
-        listener.settimeout(PATIENCE)
-        listener.listen()
-        server = threading.Thread(target=serve)
-        server.start()
+    with answering(listener, answer()):
         status, out, err = checked(capsys, "--http", str(port))
         over.set()
-        server.join()
     assert (status, out) == (1, "")
     assert err.startswith(
         f"fooproxy: no answer from {port} within 0.3 seconds; is fooproxy running with --http {port}?"

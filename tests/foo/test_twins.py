@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ from fooproxy.foo.numbers import zeros
 from tests.foo.test_analyzer import NEARLY, WELL_FORMED
 from tests.fuzz.targets import twins
 from tests.helpers.processes import completed, environment
-from tests.helpers.twins import MUST_BE_BUILT
+from tests.helpers.twins import MUST_BE_BUILT, One
 
 needs_core = pytest.mark.skipif(core is None and not MUST_BE_BUILT, reason="fooproxy._core was not built")
 
@@ -157,22 +157,11 @@ def test_the_array_is_not_resized_while_the_compiled_twin_counts_in_it() -> None
         numbers.append(0)
 
 
-class Index:
-    """A number that does something when it is looked at."""
-
-    def __init__(self, do: Callable[[], Any]) -> None:
-        self.do = do
-
-    def __index__(self) -> int:
-        self.do()
-        return 1
-
-
 @needs_core
 def test_buckets_whose_numbers_could_change_them_meanwhile_are_refused() -> None:
     assert COMPILED is not None
     buckets: dict[Any, Any] = {}
-    for number, count in ((Index(buckets.clear), 2), (1, Index(buckets.clear))):
+    for number, count in ((One(buckets.clear), 2), (1, One(buckets.clear))):
         buckets.clear()
         buckets[number] = count
         with pytest.raises(TypeError, match="integers"):

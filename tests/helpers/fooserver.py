@@ -156,6 +156,15 @@ def reset(peer: socket.socket) -> None:
     peer.close()
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a TCP connection, of which the second does not block."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        far = socket.create_connection(listener.getsockname())
+        near, _ = listener.accept()
+    near.setblocking(False)
+    return far, near
+
+
 class FooSession:
     """A connection to the server: records what it `received` and `sent`, and answers unless the server is holding."""
 

@@ -14,7 +14,7 @@ from fooproxy.foo import counting as of_counting
 from fooproxy.net import pump as of_pump
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fooproxy.foo.counting import Twin
 
@@ -32,6 +32,17 @@ def twin(request: pytest.FixtureRequest) -> Iterator[str]:
     _chosen = request.param
     yield request.param
     _chosen = "compiled"
+
+
+class One:
+    """The number 1, which calls `do` whenever it is converted."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self.do = do
+
+    def __index__(self) -> int:
+        self.do()
+        return 1
 
 
 def each_twin() -> Iterator[None]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ from twisted.internet import main
 
 from fooproxy.foo.latency import Latency
 from fooproxy.net.pump import CLOSED, IN, LARGEST_READ, SMALLEST_READ
-from tests.helpers.twins import counting, pump
+from tests.helpers.fooserver import reset, tcp_pair
+from tests.helpers.twins import One, counting, pump
 
 NOBODYS = 1 << 30
 """A file descriptor that nothing here has open, however many have been opened before."""
@@ -196,21 +196,10 @@ def test_a_source_is_paired_anew_with_another_sink_and_tap(case: Case) -> None:
     assert third.inflow is None
 
 
-class Index:
-    """A number that does something when it is looked at."""
-
-    def __init__(self, do: Callable[[], Any]) -> None:
-        self.do = do
-
-    def __index__(self) -> int:
-        self.do()
-        return IN
-
-
 @pytest.mark.parametrize("twin", ["compiled"], indirect=True)
 def test_an_event_whose_numbers_could_change_the_batch_is_refused_by_the_compiled_pump(case: Case) -> None:
     events: list[Any] = []
-    for event in ((Index(events.clear), IN), (NOBODYS, Index(lambda: events.extend([(NOBODYS, IN)] * 1000)))):
+    for event in ((One(events.clear), IN), (NOBODYS, One(lambda: events.extend([(NOBODYS, IN)] * 1000)))):
         events[:] = [event, (NOBODYS, IN)]
         with pytest.raises(TypeError, match="pair of integers"):
             case.pump.relay(events, 7)
@@ -274,7 +263,6 @@ def test_of_a_batch_that_fails_for_lack_of_memory_the_compiled_pump_says_just_th
 def source_of(case: Case, kind: str, sockets: contextlib.ExitStack) -> int:
     """Return a source with an event: S relays, R was reset, C must wait with what it relays, and W cannot write it."""
     (peer, source), (out, end) = (map(sockets.enter_context, pair) for pair in (tcp_pair(), tcp_pair()))
-    source.setblocking(False)
     tap = counting().Analyzer(case.analysis, counting().Exchange(case.latency))
     case.pump.start(source.fileno(), Sink(), tap)
     tap.outlet = CLOSED if kind == "C" else out.fileno()
@@ -285,19 +273,6 @@ def source_of(case: Case, kind: str, sockets: contextlib.ExitStack) -> int:
     if kind == "W":
         reset(end)
     return source.fileno()
-
-
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    """Return both ends of a TCP connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        far = socket.create_connection(listener.getsockname())
-        near, _ = listener.accept()
-    return far, near
-
-
-def reset(skt: socket.socket) -> None:
-    skt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    skt.close()
 
 
 # How much is asked for at once

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +22,7 @@ from fooproxy.net.private import unsent
 from fooproxy.net.pump import CLOSED
 from fooproxy.net.sockets import TIMED_OUT
 from fooproxy.net.transport import Transport, kept
+from tests.helpers.fooserver import reset, tcp_pair
 
 
 class Loop:
@@ -153,15 +153,6 @@ class Wire:
                 self.transport.doWrite()
 
 
-def connected() -> tuple[socket.socket, socket.socket]:
-    """Two ends of a TCP connection."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        far = socket.create_connection(listener.getsockname())
-        near, _ = listener.accept()
-    near.setblocking(False)
-    return far, near
-
-
 @pytest.fixture
 def wire() -> Iterator[Wire]:
     wire = Wire()
@@ -226,7 +217,7 @@ def test_a_write_that_timed_out_is_told_from_other_losses(
     wire: Wire, error: int, timed_out: bool, is_buffered: bool
 ) -> None:
     wire.peer.close()
-    wire.peer, near = connected()
+    wire.peer, near = tcp_pair()
     wire.transport = wire.over(near, wire.end)
     # Nobody takes it.
     near.send(bytes(1 << 22))
@@ -395,17 +386,16 @@ def test_an_end_is_told_to_one_that_awaits_data(wire: Wire) -> None:
 
 
 def test_a_reset_is_told_to_one_that_awaits_data(wire: Wire) -> None:
-    far, near = connected()
+    far, near = tcp_pair()
     transport = wire.over(near, End())
     transport.await_data()
-    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    far.close()
+    reset(far)
     assert transport.doRead() is main.CONNECTION_LOST
 
 
 @pytest.mark.parametrize("kind", ["relays", "awaits data", "neither"])
 def test_what_brings_traffic_is_something_to_relay_that_no_fin_follows(wire: Wire, kind: str) -> None:
-    far, near = connected()
+    far, near = tcp_pair()
     transport = wire.over(near, End())
     transport.relays = kind == "relays"
     if kind == "awaits data":

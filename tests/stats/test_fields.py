@@ -19,8 +19,9 @@ from fooproxy.recovery.state import Recovery
 from fooproxy.stats.counters import Stats
 from fooproxy.stats.fields import Counter, Counters, Declared, Field, computed
 from fooproxy.web.exposition import exposition
+from tests.helpers.sources import other_tests
 
-TESTS = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py") if path != Path(__file__))
+TESTS = other_tests(__file__)
 
 GIVEN = {"clock", "on_end"}
 """What is called, but handed in."""

@@ -11,12 +11,13 @@ import pytest
 
 import fooproxy
 from fooproxy.stats.reasons import CLOSED, CONNECT_FAILURES
+from tests.helpers.sources import other_tests
 
 PACKAGE = Path(fooproxy.__file__).parent
 CALLED = {"NotServed", "_turn_away", "because", "connect_failed", "dismiss", "turned_away"}
 """What is called with a reason."""
 
-TESTS = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py") if path != Path(__file__))
+TESTS = other_tests(__file__)
 
 COMPOSED = {f"{leg}_{how}" for leg in ("client", "upstream") for how in ("closed", "reset", "tls")}
 COMPOSED |= set(CONNECT_FAILURES.values())
